@@ -1,0 +1,180 @@
+"""The network: which stages and skips a path from one level to another uses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssdcore_torch.unet.blocks import DecoderStage, EncoderStage, Middle, Norm, TimeEmbedding, Upsample, zeroed
+from ssdcore_torch.unet.config import FlexiUNetConfig
+
+
+class FlexiUNet(nn.Module):
+    """x̂(x_t, t): the unscaled clean image, at the size of x_t's level or of any level above it.
+
+        net(x, t, out_level=None, label=None)
+
+    x          (batch, in_channels, h, w), (h, w) one of `config.level_sizes`: so its level is found
+    t          (batch,) process times 1..T, whole or not; t − 1 is embedded, as in the paper's weights
+    out_level  0 = full size; default: the level of x
+    label      (batch,) integers, class-conditional networks only; default: the null label
+    Returns (batch, in_channels, *level_sizes[out_level]) in the dtype of x.
+
+    Raises TypeError for wrong kinds, ValueError for wrong shapes, unknown sizes and levels, and labels that
+    are missing, unwanted or (on the CPU, where looking costs no synchronisation) out of range.
+    """
+
+    def __init__(self, config: FlexiUNetConfig) -> None:
+        super().__init__()
+        if not isinstance(config, FlexiUNetConfig):
+            raise TypeError(f"FlexiUNet: expected a FlexiUNetConfig, got {type(config).__name__}")
+        self.config = config
+        base = config.channels[0]
+        self.time_embedding = TimeEmbedding(config.base_channels)
+        self.label_embedding: nn.Embedding | None = None
+        if config.num_classes is not None:
+            rows = config.num_classes + (config.null_label is not None)
+            self.label_embedding = nn.Embedding(rows, 4 * config.base_channels)
+        self.stem = nn.Conv2d(config.in_channels, base, 3, padding=1)
+        self.encoder = nn.ModuleList(EncoderStage(config, k) for k in range(config.stages))
+        self.middle = Middle(config)
+        self.decoder = nn.ModuleList(DecoderStage(config, k) for k in range(config.stages))
+        # from stage k + 1 to stage k
+        self.upsamplings = nn.ModuleList(Upsample(channels) for channels in config.channels[1:])
+        # stages of equal width share an adapter, so the width is its name
+        used = {config.stage(level) for level in range(len(config.level_sizes))}
+        if config.released_behaviour:
+            used = set(range(config.stages))
+        entries = sorted({config.entry_channels[k] for k in used} - {base})
+        exits = sorted({config.channels[k] for k in used} - {base})
+        self.input_adapters = nn.ModuleDict({str(c): nn.Conv2d(base, c, 1) for c in entries})
+        self.output_adapters = nn.ModuleDict({str(c): nn.Conv2d(c, base, 1) for c in exits})
+        self.head_norm = Norm(base)
+        self.head_conv = zeroed(nn.Conv2d(base, config.in_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, out_level: int | None = None, label: Tensor | None = None) -> Tensor:
+        config = self.config
+        self._check_input(x, t)
+        level = config.level_sizes.index((x.shape[2], x.shape[3]))
+        out_level = self._check_out_level(out_level, level)
+        dtype = x.dtype
+        embedding = self.time_embedding(t)
+        if self._check_label(label, x.shape[0]):
+            embedding = embedding + self._embed_label(label, t)
+        if out_level < level and (not config.flexi or (config.released_behaviour and out_level == 0)):
+            x = F.interpolate(x, config.level_sizes[out_level], mode="bilinear", align_corners=False)
+            level = out_level
+        entry = config.stage(level)
+        h = self.stem(x.to(self.stem.weight.dtype))
+        if config.entry_channels[entry] != config.channels[0]:
+            h = self.input_adapters[str(config.entry_channels[entry])](h)
+        skips = [h]
+        for stage in self.encoder[entry:]:
+            h = stage(h, embedding, skips)
+        h = self.middle(h, embedding)
+        h = self._decode(h, embedding, skips, level, out_level)
+        if h.shape[1] != config.channels[0]:
+            h = self.output_adapters[str(h.shape[1])](h)
+        return self.head_conv(F.silu(self.head_norm(h))).to(dtype)
+
+    def _decode(self, h: Tensor, embedding: Tensor, encoded: list[Tensor], level: int, out_level: int) -> Tensor:
+        """Decoder stages up to the output's. Those the encoder has been to run on the input's grid, with its
+        skips; those above, on the output's grid, without. A larger output that shares the input's stage makes
+        that stage one of those above."""
+        config = self.config
+        size, out_size = config.level_sizes[level], config.level_sizes[out_level]
+        entry, last = config.stage(level), config.stage(out_level)
+        grows = out_level != level
+        for k in reversed(range(last, config.stages)):
+            has_skips = k > entry or (k == entry and (entry > last or not grows))
+            if has_skips:
+                grid = (size[0] >> (k - entry), size[1] >> (k - entry))
+            else:
+                grid = (out_size[0] >> (k - last), out_size[1] >> (k - last))
+            if k < config.stages - 1:
+                h = self.upsamplings[k](h, grid)
+            elif not has_skips:
+                h = F.interpolate(h, grid, mode="nearest-exact")
+            skips: list[Tensor | None] = [None] * (config.blocks_per_stage + 1)
+            if has_skips:
+                skips = [encoded.pop() for _ in skips]
+            if config.released_behaviour and k == last:
+                skips.pop()
+            elif config.released_behaviour and k == entry:
+                skips[-1] = None
+            h = self.decoder[k](h, embedding, skips)
+        return h
+
+    def _embed_label(self, label: Tensor | None, t: Tensor) -> Tensor:
+        assert self.label_embedding is not None
+        if label is None:
+            assert self.config.null_label is not None
+            label = torch.full_like(t, self.config.null_label, dtype=torch.long)
+        return self.label_embedding(label)
+
+    def _check_input(self, x: Tensor, t: Tensor) -> None:
+        config = self.config
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x: expected one floating-point tensor (a batch has one size), got {_kind(x)}")
+        if x.ndim != 4 or x.shape[1] != config.in_channels:
+            raise ValueError(f"x: expected shape (batch, {config.in_channels}, h, w), got {tuple(x.shape)}")
+        if tuple(x.shape[2:]) not in config.level_sizes:
+            raise ValueError(
+                f"x: no level has the size {tuple(x.shape[2:])}; this network's levels are {config.level_sizes}"
+            )
+        if not isinstance(t, Tensor) or t.dtype is torch.bool or t.is_complex():
+            raise TypeError(f"t: expected a tensor of real numbers, got {_kind(t)}")
+        if t.shape != (x.shape[0],):
+            raise ValueError(f"t: expected shape ({x.shape[0]},), one time an image, got {tuple(t.shape)}")
+
+    def _check_out_level(self, out_level: int | None, level: int) -> int:
+        if out_level is None:
+            return level
+        if not isinstance(out_level, int) or isinstance(out_level, bool):
+            raise TypeError(f"out_level: expected None or a whole number, got {out_level!r}")
+        if not 0 <= out_level <= level:
+            raise ValueError(
+                f"out_level: the input is of level {level} and the network keeps or raises the size, "
+                f"so expected 0..{level} (0 = full size), got {out_level}"
+            )
+        return out_level
+
+    def _check_label(self, label: Tensor | None, batch: int) -> bool:
+        """Whether the network takes a label."""
+        config = self.config
+        if config.num_classes is None:
+            if label is not None:
+                raise ValueError("label: this network has no classes (num_classes is None); leave it out")
+            return False
+        highest = config.num_classes - 1 if config.null_label is None else config.null_label
+        if label is None:
+            if config.null_label is None:
+                raise ValueError(f"label: this network has no null label; give each image one of 0..{highest}")
+            return True
+        if not isinstance(label, Tensor) or label.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"label: expected an int64 or int32 tensor, got {_kind(label)}")
+        if label.shape != (batch,):
+            raise ValueError(f"label: expected shape ({batch},), one an image, got {tuple(label.shape)}")
+        if label.device.type == "cpu" and not torch.compiler.is_compiling():
+            bad = [n for n in label.tolist() if not 0 <= n <= highest]
+            if bad:
+                raise ValueError(f"label: expected labels in 0..{highest}, got {bad[:8]}")
+        return True
+
+
+def forward_flops(config: FlexiUNetConfig, level: int, out_level: int | None = None) -> int:
+    """Floating-point operations of one image's forward pass from `level` to `out_level`: twice the
+    multiply-adds of convolutions, linear layers and attention, counted on shapes alone."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net = FlexiUNet(config).eval()
+        x = torch.empty(1, config.in_channels, *config.level_sizes[level])
+        label = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
+        net(x, torch.ones(1), out_level, label)
+    return counter.get_total_flops()
+
+
+def _kind(value: object) -> str:
+    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
