@@ -1,0 +1,50 @@
+"""Diffusion with linear degradations: operators, schedules, and exact transitions and posteriors."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ssdcore.conditioning import InadmissibleProcess, general_posterior, general_transition
+from ssdcore.gaussian import Covariance, Gaussian
+from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
+from ssdcore.process import LinearDiffusion
+from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
+from ssdcore.spectral import ConvergenceError
+
+if TYPE_CHECKING:
+    from ssdcore import oracle, plotting, testing, theorems
+
+__version__ = "0.1.0"
+
+# Loaded on first use: they import sympy, hypothesis or matplotlib, or are not needed to use operators and processes.
+_LAZY_MODULES = ("oracle", "plotting", "testing", "theorems")
+
+__all__ = [
+    "Blur",
+    "ConvergenceError",
+    "Covariance",
+    "Functional",
+    "Gaussian",
+    "Identity",
+    "InadmissibleProcess",
+    "LinearDiffusion",
+    "LinearOperator",
+    "Matrix",
+    "NoiseSchedule",
+    "Resize",
+    "ResolutionSchedule",
+    "Separable",
+    "general_posterior",
+    "general_transition",
+    "oracle",
+    "plotting",
+    "testing",
+    "theorems",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"ssdcore.{name}")
+    raise AttributeError(f"module 'ssdcore' has no attribute {name!r}")

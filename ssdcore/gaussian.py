@@ -1,0 +1,314 @@
+"""Gaussian distributions on the trailing axes of an array, with structured covariances."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssdcore._arrays import (
+    Array,
+    Constant,
+    Namespace,
+    Shape,
+    check_same_backend,
+    check_trailing,
+    computing_dtype,
+    full_precision,
+    once_per_trace,
+    real_namespace,
+)
+from ssdcore.operators.base import LinearOperator, finite_matrix, positive_shape
+from ssdcore.operators.blur import spectral_basis
+from ssdcore.spectral import Modes
+
+# Relative size below which a negative eigenvalue is rounding and not a modelling error.
+_ROUNDING = 64 * np.finfo(np.float64).eps
+_DENSE_MAX = 4096
+
+
+class Covariance(abc.ABC):
+    """A symmetric positive semi-definite operator on arrays with trailing axes `shape`; leading axes are independent.
+
+    Made by `Covariance.isotropic`, `.dense`, `.cosine` and `.of_modes`; calling one applies it to an array.
+    """
+
+    shape: Shape
+
+    @staticmethod
+    def isotropic(shape: Shape | int, variance: float) -> Covariance:
+        """variance · I."""
+        checked = positive_shape(shape, "Covariance")
+        return SpectralCovariance(Modes(checked, checked, ()), np.full((1,) * len(checked), float(variance)), 0.0)
+
+    @staticmethod
+    def dense(matrix: Any, shape: Shape | int | None = None) -> Covariance:
+        """A dense symmetric matrix (n, n) over the trailing axes `shape` flattened in C order (default: one axis)."""
+        a = finite_matrix(matrix, "Covariance.dense")
+        n = a.shape[0]
+        checked = positive_shape(n if shape is None else shape, "Covariance.dense")
+        if a.shape != (math.prod(checked),) * 2:
+            raise ValueError(
+                f"Covariance.dense: expected a square matrix over {math.prod(checked)} elements, got {a.shape}"
+            )
+        scale = np.abs(a).max()
+        asymmetry = np.abs(a - a.T).max()
+        if asymmetry > n * _ROUNDING * scale:
+            raise ValueError(f"Covariance.dense: the matrix is not symmetric, |C − Cᵀ| reaches {asymmetry:.3g}")
+        values, vectors = np.linalg.eigh((a + a.T) / 2)
+        # eigh leaves rounding of this size on eigenvalues that are zero.
+        values = np.where(np.abs(values) <= n * np.finfo(np.float64).eps * np.abs(values).max(), 0.0, values)
+        return SpectralCovariance(Modes(checked, (n,), (Constant(vectors),)), values, 0.0)
+
+    @staticmethod
+    def cosine(spectrum: Any) -> Covariance:
+        """Diagonal in the orthonormal DCT-II basis, with variance spectrum[i, j, …] of mode (i, j, …)."""
+        values = np.asarray(spectrum, dtype=np.float64)
+        shape = positive_shape(values.shape, "Covariance.cosine")
+        return SpectralCovariance(
+            Modes(shape, shape, tuple(spectral_basis(n, "reflect")[0] for n in shape)), values, 0.0
+        )
+
+    @staticmethod
+    def of_modes(operator: LinearOperator, values: Any, rest: float) -> Covariance:
+        """V diag(values) Vᵀ + rest · (I − V Vᵀ), in the input modes V of `operator` = U diag(s) Vᵀ.
+
+        values   one variance for each singular value, in the order and shape of ``operator.singular_values()``
+        rest     variance of everything that the operator sends to zero for want of singular values
+
+        ``Covariance.of_modes(operator.T, …)`` is the same on the output side.
+        """
+        decomposition = operator._decomposition
+        if decomposition is None:
+            raise ValueError(f"Covariance.of_modes: {operator} is too large for a singular value decomposition")
+        shape = decomposition.singular_values.shape
+        return SpectralCovariance(
+            decomposition.input, np.broadcast_to(np.asarray(values, np.float64), shape), float(rest)
+        )
+
+    @abc.abstractmethod
+    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
+        """C^power x, for power 1 or 1/2, or −1 where C is invertible."""
+
+    @abc.abstractmethod
+    def log_determinant(self) -> float:
+        """log det C, exact from the spectrum; −inf if C is singular."""
+
+    @abc.abstractmethod
+    def as_matrix(self) -> np.ndarray:
+        """The dense matrix (n, n) in float64 over the trailing axes flattened in C order."""
+
+    def __call__(self, x: Array) -> Array:
+        """C x for x of (*batch, *shape), dtype and device kept."""
+        return self._run(x, 1.0)
+
+    def root(self, x: Array) -> Array:
+        """C^(1/2) x, the symmetric root: turns white noise into noise of this covariance."""
+        return self._run(x, 0.5)
+
+    def solve(self, x: Array) -> Array:
+        """C⁻¹ x. Raises ValueError if C is singular."""
+        if self.log_determinant() == -math.inf:
+            raise ValueError("the covariance is singular: it has no inverse and its Gaussian no density")
+        return self._run(x, -1.0)
+
+    @property
+    def size(self) -> int:
+        """Number of elements n that the covariance is over."""
+        return math.prod(self.shape)
+
+    @abc.abstractmethod
+    def _prepare(self) -> None:
+        """Fill the caches that applying the covariance reads."""
+
+    def _run(self, x: Array, power: float) -> Array:
+        xp = real_namespace(x, "Covariance")
+        check_trailing(x, self.shape, "Covariance")
+        self._prepare()
+        with full_precision(x):
+            y = self._function(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False), power)
+        return xp.astype(y, x.dtype, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralCovariance(Covariance):
+    """V diag(values) Vᵀ + rest (I − V Vᵀ)."""
+
+    modes: Modes
+    values: np.ndarray
+    rest: float
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float64)
+        if not (np.isfinite(values).all() and math.isfinite(self.rest)):
+            raise ValueError("Covariance: every variance must be finite")
+        largest = max(float(np.abs(values).max()), abs(self.rest))
+        least = float(values.min()) if self.modes.complete else min(float(values.min()), self.rest)
+        if least < -_ROUNDING * self.size * largest:
+            where = [int(i) for i in np.unravel_index(int(values.argmin()), values.shape)]
+            raise ValueError(
+                f"Covariance: not positive semi-definite, its smallest eigenvalue is {least:.6g} "
+                f"(mode {where} of the spectrum shaped {values.shape}); the largest is {largest:.6g}"
+            )
+        object.__setattr__(self, "values", np.maximum(values, 0.0))
+        object.__setattr__(self, "rest", max(self.rest, 0.0))
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.modes.shape
+
+    @functools.cached_property
+    def _powers(self) -> dict[float, tuple[Constant, float]]:
+        with np.errstate(divide="ignore"):
+            return {
+                power: (Constant(self.values**power), float(np.float64(self.rest) ** power))
+                for power in (1.0, 0.5, -1.0)
+            }
+
+    @once_per_trace
+    def _prepare(self) -> None:
+        _ = self._powers
+
+    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
+        values, rest = self._powers[power]
+        return self.modes.scale(xp, x, values.like(xp, x), rest)
+
+    def affine(self, scale: float, shift: float) -> Covariance:
+        """scale · C + shift · I."""
+        return SpectralCovariance(self.modes, scale * self.values + shift, scale * self.rest + shift)
+
+    def in_modes(self, modes: Modes) -> tuple[np.ndarray, float] | None:
+        """This covariance as (values, rest) in other modes, where it is diagonal there by construction; else None."""
+        if not self.modes.factors and self.values.size == 1:
+            value = float(self.values.item())
+            return np.full((1,) * len(modes.counts), value), value
+        if self.modes.grid == modes.grid and self.modes.factors == modes.factors:
+            return self.values, self.rest
+        return None
+
+    @property
+    def eigenvalues(self) -> tuple[np.ndarray, int, float, int]:
+        """(distinct mode variances, multiplicity of each, variance of the rest, its multiplicity)."""
+        modes = math.prod(self.modes.counts)
+        return self.values, modes // self.values.size, self.rest, self.size - modes
+
+    def log_determinant(self) -> float:
+        values, multiplicity, rest, others = self.eigenvalues
+        if values.min() <= 0 or (others and rest <= 0):
+            return -math.inf
+        return float(multiplicity * np.log(values).sum()) + (others * math.log(rest) if others else 0.0)
+
+    def as_matrix(self) -> np.ndarray:
+        if self.size > _DENSE_MAX:
+            raise ValueError(f"Covariance: a dense matrix over {self.size} elements is too large to build")
+        basis = np.eye(self.size).reshape(self.size, *self.shape)
+        return np.ascontiguousarray(self(basis).reshape(self.size, self.size).T)
+
+
+@dataclass(frozen=True, eq=False)
+class OperatorCovariance(Covariance):
+    """variance(MᵀM) for an operator without a decomposition at hand: applied by Lanczos iteration."""
+
+    operator: LinearOperator
+    variance: Callable[[Array], Array]
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.operator.in_shape
+
+    @once_per_trace
+    def _prepare(self) -> None:
+        self.operator._prepare()
+
+    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
+        def function(eigenvalues: Array) -> Array:
+            variance = self.variance(eigenvalues)
+            return xp.where(variance > 0, variance, xp.zeros_like(variance)) ** power
+
+        return self.operator._gram_function(xp, x, function)
+
+    def log_determinant(self) -> float:
+        raise ValueError(
+            f"the log-determinant needs the whole spectrum, and {self.operator} is too large for a decomposition"
+        )
+
+    def as_matrix(self) -> np.ndarray:
+        raise ValueError(f"Covariance: a dense matrix over {self.size} elements is too large to build")
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(mean, covariance) for each leading index of `mean`; the covariance is over the trailing axes and shared.
+
+    mean         (*batch, *covariance.shape)
+    covariance   a Covariance; ``g.covariance(x)`` applies it
+    """
+
+    mean: Array
+    covariance: Covariance
+
+    def __post_init__(self) -> None:
+        real_namespace(self.mean, "Gaussian mean")
+        check_trailing(self.mean, self.covariance.shape, "Gaussian mean")
+
+    def sample(self, noise: Array) -> Array:
+        """mean + Σ^(1/2) noise, with the symmetric root.
+
+        noise   standard normal, shaped like the mean, or with more leading axes for that many independent draws
+
+        The caller draws the noise: there is no hidden randomness. Raises ValueError for another shape or device.
+        """
+        check_same_backend(self.mean, noise, "Gaussian.sample")
+        check_trailing(noise, tuple(self.mean.shape), "Gaussian.sample: the noise, shaped like the mean")
+        return self.mean + self.covariance.root(noise)
+
+    def log_prob(self, x: Array) -> Array:
+        """log density at x (*batch, *shape), in nats: an array (*batch). Raises ValueError if Σ is singular."""
+        check_same_backend(self.mean, x, "Gaussian.log_prob")
+        check_trailing(x, self.covariance.shape, "Gaussian.log_prob")
+        log_determinant = self.covariance.log_determinant()
+        if log_determinant == -math.inf:
+            raise ValueError(
+                "Gaussian.log_prob: the covariance is singular, so there is no density "
+                "(the law of a clean or fully determined state is a point)"
+            )
+        xp = real_namespace(x, "Gaussian.log_prob")
+        centred = x - self.mean
+        constant = self.covariance.size * math.log(2 * math.pi) + log_determinant
+        return -0.5 * (self._sum(xp, centred * self.covariance.solve(centred)) + constant)
+
+    def entropy(self) -> float:
+        """Differential entropy in nats of one leading index; −inf if Σ is singular."""
+        return 0.5 * (self.covariance.size * math.log(2 * math.pi * math.e) + self.covariance.log_determinant())
+
+    def kl(self, other: Gaussian) -> Array:
+        """KL(self ‖ other) in nats: an array (*batch). Raises ValueError if `other` is singular or of another shape."""
+        check_same_backend(self.mean, other.mean, "Gaussian.kl")
+        p, q = self.covariance, other.covariance
+        if p.shape != q.shape:
+            raise ValueError(f"Gaussian.kl: the trailing axes differ, {p.shape} and {q.shape}")
+        xp = real_namespace(self.mean, "Gaussian.kl")
+        difference = self.mean - other.mean
+        quadratic = self._sum(xp, difference * q.solve(difference))
+        constant = _trace_ratio(p, q) - p.size + q.log_determinant() - p.log_determinant()
+        return 0.5 * (quadratic + constant)
+
+    def _sum(self, xp: Namespace, x: Array) -> Array:
+        return xp.sum(x, axis=tuple(range(-len(self.covariance.shape), 0)))
+
+
+def _trace_ratio(p: Covariance, q: Covariance) -> float:
+    """tr(Q⁻¹ P): on the common spectrum where there is one, else from dense matrices."""
+    if isinstance(p, SpectralCovariance) and isinstance(q, SpectralCovariance):
+        shared = q.in_modes(p.modes)
+        if shared is not None:
+            values, multiplicity, rest, others = p.eigenvalues
+            ratio = values / shared[0]
+            multiplicity = multiplicity * values.size // ratio.size
+            return float(multiplicity * ratio.sum()) + (others * rest / shared[1] if others else 0.0)
+    return float(np.trace(np.linalg.solve(q.as_matrix(), p.as_matrix())))

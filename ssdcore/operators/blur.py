@@ -1,0 +1,136 @@
+"""Blur: Gaussian blur, diagonal in the cosine basis (reflecting boundary) or the Fourier basis (periodic)."""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from ssdcore._arrays import Array, Constant, Namespace, Shape
+from ssdcore.operators.base import LinearOperator, positive_shape
+from ssdcore.operators.resize import apply_axes
+from ssdcore.spectral import AxisMatrix, AxisSVD
+
+if TYPE_CHECKING:
+    import sympy
+
+_BOUNDARIES = ("reflect", "periodic")
+
+
+@functools.lru_cache(maxsize=64)
+def spectral_basis(n: int, boundary: str) -> tuple[Constant, np.ndarray]:
+    """Orthonormal basis (n, n), columns the modes, and their frequencies ω in radians a sample.
+
+    "reflect": DCT-II, ω = πk/n. "periodic": real Fourier, ω = 2πk/n for k up to n/2, cosines before sines.
+    """
+    j = np.arange(n)
+    if boundary == "reflect":
+        k = np.arange(n)
+        frequencies = np.pi * k / n
+        basis = np.cos(frequencies * (j[:, None] + 0.5))
+    else:
+        k = np.minimum(np.arange(n), n - np.arange(n))
+        frequencies = 2 * np.pi * k / n
+        # Phases reduced modulo n in integers, so that large k·j lose nothing.
+        phase = 2 * np.pi * ((j[:, None] * k) % n) / n
+        basis = np.where(np.arange(n) <= n // 2, np.cos(phase), np.sin(phase))
+    return Constant(basis / np.linalg.norm(basis, axis=0)), frequencies
+
+
+@functools.lru_cache(maxsize=1024)
+def _blur_axis(n: int, sigma: float, boundary: str) -> AxisMatrix:
+    basis, frequencies = spectral_basis(n, boundary)
+    response = np.exp(-0.5 * (sigma * frequencies) ** 2)
+    matrix = (basis.value * response) @ basis.value.T if sigma > 0 else np.eye(n)
+    return AxisMatrix(matrix, AxisSVD(basis, response, basis))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Blur(LinearOperator):
+    """Gaussian blur with the response exp(−σ²ω²/2) on every trailing axis; widths add in squares.
+
+    sigma      standard deviation in samples: one number, or one an axis; >= 0
+    boundary   "reflect": modes are DCT-II cosines, ω = πk/n; "periodic": Fourier modes, ω = 2πk/n
+
+    Symmetric and positive, of norm one. The degradation of blurring diffusion and, as `Blur.heat`, of heat dissipation.
+    Raises ValueError for a negative or non-finite width or an unknown boundary.
+    """
+
+    in_shape: Shape
+    sigma: float | tuple[float, ...]
+    boundary: str = "reflect"
+
+    def __init__(self, shape: Shape | int, sigma: float | Sequence[float], boundary: str = "reflect") -> None:
+        checked = positive_shape(shape, "Blur")
+        each = (sigma,) * len(checked) if isinstance(sigma, numbers.Real) else cast(Sequence[float], sigma)
+        widths = tuple(float(s) for s in each)
+        object.__setattr__(self, "in_shape", checked)
+        object.__setattr__(self, "out_shape", checked)
+        object.__setattr__(self, "sigma", widths[0] if len(set(widths)) == 1 else widths)
+        object.__setattr__(self, "boundary", boundary)
+        object.__setattr__(self, "_widths", widths)
+        if len(widths) != len(checked):
+            raise ValueError(f"Blur({checked}): expected one width or one for each axis, got {len(widths)}: {widths}")
+        if not all(math.isfinite(s) and s >= 0 for s in widths):
+            raise ValueError(f"Blur({checked}): widths must be finite and not negative, got {sigma}")
+        if boundary not in _BOUNDARIES:
+            raise ValueError(f"Blur({checked}): unknown boundary {boundary!r}; choose 'reflect' or 'periodic'")
+
+    @classmethod
+    def heat(cls, shape: Shape | int, time: float, boundary: str = "reflect") -> Blur:
+        """Heat dissipation u' = Δu for `time` (squared samples): the response exp(−ω² time), a blur of σ² = 2·time."""
+        if not (math.isfinite(time) and time >= 0):
+            raise ValueError(f"Blur.heat: the time must be finite and not negative, got {time}")
+        return cls(shape, math.sqrt(2 * time), boundary)
+
+    @functools.cached_property
+    def _axis_matrices(self) -> tuple[AxisMatrix, ...]:
+        widths: tuple[float, ...] = self.__dict__["_widths"]
+        return tuple(_blur_axis(n, s, self.boundary) for n, s in zip(self.in_shape, widths))
+
+    def _axes(self) -> tuple[AxisMatrix, ...]:
+        return self._axis_matrices
+
+    def _apply(self, xp: Namespace, x: Array) -> Array:
+        return apply_axes(xp, self._axes(), x)
+
+    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return self._apply(xp, y)
+
+    @property
+    def T(self) -> LinearOperator:
+        return self
+
+    def then(self, other: Blur) -> Blur:
+        """One blur equal to this and `other` in either order: variances add."""
+        widths = tuple(math.hypot(a, b) for a, b in zip(self.__dict__["_widths"], other.__dict__["_widths"]))
+        return Blur(self.in_shape, widths, self.boundary)
+
+    def _as_sympy(self) -> sympy.Matrix:
+        import sympy
+
+        matrices = []
+        for n, sigma in zip(self.in_shape, self.__dict__["_widths"]):
+            turn = sympy.pi if self.boundary == "reflect" else 2 * sympy.pi
+            columns, response = [], []
+            for k in range(n):
+                frequency = turn * (k if self.boundary == "reflect" else min(k, n - k)) / n
+                if self.boundary == "reflect":
+                    column = [sympy.cos(frequency * (j + sympy.Rational(1, 2))) for j in range(n)]
+                else:
+                    wave = sympy.cos if k <= n // 2 else sympy.sin
+                    column = [wave(frequency * j) for j in range(n)]
+                length = sympy.sqrt(sympy.Integer(n) / (1 if k == 0 or (turn != sympy.pi and 2 * k == n) else 2))
+                columns.append([entry / length for entry in column])
+                response.append(sympy.exp(-((sympy.Rational(sigma) * frequency) ** 2) / 2))
+            basis = sympy.Matrix(columns).T
+            matrices.append(basis * sympy.diag(*response) * basis.T)
+        return sympy.Matrix(sympy.kronecker_product(*matrices))
+
+    def __repr__(self) -> str:
+        return f"Blur({self.in_shape}, sigma={self.sigma}, boundary={self.boundary!r})"

@@ -1,0 +1,73 @@
+"""Functional: an operator given by functions."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssdcore._arrays import Array, Namespace, Shape, device_of, namespace_of
+from ssdcore.operators.base import LinearOperator, positive_shape
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Functional(LinearOperator):
+    """An operator from a function that applies it, and one that applies its adjoint.
+
+    apply       maps (*batch, *in_shape) to (*batch, *out_shape), linearly, for any leading axes
+    adjoint     maps back by the transposed matrix; None takes the vector-Jacobian product of `apply` (torch, jax)
+    namespace   module whose arrays `apply` takes when the library makes them itself, for `norm`, `as_matrix` and small
+                decompositions: numpy unless given (torch and jax.numpy are others)
+
+    Whether `adjoint` is one is not checked here: put the operator through ``ssdcore.testing.check_operator``, which
+    measures the mismatch. Raises TypeError where no adjoint is given and the arrays' library has no automatic
+    differentiation, ValueError where a function returns another shape than declared.
+    """
+
+    apply: Callable[[Array], Array]
+    adjoint: Callable[[Array], Array] | None
+    in_shape: Shape
+    out_shape: Shape
+    namespace: Namespace = np
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_shape", positive_shape(self.in_shape, "Functional"))
+        object.__setattr__(self, "out_shape", positive_shape(self.out_shape, "Functional"))
+        if not callable(self.apply) or not (self.adjoint is None or callable(self.adjoint)):
+            raise TypeError("Functional: `apply` must be a function, `adjoint` a function or None")
+
+    @property
+    def _namespace(self) -> Namespace:
+        return namespace_of(self.namespace.zeros(1))
+
+    def _apply(self, xp: Namespace, x: Array) -> Array:
+        y = self.apply(x)
+        self._check_result("apply", x, y, self.in_shape, self.out_shape)
+        return y
+
+    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        x = self._transpose_by_vjp(xp, y) if self.adjoint is None else self.adjoint(y)
+        self._check_result("adjoint", y, x, self.out_shape, self.in_shape)
+        return x
+
+    def _transpose_by_vjp(self, xp: Namespace, y: Array) -> Array:
+        batch = y.shape[: y.ndim - len(self.out_shape)]
+        origin = xp.zeros((*batch, *self.in_shape), dtype=y.dtype, device=device_of(y))
+        if xp.__name__ == "array_api_compat.torch":
+            return sys.modules["torch"].func.vjp(self.apply, origin)[1](y)[0]
+        if xp.__name__ == "jax.numpy":
+            return sys.modules["jax"].vjp(self.apply, origin)[1](y)[0]
+        raise TypeError(
+            f"{self}: no adjoint was given, and {xp.__name__} has no automatic differentiation to derive one; "
+            "pass adjoint=..., or call the operator with torch or jax arrays (namespace=... for its norm and matrix)"
+        )
+
+    def _check_result(self, name: str, x: Array, y: Array, taken: Shape, declared: Shape) -> None:
+        expected = (*x.shape[: x.ndim - len(taken)], *declared)
+        if tuple(y.shape) != expected:
+            raise ValueError(
+                f"{self}: `{name}` returned the shape {tuple(y.shape)} for an input shaped {tuple(x.shape)}, "
+                f"expected {expected}; it must leave leading axes alone"
+            )

@@ -1,0 +1,459 @@
+"""LinearDiffusion: a diffusion whose states are linearly degraded, with its exact transitions and posteriors."""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ssdcore._arrays import (
+    Array,
+    Constant,
+    Shape,
+    check_same_backend,
+    check_trailing,
+    computing_dtype,
+    full_precision,
+    once_per_trace,
+    real_namespace,
+)
+from ssdcore.conditioning import InadmissibleProcess
+from ssdcore.gaussian import Covariance, Gaussian, OperatorCovariance, SpectralCovariance
+from ssdcore.operators import Blur, Identity, LinearOperator, Resize
+from ssdcore.operators.base import positive_shape
+from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
+
+# Relative slack on the admissibility condition: rounding of a product of a few float64 numbers.
+_ROUNDING = 64 * np.finfo(np.float64).eps
+
+
+class _Degradations(abc.ABC):
+    """The unscaled operators R_{s→t}, 0 <= s <= t <= T."""
+
+    @abc.abstractmethod
+    def shape(self, t: int) -> Shape:
+        """Trailing shape of the state at time t."""
+
+    @abc.abstractmethod
+    def between(self, s: int, t: int) -> LinearOperator:
+        """R_{s→t}."""
+
+    @abc.abstractmethod
+    def step_norms(self) -> np.ndarray:
+        """‖R_{t−1→t}‖ for t = 1 … T."""
+
+
+class _Chain(_Degradations):
+    """One operator a step, None for the identity."""
+
+    def __init__(self, shape: Shape, ops: Sequence[LinearOperator | None]) -> None:
+        self._changes = [t for t, op in enumerate(ops, start=1) if op is not None]
+        self._ops = [op for op in ops if op is not None]
+        self._steps = len(ops)
+        self._shapes = [shape]
+        for t, op in zip(self._changes, self._ops):
+            if op.in_shape != self._shapes[-1]:
+                raise ValueError(f"step {t}: {op} takes {op.in_shape}, but the state before it is {self._shapes[-1]}")
+            self._shapes.append(op.out_shape)
+        self._products: dict[tuple[int, int], LinearOperator] = {}
+
+    def _passed(self, t: int) -> int:
+        """How many operators have been applied at time t."""
+        return int(np.searchsorted(self._changes, t, side="right"))
+
+    def shape(self, t: int) -> Shape:
+        return self._shapes[self._passed(t)]
+
+    def between(self, s: int, t: int) -> LinearOperator:
+        first, last = self._passed(s), self._passed(t)
+        key = (first, last)
+        if key not in self._products:
+            product: LinearOperator = Identity(self._shapes[first])
+            for op in self._ops[first:last]:
+                product = op @ product
+            self._products[key] = product
+        return self._products[key]
+
+    def step_norms(self) -> np.ndarray:
+        norms = np.ones(self._steps)
+        known: dict[int, float] = {}
+        for t, op in zip(self._changes, self._ops):
+            norms[t - 1] = known.setdefault(id(op), op.norm()) if id(op) not in known else known[id(op)]
+        return norms
+
+
+class _GrowingBlur(_Degradations):
+    """R_{s→t} is a blur of variance widths[t]² − widths[s]²."""
+
+    def __init__(self, shape: Shape, widths: np.ndarray, boundary: str) -> None:
+        self._shape, self._widths, self._boundary = shape, widths, boundary
+
+    def shape(self, t: int) -> Shape:
+        return self._shape
+
+    def between(self, s: int, t: int) -> LinearOperator:
+        return self._blur(float(self._widths[s]), float(self._widths[t]))
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - a process lives as long as its caches are of use
+    def _blur(self, low: float, high: float) -> LinearOperator:
+        if high == low:
+            return Identity(self._shape)
+        return Blur(self._shape, math.sqrt((high - low) * (high + low)), self._boundary)
+
+    def step_norms(self) -> np.ndarray:
+        return np.ones(len(self._widths) - 1)  # the mean passes every blur unchanged
+
+
+@dataclass(frozen=True, eq=False)
+class LinearDiffusion:
+    """The process ``x_t = alpha_t R_{0→t} x_0 + sigma_t ε`` with its exact Markov structure.
+
+    R_{s→t} is a resize, a blur, the identity or any chain of linear operators with R_{s→u} = R_{t→u} R_{s→t};
+    M_{s→t} = (alpha_t/alpha_s) R_{s→t}. Time runs from 0 (clean) to `steps`; arrays are (*batch, *shape(t)), batch
+    and channels leading. Build one with `resize`, `identity`, `blur` or `from_operators`.
+
+    The transition x_s → x_t is a Gaussian only if sigma_t² >= sigma_s² ‖M_{s→t}‖² (theorem 1 of the paper). A process
+    that breaks this at any step is refused with InadmissibleProcess, naming the step and both sides.
+    """
+
+    noise: NoiseSchedule
+    degradations: _Degradations
+    times: tuple[int, ...]
+
+    @classmethod
+    def _checked(cls, noise: NoiseSchedule, degradations: _Degradations) -> LinearDiffusion:
+        alpha, sigma = noise.alpha, noise.sigma
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.where(alpha[:-1] > 0, alpha[1:] / alpha[:-1], 0.0)
+        needed = (sigma[:-1] * ratio * degradations.step_norms()) ** 2
+        bad = sigma[1:] ** 2 < needed * (1 - _ROUNDING)
+        if bad.any():
+            t = int(np.argmax(bad)) + 1
+            raise InadmissibleProcess(
+                f"step {t}: the transition would need negative noise: σ_t² = {sigma[t] ** 2:.6g} < "
+                f"σ_s²‖M‖² = {needed[t - 1]:.6g}; raise σ at this step, or weaken the operator"
+            )
+        return cls(noise, degradations, tuple(range(1, noise.steps + 1)))
+
+    @classmethod
+    def identity(cls, shape: Shape | int, noise: NoiseSchedule) -> LinearDiffusion:
+        """Ordinary diffusion: the state keeps its size and nothing degrades it but noise."""
+        checked = positive_shape(shape, "LinearDiffusion.identity")
+        return cls._checked(noise, _Chain(checked, [None] * noise.steps))
+
+    @classmethod
+    def resize(
+        cls,
+        shape: Shape | int,
+        noise: NoiseSchedule,
+        levels: ResolutionSchedule,
+        matched: bool = True,
+        factor: float = 2,
+        kernel: str = "bilinear",
+        sizes: Sequence[Shape | int] | None = None,
+    ) -> LinearDiffusion:
+        """Scale Space Diffusion: the state shrinks at the times that `levels` says.
+
+        shape     trailing shape at level 0
+        noise     noise levels of the full-size process
+        levels    which level the state has at each time
+        matched   scale-matched noise (default) or, if False, the paper's
+        factor    each level is smaller than the one before by this factor, > 1, sizes rounded to integers
+        kernel    of `Resize`
+        sizes     the shape of every level, instead of `factor`, sizes[0] being `shape`
+
+        With the paper's noise σ/α is the same function of t at every size. A level change averages pixels, which
+        divides the noise of coarse modes by ‖R‖² (¼ for images), and the transition adds the difference back: their
+        signal-to-noise ratio falls fourfold in one step, and the reverse step must win it back at once. Matched noise
+        keeps the ratio of the mode that the resize keeps best continuous,
+
+            σ_t/α_t = (σ/α of `noise` at t) · κ(t),   κ(t) = Π ‖R_change‖ over the level changes up to t,
+
+        rescaled to the α² + σ² of `noise`. It is admissible for every kernel, size and number of levels, since σ/α of
+        `noise` grows and κ_t = κ_s Π‖R‖ >= κ_s ‖R_{s→t}‖. What it gains: the sampler's discretisation error stays
+        that of the full-size process. What it costs: low levels are less noisy at the end, so x_T should be
+        drawn from `prior` fitted to data, and a loss weight written for one size must account for the level's share
+        of pixels.
+        """
+        base = positive_shape(shape, "LinearDiffusion.resize")
+        if levels.steps is not None and levels.steps != noise.steps:
+            raise ValueError(
+                f"LinearDiffusion.resize: the noise schedule has {noise.steps} steps, "
+                f"the resolution schedule {levels.steps}; make both for the same number"
+            )
+        if levels.starts and levels.starts[-1] > noise.steps:
+            raise ValueError(
+                f"LinearDiffusion.resize: level {levels.levels - 1} starts at t = {levels.starts[-1]}, "
+                f"after the last step {noise.steps}"
+            )
+        shapes = _level_shapes(base, levels.levels, factor, sizes)
+        changes = [Resize(high, low, kernel) for high, low in pairwise(shapes)]
+        ops: list[LinearOperator | None] = [None] * noise.steps
+        kappa = np.ones(noise.steps + 1)
+        for start, change in zip(levels.starts, changes):
+            before = ops[start - 1]
+            ops[start - 1] = change if before is None else change @ before
+            kappa[start:] *= change.norm()
+        return cls._checked(noise.scaled(kappa) if matched else noise, _Chain(base, ops))
+
+    @classmethod
+    def blur(
+        cls,
+        shape: Shape | int,
+        noise: NoiseSchedule,
+        widths: Sequence[float] | np.ndarray,
+        boundary: str = "reflect",
+    ) -> LinearDiffusion:
+        """Blurring diffusion: R_{0→t} is a Gaussian blur of standard deviation widths[t] samples, t = 0 … T.
+
+        widths must start at 0 and not fall. Heat dissipation for a time τ is the width √(2τ).
+        """
+        checked = positive_shape(shape, "LinearDiffusion.blur")
+        w = np.array(widths, dtype=np.float64)
+        if w.shape != (noise.steps + 1,):
+            raise ValueError(
+                f"LinearDiffusion.blur: expected {noise.steps + 1} widths for t = 0 … {noise.steps}, "
+                f"got the shape {w.shape}"
+            )
+        if not np.isfinite(w).all() or w[0] != 0 or (np.diff(w) < 0).any():
+            raise ValueError("LinearDiffusion.blur: widths must be finite, start at 0 (time 0 is clean) and never fall")
+        Blur(checked, 0.0, boundary)  # refuses an unknown boundary
+        return cls._checked(noise, _GrowingBlur(checked, w, boundary))
+
+    @classmethod
+    def from_operators(cls, ops: Sequence[LinearOperator | None], noise: NoiseSchedule) -> LinearDiffusion:
+        """Any chain of linear operators: ops[t − 1] is the unscaled R_{t−1→t}, None the identity."""
+        if len(ops) != noise.steps:
+            raise ValueError(
+                f"LinearDiffusion.from_operators: expected one operator (or None) for each of the {noise.steps} steps, "
+                f"got {len(ops)}"
+            )
+        for t, op in enumerate(ops, start=1):
+            if op is not None and not isinstance(op, LinearOperator):
+                raise TypeError(f"step {t}: expected a LinearOperator or None, got {type(op).__name__}")
+        first = next((op for op in ops if op is not None), None)
+        if first is None:
+            raise ValueError(
+                "LinearDiffusion.from_operators: every step is None; use LinearDiffusion.identity(shape, noise)"
+            )
+        return cls._checked(noise, _Chain(first.in_shape, ops))
+
+    @property
+    def steps(self) -> int:
+        """T, the last time."""
+        return self.noise.steps
+
+    def alpha(self, t: int) -> float:
+        """Signal level alpha_t."""
+        return float(self.noise.alpha[self._time(t)])
+
+    def sigma(self, t: int) -> float:
+        """Noise level sigma_t: the standard deviation of the noise in every element of x_t."""
+        return float(self.noise.sigma[self._time(t)])
+
+    def shape(self, t: int) -> Shape:
+        """Trailing shape of x_t."""
+        return self.degradations.shape(self._original(t))
+
+    def _time(self, t: Any) -> int:
+        if isinstance(t, bool) or not isinstance(t, numbers.Integral):
+            raise TypeError(f"a time must be an integer, got {t!r}")
+        time = int(t)
+        if not 0 <= time <= self.steps:
+            raise ValueError(f"time {t} is outside the process, whose times are 0 … {self.steps}")
+        return time
+
+    def _pair(self, s: int, t: int) -> tuple[int, int]:
+        s, t = self._time(s), self._time(t)
+        if s >= t:
+            raise ValueError(f"expected times s < t, got s = {s}, t = {t}")
+        return s, t
+
+    def _original(self, t: int) -> int:
+        t = self._time(t)
+        return self.times[t - 1] if t else 0
+
+    def _unscaled(self, s: int, t: int) -> LinearOperator:
+        self._prepare(s, t)
+        return self.degradations.between(self._original(s), self._original(t))
+
+    @once_per_trace
+    def _prepare(self, s: int, t: int) -> None:
+        """Fill the caches of R_{s→t}, so that torch.compile finds the product of operators ready."""
+        self.degradations.between(self._original(s), self._original(t))
+
+    def _signal_ratio(self, s: int, t: int) -> float:
+        alpha_s = self.alpha(s)
+        return self.alpha(t) / alpha_s if alpha_s > 0 else 0.0
+
+    def degradation(self, s: int, t: int) -> LinearOperator:
+        """M_{s→t} = (alpha_t/alpha_s) R_{s→t}, scalar included, for 0 <= s < t <= T."""
+        s, t = self._pair(s, t)
+        return self._signal_ratio(s, t) * self._unscaled(s, t)
+
+    def clean(self, x0: Array, t: int) -> Array:
+        """R_{0→t} x_0: the unscaled clean image at the size of time t. x0 is (*batch, *shape(0))."""
+        return self._unscaled(0, self._time(t))(x0)
+
+    def marginal(self, x0: Array, t: int) -> Gaussian:
+        """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I). x0 is (*batch, *shape(0))."""
+        t = self._time(t)
+        return Gaussian(self.alpha(t) * self.clean(x0, t), Covariance.isotropic(self.shape(t), self.sigma(t) ** 2))
+
+    def transition(self, x_s: Array, s: int, t: int) -> Gaussian:
+        """q(x_t | x_s) for any s < t, theorem 1 of the paper.
+
+            mean = M x_s,   covariance = σ_t² I − σ_s² M Mᵀ,   M = M_{s→t}
+
+        x_s   (*batch, *shape(s)). Raises ValueError if s >= t or the trailing shape is not that of time s.
+        """
+        s, t = self._pair(s, t)
+        return Gaussian(self.degradation(s, t)(x_s), self._cached_transition_covariance(s, t))
+
+    def posterior(self, x_t: Array, clean_s: Array, s: int, t: int, eta: float = 1.0) -> Gaussian:
+        """q(x_s | x_t, x_0) for any s < t: theorem 3 of the paper at eta = 1, with less noise below.
+
+            mean = α_s clean_s + B (x_t − α_t R clean_s),   covariance = σ_s² I − σ_t² B Bᵀ,
+
+        with M = (α_t/α_s) R = U diag(m) Vᵀ, ρ = σ_s²/σ_t², B = V diag(b) Uᵀ, b = (σ_s/σ_t) √(1 − η² (1 − ρ m²)) where
+        m > 0, else 0. At eta = 1 that is B = ρ Mᵀ. At eta = 0 it is a partial isometry: the modes that M keeps
+        follow without noise (DDIM where s and t share a size), and those that it destroys are drawn afresh. Every
+        eta has the same marginals.
+
+        x_t      (*batch, *shape(t))   state at t
+        clean_s  (*batch, *shape(s))   unscaled clean image at the size of s: what a network predicts
+        eta      in [0, 1]: factor on the standard deviation of theorem 3's noise, on the modes that M keeps
+        Raises ValueError if s >= t, eta is outside [0, 1], or a trailing shape is not that of its time.
+        """
+        s, t = self._pair(s, t)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {eta}")
+        check_same_backend(x_t, clean_s, "posterior")
+        check_trailing(x_t, self.shape(t), f"posterior: x_t at t = {t}")
+        check_trailing(clean_s, self.shape(s), f"posterior: clean_s at s = {s}")
+        xp = real_namespace(x_t, "posterior: x_t")
+        real_namespace(clean_s, "posterior: clean_s")
+        operator, lift, covariance = self._cached_posterior(s, t, float(eta))
+        dtype = computing_dtype(xp, x_t.dtype)
+        clean = xp.astype(clean_s, dtype, copy=False)
+        with full_precision(x_t):
+            innovation = xp.astype(x_t, dtype, copy=False) - self.alpha(t) * operator(clean)
+            if isinstance(lift, float):
+                raised = lift * operator.T(innovation)
+            else:
+                operator._prepare_spectrum()
+                decomposition = operator._decomposition
+                assert decomposition is not None  # _posterior refuses eta < 1 otherwise
+                raised = decomposition.lift(xp, innovation, lift.like(xp, innovation))
+            mean = self.alpha(s) * clean + raised
+        return Gaussian(xp.astype(mean, x_t.dtype, copy=False), covariance)
+
+    def prior(self, mean: Array | None = None, covariance: Any = None) -> Gaussian:
+        """The law of x_T that sampling starts from, N(α_T m, α_T² C + σ_T² I).
+
+        mean         m, mean of the clean data at the smallest size, (*batch, *shape(T)); None: zero, as numpy array
+        covariance   C, their covariance: a `Covariance`, or a matrix over shape(T) (leading axes independent), or
+                     over all axes of `mean` (channels correlated), in C order; None: zero
+
+        N(0, I) is this law only where α_T vanishes, which scale-matched noise at a low level is far from.
+        Draw n states with ``.sample(noise)``, noise shaped (n, *mean.shape).
+        """
+        t = self.steps
+        shape, alpha, variance = self.shape(t), self.alpha(t), self.sigma(t) ** 2
+        centre = np.zeros(shape) if mean is None else mean
+        check_trailing(centre, shape, "prior: mean")
+        law: Covariance
+        if covariance is None:
+            law = Covariance.isotropic(shape, variance)
+        else:
+            if not isinstance(covariance, Covariance):
+                n = np.shape(covariance)[0] if np.ndim(covariance) else 0
+                over = shape if n == math.prod(shape) else tuple(centre.shape)
+                covariance = Covariance.dense(covariance, over)
+            if not isinstance(covariance, SpectralCovariance):
+                raise TypeError(
+                    "prior: expected a covariance with a known spectrum (isotropic, dense, cosine, of_modes)"
+                )
+            law = covariance.affine(alpha**2, variance)
+        return Gaussian(alpha * centre, law)
+
+    def respace(self, times: Sequence[int]) -> LinearDiffusion:
+        """The process seen only at some of its times: new step k is the present time times[k − 1].
+
+        times   increasing, within 1 … T. The result's `.times` keep the numbers of the original process (a network
+                trained on it is asked with those).
+
+        Exact: marginals, transitions and posteriors hold for any pair of times.
+        """
+        chosen = [self._time(t) for t in times]
+        if not chosen or chosen[0] < 1 or any(b <= a for a, b in pairwise(chosen)):
+            raise ValueError(f"respace: expected increasing times within 1 … {self.steps}, got {list(times)}")
+        kept = [0, *chosen]
+        noise = NoiseSchedule(self.noise.alpha[kept], self.noise.sigma[kept])
+        return LinearDiffusion(noise, self.degradations, tuple(self._original(t) for t in chosen))
+
+    def _covariance(self, operator: LinearOperator, values: Any, rest: float) -> Covariance:
+        """`values`(eigenvalues of OᵀO) in the operator's input modes, `rest` elsewhere."""
+        if operator._decomposition is None:
+            return OperatorCovariance(operator, values)
+        return Covariance.of_modes(operator, values(operator._decomposition.singular_values**2), rest)
+
+    def _transition_covariance(self, s: int, t: int) -> Covariance:
+        variance_s, variance_t = self.sigma(s) ** 2, self.sigma(t) ** 2
+        operator = self.degradation(s, t).T
+        return self._covariance(operator, lambda m2: variance_t - variance_s * m2, variance_t)
+
+    def _posterior(self, s: int, t: int, eta: float) -> tuple[LinearOperator, float | Constant, Covariance]:
+        """(R, what lifts the innovation, covariance): a factor of Rᵀ at eta = 1, weights on R's modes below."""
+        unscaled, ratio = self._unscaled(s, t), self._signal_ratio(s, t)
+        sigma_s, sigma_t = self.sigma(s), self.sigma(t)
+        rho = (sigma_s / sigma_t) ** 2
+        if eta == 1:
+            covariance = self._covariance(ratio * unscaled, lambda m2: sigma_s**2 * (1 - rho * m2), sigma_s**2)
+            return unscaled, rho * ratio, covariance
+        decomposition = unscaled._decomposition
+        if decomposition is None:
+            raise ValueError(
+                f"posterior: eta < 1 needs the singular vectors of {unscaled}, which is too large for a "
+                "decomposition; use eta = 1, or an operator with structure (Separable, Blur, a smaller Matrix)"
+            )
+        kept = decomposition.singular_values > 0
+        share = np.where(kept, 1 - eta**2 * (1 - rho * (ratio * decomposition.singular_values) ** 2), 0.0)
+        weights = Constant((sigma_s / sigma_t) * np.sqrt(np.maximum(share, 0.0)))
+        covariance = Covariance.of_modes(unscaled, np.maximum(sigma_s**2 * (1 - share), 0.0), sigma_s**2)
+        return unscaled, weights, covariance
+
+    @functools.cached_property
+    def _cached_posterior(self) -> Any:
+        return functools.lru_cache(maxsize=4096)(self._posterior)
+
+    @functools.cached_property
+    def _cached_transition_covariance(self) -> Any:
+        return functools.lru_cache(maxsize=4096)(self._transition_covariance)
+
+
+def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape | int] | None) -> list[Shape]:
+    if sizes is not None:
+        shapes = [positive_shape(size, "LinearDiffusion.resize: sizes") for size in sizes]
+        if len(shapes) != levels or shapes[0] != base:
+            raise ValueError(
+                f"LinearDiffusion.resize: expected {levels} sizes, one a level, the first being {base}; got {shapes}"
+            )
+    else:
+        if not (math.isfinite(factor) and factor > 1):
+            raise ValueError(f"LinearDiffusion.resize: the factor between levels must be above 1, got {factor}")
+        shapes = [tuple(max(1, round(n / factor**k)) for n in base) for k in range(levels)]
+    for high, low in pairwise(shapes):
+        if len(low) != len(base) or math.prod(low) >= math.prod(high) or any(b > a for a, b in zip(high, low)):
+            raise ValueError(
+                f"LinearDiffusion.resize: each level must be smaller than the one before, got {high} -> {low}; "
+                f"take fewer levels than {levels} or other sizes"
+            )
+    return shapes

@@ -1,0 +1,342 @@
+"""Functions of MᵀM: exact through small decompositions, or by Lanczos iteration where none is at hand.
+
+A separable operator M = A_1 ⊗ A_2 ⊗ … has the singular value decomposition ⊗U_i, ⊗s_i, ⊗V_i of its factors, so
+f(MᵀM) = (⊗V_i) f(⊗s_i²) (⊗V_i)ᵀ costs a few small matrix products, is exact, batched and differentiable.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ssdcore._arrays import Array, Constant, Namespace, Shape, device_of, matmul_axis
+
+# A matrix along an axis this long or longer is applied block by block if its band makes that cheaper.
+_BAND_MIN_LENGTH = 192
+_BAND_BLOCK = 16
+
+
+class ConvergenceError(ArithmeticError):
+    """An iterative result did not reach its tolerance; nothing approximate is returned in its place."""
+
+
+@dataclass(frozen=True, eq=False)
+class AxisSVD:
+    """Thin singular value decomposition A = U diag(s) Vᵀ of one axis' matrix: U (m, k), s (k,), V (n, k)."""
+
+    u: Constant
+    s: np.ndarray
+    v: Constant
+
+    @staticmethod
+    def of(matrix: np.ndarray) -> AxisSVD:
+        """Decompose in float64; singular values that rounding cannot tell from zero are set to zero."""
+        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        s = np.where(s > max(matrix.shape) * np.finfo(np.float64).eps * s[0], s, 0.0)
+        return AxisSVD(Constant(u), s, Constant(vt.T))
+
+
+class AxisMatrix:
+    """A matrix (m, n) that acts along one axis, with its decomposition computed once and shared with its transpose."""
+
+    def __init__(self, matrix: np.ndarray, svd: AxisSVD | None = None) -> None:
+        self.constant = Constant(matrix)
+        self._known_svd = svd
+        self._transpose: AxisMatrix | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.constant.value.shape
+        return m, n
+
+    @functools.cached_property
+    def svd(self) -> AxisSVD:
+        if self._known_svd is not None:
+            return self._known_svd
+        if self._transpose is not None and "svd" in self._transpose.__dict__:
+            other = self._transpose.svd
+            return AxisSVD(other.v, other.s, other.u)
+        return AxisSVD.of(self.constant.value)
+
+    @property
+    def T(self) -> AxisMatrix:
+        if self._transpose is None:
+            svd = self._known_svd
+            flipped = AxisMatrix(self.constant.value.T, svd and AxisSVD(svd.v, svd.s, svd.u))
+            flipped._transpose, self._transpose = self, flipped
+        return self._transpose
+
+    @functools.cached_property
+    def bands(self) -> tuple[tuple[Constant, int, int], ...]:
+        """(block of rows, first column, end column) covering the matrix; empty where one dense product is cheaper."""
+        a = self.constant.value
+        m, n = a.shape
+        if max(m, n) < _BAND_MIN_LENGTH:
+            return ()
+        blocks = []
+        for row in range(0, m, _BAND_BLOCK):
+            rows = a[row : row + _BAND_BLOCK]
+            columns = np.flatnonzero(rows.any(axis=0))
+            low, high = (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 1)
+            blocks.append((Constant(rows[:, low:high]), low, high))
+        work = sum(block.value.size for block, _, _ in blocks)
+        return tuple(blocks) if 2 * work <= a.size else ()
+
+    def apply(self, xp: Namespace, x: Array, axis: int) -> Array:
+        """The matrix times `x` along the negative `axis`."""
+        if not self.bands:
+            return matmul_axis(xp, self.constant.like(xp, x), x, axis)
+        index: list[object] = [slice(None)] * x.ndim
+        parts = []
+        for block, low, high in self.bands:
+            index[axis] = slice(low, high)
+            parts.append(matmul_axis(xp, block.like(xp, x), x[tuple(index)], axis))
+        return xp.concat(parts, axis=x.ndim + axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Orthonormal modes of arrays with trailing axes `shape`: the columns of ⊗ factors, factor i being (n_i, k_i).
+
+    `grid` is the shape that the factors act on: `shape` itself, or its one flattened axis for a dense operator.
+    No factors at all mean the identity: every array is in modes already.
+    """
+
+    shape: Shape
+    grid: Shape
+    factors: tuple[Constant, ...]
+
+    @property
+    def counts(self) -> Shape:
+        return tuple(f.value.shape[1] for f in self.factors) if self.factors else self.grid
+
+    @property
+    def complete(self) -> bool:
+        return self.counts == self.grid
+
+    def analyse(self, xp: Namespace, x: Array) -> Array:
+        """Coefficients Vᵀ x, (*batch, *counts)."""
+        if not self.factors:
+            return x
+        z = xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
+        for i, factor in enumerate(self.factors):
+            z = matmul_axis(xp, xp.matrix_transpose(factor.like(xp, x)), z, i - len(self.grid))
+        return z
+
+    def synthesise(self, xp: Namespace, z: Array) -> Array:
+        """V z, (*batch, *shape)."""
+        if not self.factors:
+            return z
+        batch = z.shape[: z.ndim - len(self.grid)]
+        for i, factor in enumerate(self.factors):
+            z = matmul_axis(xp, factor.like(xp, z), z, i - len(self.grid))
+        return xp.reshape(z, (*batch, *self.shape))
+
+    def scale(self, xp: Namespace, x: Array, values: Array, rest: Array | float) -> Array:
+        """Multiply the coefficient of each mode by `values` and whatever is orthogonal to all modes by `rest`."""
+        if self.complete:
+            return self.synthesise(xp, values * self.analyse(xp, x))
+        return rest * x + self.synthesise(xp, (values - rest) * self.analyse(xp, x))
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposition:
+    """M = sign · U diag(s) Vᵀ with `output` modes U, `input` modes V and singular values on their common grid."""
+
+    input: Modes
+    output: Modes
+    singular_values: np.ndarray
+    sign: float = 1.0
+
+    @staticmethod
+    def identity(shape: Shape) -> Decomposition:
+        modes = Modes(shape, shape, ())
+        return Decomposition(modes, modes, np.ones((1,) * len(shape)))
+
+    @staticmethod
+    def separable(in_shape: Shape, out_shape: Shape, axes: tuple[AxisMatrix, ...]) -> Decomposition:
+        svds = [axis.svd for axis in axes]
+        return Decomposition(
+            Modes(in_shape, in_shape, tuple(svd.v for svd in svds)),
+            Modes(out_shape, out_shape, tuple(svd.u for svd in svds)),
+            functools.reduce(np.multiply.outer, [svd.s for svd in svds]),
+        )
+
+    @staticmethod
+    def dense(in_shape: Shape, out_shape: Shape, matrix: np.ndarray) -> Decomposition:
+        svd = AxisSVD.of(matrix)
+        m, n = matrix.shape
+        return Decomposition(Modes(in_shape, (n,), (svd.v,)), Modes(out_shape, (m,), (svd.u,)), svd.s)
+
+    @property
+    def T(self) -> Decomposition:
+        return Decomposition(self.output, self.input, self.singular_values, self.sign)
+
+    def scaled(self, scale: float) -> Decomposition:
+        return replace(
+            self,
+            singular_values=abs(scale) * self.singular_values,
+            sign=math.copysign(1.0, scale) * self.sign,
+        )
+
+    @functools.cached_property
+    def eigenvalues(self) -> Constant:
+        """Eigenvalues s² of MᵀM that belong to the input modes; on everything else they are zero."""
+        return Constant(self.singular_values**2)
+
+    def gram_function(self, xp: Namespace, f: Callable[[Array], Array], x: Array) -> Array:
+        eigenvalues = self.eigenvalues.like(xp, x)
+        if self.input.complete:
+            return self.input.scale(xp, x, f(eigenvalues), 0.0)
+        zero = xp.zeros((1,), dtype=x.dtype, device=device_of(x))
+        return self.input.scale(xp, x, f(eigenvalues), xp.reshape(f(zero), ()))
+
+    def lift(self, xp: Namespace, y: Array, weights: Array) -> Array:
+        """V diag(weights) Uᵀ y: from the output space back to the input space."""
+        return self.input.synthesise(xp, (self.sign * weights) * self.output.analyse(xp, y))
+
+
+def _lanczos(xp: Namespace, gram: Callable[[Array], Array], start: Array) -> Iterator[tuple[Array, Array, Array]]:
+    """Lanczos with full re-orthogonalisation on a batch of vectors (batch, n); `gram` applies MᵀM to such a batch.
+
+    After step k yields (basis (batch, k, n), tridiagonal T (batch, k, k), next off-diagonal element (batch,)).
+    """
+    batch, n = start.shape
+    norm = xp.sqrt(xp.sum(start * start, axis=-1, keepdims=True))
+    vector = start / xp.where(norm > 0, norm, xp.ones_like(norm))
+    eps = float(xp.finfo(start.dtype).eps)
+    basis = vector[:, None, :]
+    diagonal: list[Array] = []
+    off_diagonal: list[Array] = []
+    largest = xp.zeros((batch,), dtype=start.dtype, device=device_of(start))
+    for _ in range(n):
+        image = gram(vector)
+        diagonal.append(xp.sum(vector * image, axis=-1))
+        for _ in range(2):  # twice is enough for orthogonality to rounding
+            overlaps = xp.sum(basis * image[:, None, :], axis=-1)
+            image = image - xp.sum(overlaps[:, :, None] * basis, axis=1)
+        beta = xp.sqrt(xp.sum(image * image, axis=-1))
+        largest = xp.maximum(largest, xp.abs(diagonal[-1]))
+        # Below this the Krylov space is invariant: what is left is rounding, and the result is exact.
+        beta = xp.where(beta > n * eps * largest, beta, xp.zeros_like(beta))
+        yield basis, _tridiagonal(xp, diagonal, off_diagonal), beta
+        off_diagonal.append(beta)
+        vector = image / xp.where(beta > 0, beta, xp.ones_like(beta))[:, None]
+        vector = xp.where((beta > 0)[:, None], vector, xp.zeros_like(vector))
+        basis = xp.concat([basis, vector[:, None, :]], axis=1)
+
+
+def _tridiagonal(xp: Namespace, diagonal: list[Array], off_diagonal: list[Array]) -> Array:
+    k = len(diagonal)
+    zero = xp.zeros_like(diagonal[0])
+    rows = []
+    for i in range(k):
+        row = [zero] * k
+        row[i] = diagonal[i]
+        if i > 0:
+            row[i - 1] = off_diagonal[i - 1]
+        if i + 1 < k:
+            row[i + 1] = off_diagonal[i]
+        rows.append(xp.stack(row, axis=-1))
+    return xp.stack(rows, axis=-2)
+
+
+LANCZOS_MAX_STEPS = 300
+_CHECK_EVERY = 5
+
+
+def lanczos_function(
+    xp: Namespace,
+    gram: Callable[[Array], Array],
+    f: Callable[[Array], Array],
+    x: Array,
+    shape: Shape,
+    what: object,
+) -> Array:
+    """f(MᵀM) x by Lanczos iteration, `gram` applying MᵀM; x is (*batch, *shape), each batch entry its own iteration.
+
+    The error is estimated from the Lanczos residual (the component of the result along the next, unused direction)
+    and from the change over the last five steps. Raises ConvergenceError when that estimate, relative to
+    the result, is above eps^(3/4) of the dtype after 300 steps.
+    """
+    n = math.prod(shape)
+    flat = xp.reshape(x, (-1, n))
+    if flat.shape[0] == 0:
+        return x
+    eps = float(xp.finfo(x.dtype).eps)
+    tolerance = eps**0.75
+
+    def flat_gram(v: Array) -> Array:
+        return xp.reshape(gram(xp.reshape(v, (-1, *shape))), (-1, n))
+
+    norm = xp.sqrt(xp.sum(flat * flat, axis=-1))
+    previous = None
+    error = math.inf
+    step = 0
+    for step, (basis, tridiagonal, beta) in enumerate(_lanczos(xp, flat_gram, flat), start=1):
+        invariant = not bool(xp.any(beta > 0))
+        last = invariant or step in (n, LANCZOS_MAX_STEPS)
+        if step % _CHECK_EVERY and not last:
+            continue
+        eigenvalues, vectors = xp.linalg.eigh(tridiagonal)
+        spread = xp.max(xp.abs(eigenvalues), axis=-1)
+        eigenvalues = xp.where(eigenvalues > 0, eigenvalues, xp.zeros_like(eigenvalues))
+        weights = vectors[:, 0, :]
+        # Directions that the start does not reach must not import an infinite f.
+        scaled = xp.where(xp.abs(weights) > eps, f(eigenvalues) * weights, xp.zeros_like(weights))
+        coefficients = norm[:, None] * xp.sum(vectors * scaled[:, None, :], axis=-1)
+        if invariant or step == n:
+            error = 0.0
+        elif previous is not None:
+            padding = xp.zeros((flat.shape[0], step - previous.shape[1]), dtype=x.dtype, device=device_of(x))
+            change = coefficients - xp.concat([previous, padding], axis=1)
+            size = xp.sqrt(xp.sum(coefficients * coefficients, axis=-1))
+            residual = beta * xp.abs(coefficients[:, -1]) / xp.where(spread > 0, spread, xp.ones_like(spread))
+            estimate = xp.maximum(xp.sqrt(xp.sum(change * change, axis=-1)), residual)
+            error = float(xp.max(estimate / xp.where(size > 0, size, xp.ones_like(size))))
+        if error <= tolerance:
+            return xp.reshape(xp.sum(coefficients[:, :, None] * basis, axis=1), x.shape)
+        if last:
+            break
+        previous = coefficients
+    raise ConvergenceError(
+        f"{what}: Lanczos stopped after {step} steps with estimated relative error {error:.1e}, above the tolerance "
+        f"{tolerance:.1e} for {x.dtype}; use a smoother function, compute in float64, or make the operator "
+        "separable, diagonal or small enough for a dense decomposition"
+    )
+
+
+def lanczos_norm(xp: Namespace, gram: Callable[[Array], Array], shape: Shape, what: object) -> float:
+    """Largest singular value of M by Lanczos on MᵀM, to a relative error of eps^(3/4) or better, or ConvergenceError.
+
+    The start is a fixed Gaussian vector, so that repeated calls agree.
+    """
+    n = math.prod(shape)
+    start = xp.asarray(np.random.default_rng(0).standard_normal((1, n)), dtype=xp.float64)
+    eps = float(xp.finfo(start.dtype).eps)
+    tolerance = eps**0.75
+
+    def flat_gram(v: Array) -> Array:
+        return xp.reshape(gram(xp.reshape(v, (1, *shape))), (1, n))
+
+    error, step = math.inf, 0
+    for step, (_, tridiagonal, beta) in enumerate(_lanczos(xp, flat_gram, start), start=1):
+        eigenvalues, vectors = xp.linalg.eigh(tridiagonal)
+        top = float(eigenvalues[0, -1])
+        if top <= 0:
+            if step == n or float(beta[0]) == 0:
+                return 0.0
+            continue
+        error = float(beta[0] * xp.abs(vectors[0, -1, -1])) / top
+        if error <= tolerance or step == n:
+            return math.sqrt(top)
+        if step == LANCZOS_MAX_STEPS:
+            break
+    raise ConvergenceError(
+        f"{what}: the largest singular value is known only to a relative {error:.1e} after {step} Lanczos steps "
+        f"(tolerance {tolerance:.1e}); give the operator a structure (Separable, Blur, Matrix) whose norm is exact"
+    )
