@@ -15,14 +15,15 @@ Layer = TypeVar("Layer", nn.Conv1d, nn.Conv2d)
 
 
 class Norm(nn.GroupNorm):
-    """Group norm over 32 groups, computed in float32 and returned in the input's dtype."""
+    """Group norm over 32 groups, computed in float32 at least and returned in the input's dtype."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
     def with_zero_channels(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x with zero channels appended up to `num_channels`, without making them.
@@ -30,19 +31,19 @@ class Norm(nn.GroupNorm):
         Zero channels still count in their groups' mean and variance, and come out constant in space. Returns
         the normed x, and those constants, (batch, num_channels − channels of x).
         """
-        count = x.shape[1]
+        count, wide = x.shape[1], torch.promote_types(x.dtype, torch.float32)
         # a group's variance = the mean variance of its channels + the variance of their means,
         # which never takes the difference of two large sums
-        variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
+        variance, mean = torch.var_mean(x.to(wide), dim=(2, 3), correction=0)
         groups = (self.num_groups, self.num_channels // self.num_groups)
         mean = F.pad(mean, (0, self.num_channels - count)).unflatten(1, groups)
         variance = F.pad(variance, (0, self.num_channels - count)).unflatten(1, groups)
         group_mean = mean.mean(2, keepdim=True)
         group_variance = (variance + (mean - group_mean).square()).mean(2, keepdim=True)
-        scale = torch.rsqrt(group_variance + self.eps) * self.weight.float().unflatten(0, groups)
-        shift = self.bias.float().unflatten(0, groups) - group_mean * scale
+        scale = torch.rsqrt(group_variance + self.eps) * self.weight.to(wide).unflatten(0, groups)
+        shift = self.bias.to(wide).unflatten(0, groups) - group_mean * scale
         scale, shift = scale.flatten(1), shift.flatten(1)
-        normed = x.float() * scale[:, :count, None, None] + shift[:, :count, None, None]
+        normed = x.to(wide) * scale[:, :count, None, None] + shift[:, :count, None, None]
         return normed.to(x.dtype), shift[:, count:].to(x.dtype)
 
 

@@ -168,11 +168,12 @@ def forward_flops(config: FlexiUNetConfig, level: int, out_level: int | None = N
     multiply-adds of convolutions, linear layers and attention, counted on shapes alone."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
         net = FlexiUNet(config).eval()
-        x = torch.empty(1, config.in_channels, *config.level_sizes[level])
+        x, t = torch.empty(1, config.in_channels, *config.level_sizes[level]), torch.ones(1)
         label = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
-        net(x, torch.ones(1), out_level, label)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(x, t, out_level, label)
     return counter.get_total_flops()
 
 
