@@ -51,7 +51,7 @@ def import_official(
     unreadable, keys missing or unknown, a wrong shape.
     """
     path = Path(path)
-    state = _read(path)
+    state, _ = _read(path)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     try:
         config = _infer_config(shapes, levels, factor, heads, image_size)
@@ -61,6 +61,11 @@ def import_official(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return net.eval()
+
+
+def official_step(path: str | Path) -> int:
+    """The training step that a checkpoint says its weights are of; 0 if it says none. Raises as `import_official`."""
+    return _read(Path(path))[1]
 
 
 def export_official(net: FlexiUNet) -> dict[str, Tensor]:
@@ -138,10 +143,10 @@ def _rename(state: Mapping[str, Tensor], shapes: Shapes, net: FlexiUNet) -> dict
     expected = {theirs: ours for ours, group in names.items() for theirs in group}
     missing = [name for name in expected if name not in state]
     if missing:
-        raise ValueError(f"{len(missing)} keys are missing: {_some(missing)}")
+        raise ValueError(f"missing keys ({len(missing)}): {_some(missing)}")
     unknown = [name for name in state if name not in expected]
     if unknown:
-        raise ValueError(f"{len(unknown)} keys belong to no layer of this network: {_some(unknown)}")
+        raise ValueError(f"unknown keys ({len(unknown)}), of no layer of this network: {_some(unknown)}")
     ours_shapes = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     for theirs, ours in expected.items():
         if shapes[theirs] != ours_shapes[ours]:
@@ -157,7 +162,7 @@ def _infer_config(
     single wrong or missing one is later named for what it is."""
     last = max((int(n.split(".")[1]) for n in shapes if _is_indexed(n, "input_blocks")), default=0)
     if last == 0:
-        raise ValueError(f"not a released Flexi-UNet: no input_blocks among its keys, {_some(list(shapes))}")
+        raise ValueError(f"not a released Flexi-UNet: no input_blocks among its keys ({_some(list(shapes))})")
     widths: list[list[int]] = [[]]  # of a stage's layers
     blocks = [0]  # of a stage
     attention = set()
@@ -228,7 +233,8 @@ def _is_indexed(name: str, group: str) -> bool:
     return parts[0] == group and len(parts) > 2 and parts[1].isdecimal() and parts[1].isascii()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path) -> tuple[dict[str, Tensor], int]:
+    """The tensors, and the training step."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     content: Any
@@ -243,9 +249,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as a checkpoint (truncated, or not one, or it holds code, which is not "
             f"run): {reason}"
         ) from error
+    step = 0
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        step = content.get("step", 0)
+        if not isinstance(step, int) or step < 0:
+            raise ValueError(f"{path}: step: expected a whole number >= 0, got {step!r}")
         content = content["model"]
-    if not isinstance(content, Mapping) or not content:
+    if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")
     if path.suffix == ".safetensors" and any(name.startswith("weights/") for name in content):
         content = {n.removeprefix("weights/"): v for n, v in content.items() if n.startswith("weights/")}
@@ -253,7 +263,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{path}: expected floating-point tensors under names, got {name!r}: {kind}")
-    return dict(content)
+    return dict(content), step
 
 
 def _some(names: list[str]) -> str:
