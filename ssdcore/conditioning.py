@@ -75,7 +75,7 @@ def general_posterior(
         _check_admissible(float((q - p * s**2).min()), float(np.max(q)))
         decomposition = operator._decomposition
         assert decomposition is not None  # what _in_operator_modes found it in
-        gain = Constant(np.broadcast_to(p * s / q, s.shape))
+        gain = Constant(p * s / q)
         mean = mean_s + decomposition.lift(xp, innovation, gain.like(xp, innovation))
         return Gaussian(mean, Covariance.of_modes(operator, np.maximum(p - p**2 * s**2 / q, 0.0), p_rest))
     m, sigma_s, sigma_t = operator.as_matrix(), covariance_s.as_matrix(), covariance_t.as_matrix()

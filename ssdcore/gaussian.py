@@ -86,10 +86,19 @@ class Covariance(abc.ABC):
         decomposition = operator._decomposition
         if decomposition is None:
             raise ValueError(f"Covariance.of_modes: {operator} is too large for a singular value decomposition")
-        shape = decomposition.singular_values.shape
-        return SpectralCovariance(
-            decomposition.input, np.broadcast_to(np.asarray(values, np.float64), shape), float(rest)
-        )
+        variances = np.asarray(values, dtype=np.float64)
+        counts = decomposition.input.counts
+        try:
+            shape = np.broadcast_shapes(variances.shape, decomposition.singular_values.shape)
+            fits = np.broadcast_shapes(shape, counts) == counts
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"Covariance.of_modes: expected one variance for each singular value, an array of shape {counts}, "
+                f"got {variances.shape}"
+            )
+        return SpectralCovariance(decomposition.input, np.broadcast_to(variances, shape), float(rest))
 
     @abc.abstractmethod
     def _function(self, xp: Namespace, x: Array, power: float) -> Array:

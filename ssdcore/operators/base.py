@@ -118,7 +118,7 @@ class LinearOperator(abc.ABC):
         """The largest singular value ‖M‖.
 
         Exact from the decomposition; for an operator too large for one (see `gram_function`), by Lanczos iteration
-        to a relative eps^(3/4), or a `ConvergenceError`.
+        to a relative √eps, or a `ConvergenceError`.
         """
         if self._decomposition is not None:
             return float(self._decomposition.singular_values.max())
