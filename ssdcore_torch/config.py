@@ -1,0 +1,298 @@
+"""The configuration of a run: one tree of frozen dataclasses, its JSON form, and the presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import ssdcore as ssd
+from ssdcore_torch.data import EMBEDDED
+from ssdcore_torch.unet import FlexiUNetConfig, level_sizes
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """path: an image folder, an .npz or .npy file, or `EMBEDDED`; classes: which of the data's classes, () for all."""
+
+    path: str
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """The forward process; its sizes are the network's levels.
+
+    steps     T of DDPM's linear β schedule
+    schedule  shape of `ssdcore.ResolutionSchedule`: how long each level lasts
+    gamma     its exponent; None for "equal", which has none
+    matched   True: scale-matched noise; False: the paper's, the same noise-to-signal ratio at every size
+    kernel    of the resize
+    """
+
+    schedule: Literal["equal", "convex", "sigmoid", "tanh"]
+    gamma: float | None
+    matched: bool
+    steps: int = 1000
+    kernel: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if (self.gamma is None) != (self.schedule == "equal"):
+            raise ValueError(
+                f"process.gamma: schedule {self.schedule!r} takes {'none (null)' if self.gamma else 'a number'}, "
+                f"got {self.gamma}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation.
+
+    steps          optimizer steps
+    warmup         steps over which the learning rate grows linearly to `learning_rate`
+    cosine_decay   then lower it to zero at the last step along a cosine; False keeps it
+    ema            decay of the weights' moving average; its first steps use min(ema, (1 + step) / (10 + step))
+    snr_clamp      the loss weighs min(SNR, snr_clamp)
+    pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
+    change_share   share of the batches that train a size-increasing step; None: as uniform times give it,
+                   (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
+    log_every      steps between two lines of the log
+    save_every     steps between two checkpoints
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int
+    cosine_decay: bool
+    ema: float
+    pixel_share: bool
+    change_share: float | None
+    snr_clamp: float = 5.0
+    weight_decay: float = 0.0
+    log_every: int = 50
+    save_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}: expected at least 0, got {getattr(self, name)}")
+        for name in ("learning_rate", "snr_clamp"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name}: expected a positive number, got {getattr(self, name)}")
+        for name, value in (("ema", self.ema), ("change_share", self.change_share)):
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"train.{name}: expected a number in [0, 1), got {value}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result. `network.level_sizes` are the sizes of the whole run."""
+
+    preset: str
+    seed: int
+    data: DataConfig
+    network: FlexiUNetConfig
+    process: ProcessConfig
+    train: TrainConfig
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        height, width = self.network.level_sizes[0]
+        if height != width:
+            raise ValueError(f"network.level_sizes: the trainer's images are square, got {height}×{width}")
+
+    @property
+    def size(self) -> int:
+        """Height and width of the images."""
+        return self.network.level_sizes[0][0]
+
+    def build_process(self) -> ssd.LinearDiffusion:
+        """The forward process. Raises ssdcore.InadmissibleProcess where the schedule admits none."""
+        p, sizes = self.process, self.network.level_sizes
+        make = getattr(ssd.ResolutionSchedule, p.schedule)
+        gamma = {} if p.gamma is None else {"gamma": p.gamma}
+        levels = make(steps=p.steps, levels=len(sizes), **gamma)
+        return ssd.LinearDiffusion.resize(
+            sizes[0], ssd.NoiseSchedule.linear(p.steps), levels, matched=p.matched, kernel=p.kernel, sizes=sizes
+        )
+
+    def resized(self, size: int | None = None, levels: int | None = None) -> Config:
+        """Another image size or number of levels, each half the last. Raises ValueError if the network cannot."""
+        size = self.size if size is None else size
+        levels = len(self.network.level_sizes) if levels is None else levels
+        if size < 1 or levels < 1:
+            raise ValueError(f"expected size >= 1 and levels >= 1, got size {size} and {levels} levels")
+        net = self.network
+        sizes = level_sizes(size, levels, stages=net.stages)
+        attention = None if net.attention_sizes is None else tuple(size >> k for k in net.attention_stages)
+        return replace(self, network=replace(net, level_sizes=sizes, attention_sizes=attention))
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Raises ValueError that names the key which is unknown, missing or of the wrong type."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error}") from error
+        return _read(cls, values, "")
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Dotted names of the settings in which two configurations differ, each with both values."""
+    a, b = _flatten(dataclasses.asdict(ours)), _flatten(dataclasses.asdict(theirs))
+    return [f"{key}: {a[key]} instead of {b[key]}" for key in a if a[key] != b[key]]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value`, as JSON gives it, as an object of the annotated type `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if origin in (typing.Union, types.UnionType):
+        others = [k for k in arguments if k is not type(None)]
+        return None if value is None else _read(others[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: expected a list, got {value!r}")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where}: expected {len(kinds)} values, got {value!r}")
+        return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if not fits:
+        raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where or 'the configuration'}: expected an object of settings, got {value!r}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in fields:
+            raise ValueError(f"{prefix}{key}: unknown setting; known here: {', '.join(fields)}")
+    for name, field in fields.items():
+        if name not in value and field.default is dataclasses.MISSING:
+            raise ValueError(f"{prefix}{name}: this setting is missing")
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: _read(hints[key], value[key], prefix + key) for key in value})
+
+
+# ---- presets
+
+
+def _cpu(data: str | None) -> Config:
+    """Drawings at a small size: minutes on two cores."""
+    return Config(
+        preset="cpu",
+        seed=0,
+        data=DataConfig(data or EMBEDDED, () if data else ("moods", "planets", "sprouts", "thumbs")),
+        network=FlexiUNetConfig(
+            level_sizes(16, 3, stages=3), base_channels=32, channel_multipliers=(1, 2, 2), attention_sizes=(8,)
+        ),
+        process=ProcessConfig(schedule="equal", gamma=None, matched=True),
+        train=TrainConfig(
+            steps=3000,
+            batch_size=64,
+            learning_rate=1e-3,
+            warmup=100,
+            cosine_decay=True,
+            ema=0.998,
+            pixel_share=True,
+            change_share=0.1,
+        ),
+    )
+
+
+def _gpu64(data: str | None) -> Config:
+    """64 px, four levels, every class: for one GPU."""
+    return Config(
+        preset="gpu64",
+        seed=0,
+        data=DataConfig(data or EMBEDDED),
+        network=FlexiUNetConfig(level_sizes(64, 4, stages=4), base_channels=96),
+        process=ProcessConfig(schedule="equal", gamma=None, matched=True),
+        train=TrainConfig(
+            steps=20_000,
+            batch_size=128,
+            learning_rate=2e-4,
+            warmup=500,
+            cosine_decay=True,
+            ema=0.9995,
+            pixel_share=True,
+            change_share=0.1,
+        ),
+    )
+
+
+def _paper(
+    name: str, size: int, levels: int, multipliers: tuple[float, ...], steps: int
+) -> Callable[[str | None], Config]:
+    """Hyper-parameters of the paper's released configuration (batch: for each of its GPUs)."""
+
+    def build(data: str | None) -> Config:
+        if data is None:
+            raise ValueError(f"preset {name} has no data of its own: give --data FOLDER_OR_NPZ")
+        return Config(
+            preset=name,
+            seed=0,
+            data=DataConfig(data),
+            network=FlexiUNetConfig(
+                level_sizes(size, levels, stages=len(multipliers)), channel_multipliers=multipliers
+            ),
+            process=ProcessConfig(schedule="convex", gamma=0.5, matched=False),
+            train=TrainConfig(
+                steps=steps,
+                batch_size=32,
+                learning_rate=1e-4,
+                warmup=0,
+                cosine_decay=False,
+                ema=0.9999,
+                pixel_share=False,
+                change_share=None,
+                save_every=10_000,
+            ),
+        )
+
+    return build
+
+
+PRESETS: Mapping[str, Callable[[str | None], Config]] = {
+    "cpu": _cpu,
+    "gpu64": _gpu64,
+    "celeba64": _paper("celeba64", 64, 4, (1, 2, 3, 4), 1_000_000),
+    "celeba128": _paper("celeba128", 128, 5, (1, 1, 2, 3, 4), 300_000),
+    "celeba256": _paper("celeba256", 256, 6, (1, 1, 2, 2, 4, 4), 300_000),
+    "imagenet64": _paper("imagenet64", 64, 2, (1, 2, 3, 4), 1_000_000),
+}
+
+
+def preset(name: str, data: str | None = None) -> Config:
+    """The preset of this name, on other data if given. Raises ValueError for an unknown name, listing the known."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name](data)

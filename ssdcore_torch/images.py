@@ -1,0 +1,73 @@
+"""Pictures of samples and of the chain that makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ssdcore_torch.checkpoint import write_atomically
+from ssdcore_torch.sampling import to_bytes
+
+TILE = 64  # pixels that a shown image has at least, by repeating its pixels
+GAP = 4
+
+
+def grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """Images (n, 3, h, w) in [−1, 1] in rows on white, each pixel enlarged by a whole number to show at least 64."""
+    tiles = _tiles(images)
+    count, height, width = tiles.shape[:3]
+    columns = math.ceil(math.sqrt(count)) if columns is None else columns
+    rows = math.ceil(count / columns)
+    page = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, columns)
+        page.paste(Image.fromarray(tile), (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+    return page
+
+
+def denoising_strip(steps: Sequence[tuple[int, Tensor, Tensor]], samples: int = 3, columns: int = 10) -> Image.Image:
+    """The chain of the first `samples` images, from noise at the left to the image at the right.
+
+    steps   (t, x_t, prediction) in the order of sampling, as `generate` reports them
+    Above, x_t at the true size of its level; below, what the network predicts from it. The columns are spread evenly
+    over the steps.
+    """
+    picked = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
+    size = max(prediction.shape[-1] for _, _, prediction in picked)
+    scale = max(1, math.ceil(TILE / size))
+    cell, line = size * scale + GAP, 14
+    page = Image.new("RGB", (cell * len(picked) + GAP, line + samples * (2 * cell + GAP) + GAP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default()
+    for column, (t, x_t, prediction) in enumerate(picked):
+        left = GAP + column * cell
+        draw.text((left, 2), f"t={t}", fill="black", font=font)
+        for sample in range(samples):
+            top = line + GAP + sample * (2 * cell + GAP)
+            for offset, image in ((0, x_t), (cell, prediction)):
+                tile = _tiles(image[sample : sample + 1], scale)[0]
+                inset = (size * scale - tile.shape[0]) // 2
+                page.paste(Image.fromarray(tile), (left + inset, top + offset + inset))
+    return page
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name of the format that the file's suffix says; empty for none."""
+    return Image.registered_extensions().get(path.suffix.lower(), "")
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write the picture, whole or not at all."""
+    write_atomically(path, lambda file: picture.save(file, format=picture_format(path)))
+
+
+def _tiles(images: Tensor, scale: int | None = None) -> np.ndarray:
+    """(n, h·scale, w·scale, 3) bytes."""
+    pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
+    if scale is None:
+        scale = max(1, math.ceil(TILE / pixels.shape[1]))
+    return pixels.repeat(scale, axis=1).repeat(scale, axis=2)

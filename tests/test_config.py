@@ -1,0 +1,133 @@
+"""The configuration tree: JSON, refusals, presets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from ssdcore_torch.config import PRESETS, Config, differences, preset
+from ssdcore_torch.data import EMBEDDED
+
+
+def config_of(name: str) -> Config:
+    return preset(name, "somewhere")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name: str) -> None:
+    config = config_of(name)
+    assert Config.from_json(config.to_json()) == config
+    assert config.preset == name
+
+
+def edited(path: str, value: Any) -> str:
+    """The cpu preset's JSON with one setting put in place (or taken out, for ...)."""
+    values = json.loads(preset("cpu").to_json())
+    *parents, last = path.split(".")
+    node = values
+    for key in parents:
+        node = node[key]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("colour", 1, "colour: unknown setting"),
+        ("train.speed", 1, "train.speed: unknown setting; known here: steps"),
+        ("network.depth", 3, "network.depth: unknown setting"),
+        ("train.steps", ..., "train.steps: this setting is missing"),
+        ("train", 3, "train: expected an object"),
+        ("train.steps", "many", "train.steps: expected int, got 'many'"),
+        ("train.steps", 10.5, "train.steps: expected int"),
+        ("train.steps", True, "train.steps: expected int, got True"),
+        ("train.steps", 0, "train.steps: expected at least 1, got 0"),
+        ("train.learning_rate", -1, "train.learning_rate: expected a positive number"),
+        ("train.ema", 1.0, r"train.ema: expected a number in \[0, 1\)"),
+        ("train.cosine_decay", 1, "train.cosine_decay: expected bool, got 1"),
+        ("process.schedule", "round", "process.schedule: expected one of 'equal'"),
+        ("process.gamma", 0.5, "process.gamma: schedule 'equal' takes none"),
+        ("data.classes", "moods", "data.classes: expected a list"),
+        ("data.classes", [3], r"data.classes\[0\]: expected str, got 3"),
+        ("network.level_sizes", [[16, 16, 16]], r"network.level_sizes\[0\]: expected 2 values"),
+        ("network.level_sizes", [[16, 8]], "square"),
+        ("network.base_channels", 31, "base_channels"),
+        ("seed", -1, "seed: expected at least 0"),
+    ],
+)
+def test_wrong_settings_are_named(path: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.from_json(edited(path, value))
+
+
+def test_not_json() -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        Config.from_json('{"preset": ')
+    with pytest.raises(ValueError, match="expected an object"):
+        Config.from_json("[]")
+
+
+def test_whole_numbers_pass_for_floats_and_defaults_fill_in() -> None:
+    assert Config.from_json(edited("train.weight_decay", 0)) == preset("cpu")
+    assert Config.from_json(edited("train.snr_clamp", ...)) == preset("cpu")
+
+
+def test_differences_are_named() -> None:
+    ours = preset("cpu")
+    theirs = dataclasses.replace(ours, seed=7, train=dataclasses.replace(ours.train, batch_size=1))
+    assert differences(ours, ours) == []
+    assert differences(ours, theirs) == [
+        "seed: 0 instead of 7",
+        f"train.batch_size: {ours.train.batch_size} instead of 1",
+    ]
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="unknown preset 'tpu': choose one of cpu, gpu64, celeba64"):
+        preset("tpu")
+
+
+def test_paper_presets_need_data_and_carry_its_settings() -> None:
+    with pytest.raises(ValueError, match="celeba64 has no data of its own: give --data"):
+        preset("celeba64")
+    sizes = {"celeba64": 4, "celeba128": 5, "celeba256": 6, "imagenet64": 2}
+    for name, levels in sizes.items():
+        config = preset(name, "photos")
+        full = int(name.removeprefix("celeba").removeprefix("imagenet"))
+        assert config.network.level_sizes == tuple((full >> k, full >> k) for k in range(levels))
+        assert config.data.path == "photos"
+        assert (config.process.schedule, config.process.gamma, config.process.matched) == ("convex", 0.5, False)
+        assert (config.train.batch_size, config.train.learning_rate, config.train.ema) == (32, 1e-4, 0.9999)
+        assert config.train.change_share is None
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_admissible_processes_of_the_networks_sizes(name: str) -> None:
+    config = config_of(name)
+    proc = config.build_process()
+    sizes = dict.fromkeys(proc.shape(t) for t in range(proc.steps + 1))
+    assert tuple(sizes) == config.network.level_sizes
+    assert proc.steps == 1000
+
+
+def test_presets_on_other_data_take_all_of_it() -> None:
+    assert preset("cpu").data.path == EMBEDDED
+    assert preset("cpu", "mine").data.classes == ()
+
+
+def test_resized() -> None:
+    config = preset("cpu").resized(24, 2)
+    assert config.network.level_sizes == ((24, 24), (12, 12))
+    assert config.network.attention_stages == preset("cpu").network.attention_stages
+    assert preset("cpu").resized(levels=1).network.level_sizes == preset("cpu").network.level_sizes[:1]
+    with pytest.raises(ValueError, match=r"divisible by 4.*3 stages"):
+        preset("cpu").resized(18)
+    with pytest.raises(ValueError, match=r"9 levels are too many.*take at most"):
+        preset("cpu").resized(levels=9)

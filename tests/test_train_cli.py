@@ -1,0 +1,265 @@
+"""The commands, as a user calls them: whole runs in a subprocess, and every bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_data import bad_inputs
+
+from ssdcore_torch import cli, load_run, sample, train
+from ssdcore_torch.data import EMBEDDED, load_images
+
+TINY = ["--preset", "cpu", "--size", "8", "--levels", "2", "--batch-size", "4", "--device", "cpu"]
+
+
+def start(module: str, *options: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", f"ssdcore_torch.{module}", *map(str, options)]
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=cwd, env=environment)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=240)
+    return process.returncode, out, error
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of PNG files made from the drawings, one of them no image."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "sub").mkdir()
+    for i, image in enumerate(load_images(EMBEDDED, 64).images[:24]):
+        Image.fromarray(image).save(folder / ("sub" if i % 2 else ".") / f"{i}.png")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path, str, str]:
+    """A finished run on the PNG files: (folder, stdout, stderr)."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    code, text, error = finish(start("train", *TINY, "--data", pictures, "--steps", 12, "--out", out))
+    assert code == 0, error
+    return out, text, error
+
+
+def test_a_run_on_image_files(run_folder: tuple[Path, str, str], pictures: Path) -> None:
+    out, text, error = run_folder
+    assert {f.name for f in out.iterdir()} == {
+        "config.json",
+        "trainer.safetensors",
+        "model.safetensors",
+        "ema.safetensors",
+        "prior.safetensors",
+        "log.jsonl",
+        "samples.png",
+        "denoising.png",
+    }
+    assert "skipped 1 of 25 files" in error
+    assert "notes.txt (not an image)" in error
+    assert "images/s" in error  # the progress bar
+    assert "loss=" in error
+    for name in ("samples.png", "denoising.png", "log.jsonl"):
+        assert str(out / name) in text
+    assert f"python -m ssdcore_torch.sample {out}" in text
+    (line,) = (out / "log.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert entry["step"] == 12
+    assert np.isfinite(entry["loss"])
+    run = load_run(out)
+    assert run.step == 12
+    assert run.config.network.level_sizes == ((8, 8), (4, 4))
+    assert run.config.data.path == str(pictures)
+    for name in ("samples.png", "denoising.png"):
+        shown = np.asarray(Image.open(out / name))
+        assert min(shown.shape[:2]) >= 400
+        assert shown.std() > 10
+
+
+def test_samples_of_a_run(run_folder: tuple[Path, str, str], tmp_path: Path) -> None:
+    out, _, _ = run_folder
+    grids = []
+    for name, seed in (("a.png", 0), ("b.png", 0), ("c.png", 1)):
+        assert (
+            sample.main([str(out), "--n", "5", "--steps", "6", "--seed", str(seed), "--out", str(tmp_path / name)]) == 0
+        )
+        grids.append(np.asarray(Image.open(tmp_path / name)))
+    assert np.array_equal(grids[0], grids[1])
+    assert not np.array_equal(grids[0], grids[2])
+    code, text, error = finish(start("sample", out, "--n", 5, "--steps", 6, "--out", "d.jpg", cwd=tmp_path))
+    assert code == 0, error
+    assert "5 images of 8 px from step 12" in text
+    assert Image.open(tmp_path / "d.jpg").format == "JPEG"
+
+
+@pytest.fixture
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cheap pictures at the end of a run in this process."""
+    monkeypatch.setattr(train, "SAMPLES", 4)
+    monkeypatch.setattr(train, "SAMPLE_STEPS", 4)
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: Path) -> None:
+    options = [*TINY, "--data", str(pictures), "--steps", "200"]
+    broken = tmp_path / "broken"
+    process = start("train", *options, "--out", broken)
+    deadline = time.monotonic() + 120
+    while not (broken / "log.jsonl").exists() or not (broken / "log.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    code, text, error = finish(process)
+    assert code == cli.INTERRUPTED, error
+    assert f"--out {broken} --resume" in text
+    stopped = int(re.search(r"stopped after step (\d+)", text).group(1))  # type: ignore[union-attr]
+    assert 50 <= stopped < 200
+    assert not (broken / "samples.png").exists()
+
+    assert train.main(["--out", str(broken), "--resume", "--device", "cpu"]) == 0
+    whole = tmp_path / "whole"
+    assert train.main([*options, "--out", str(whole)]) == 0
+    for name in ("model.safetensors", "ema.safetensors", "trainer.safetensors"):
+        ours, theirs = load_file(broken / name), load_file(whole / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    losses = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in losses] == list(range(50, 201, 50))
+    assert losses[-1]["loss"] < 0.5 * losses[0]["loss"]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], main: Callable[..., int], *options: object) -> str:
+    """The one line on stderr of a call that must fail with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main, [str(option) for option in options])
+    captured = capsys.readouterr()
+    assert caught.value.code == cli.BAD_INPUT
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", 0], "expected a whole number of at least 1, got 0"),
+        (["--steps", "many"], "expected a whole number of at least 1, got many"),
+        (["--preset", "tpu"], "unknown preset 'tpu': choose one of cpu, gpu64"),
+        (["--preset", "celeba64"], "give --data"),
+        (["--size", 18], "divisible by 4"),
+        (["--size", 128], "smaller than size 128"),
+        (["--levels", 7], "take at most"),
+        (["--levels", 0], "at least 1"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--speed", 3], "unrecognized arguments: --speed 3 (--help lists the options)"),
+        (["--seed", -1], "at least 0"),
+    ],
+)
+def test_bad_options_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[object], message: str
+) -> None:
+    out = tmp_path / "run"
+    assert message in refusal(capsys, train.main, "--device", "cpu", "--out", out, *options)
+    assert not out.exists()
+
+
+def test_bad_data_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for path, message in bad_inputs(tmp_path).values():
+        line = refusal(capsys, train.main, "--device", "cpu", "--preset", "cpu", "--data", path, "--out", out)
+        assert re.search(message, line)
+        assert path.name in line
+        assert not out.exists()
+
+
+def test_folders_in_use_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run_folder: tuple[Path, str, str], pictures: Path
+) -> None:
+    out, _, _ = run_folder
+    before = {f: f.read_bytes() for f in out.iterdir()}
+    same = [*TINY, "--data", pictures, "--steps", 12, "--out", out]
+    assert "add --resume" in refusal(capsys, train.main, *same)
+    line = refusal(capsys, train.main, *same, "--seed", 5)
+    assert "another configuration (seed: 5 instead of 0): choose another folder" in line
+    line = refusal(capsys, train.main, *same, "--resume", "--batch-size", 8)
+    assert "train.batch_size: 8 instead of 4" in line
+    assert "this run has done 12" in refusal(capsys, train.main, "--out", out, "--resume", "--steps", 5)
+    assert {f: f.read_bytes() for f in out.iterdir()} == before
+
+    assert "needs --out" in refusal(capsys, train.main, "--resume")
+    assert "no run folder" in refusal(capsys, train.main, "--resume", "--out", tmp_path / "nothing")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    assert "not empty" in refusal(capsys, train.main, *TINY, "--out", tmp_path / "full")
+    assert "is a file" in refusal(capsys, train.main, *TINY, "--out", tmp_path / "full" / "thesis.tex")
+
+
+def test_unreadable_checkpoints_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run_folder: tuple[Path, str, str]
+) -> None:
+    for name, command in (("trainer.safetensors", "train"), ("ema.safetensors", "sample")):
+        copy = tmp_path / command
+        copy.mkdir()
+        for file in run_folder[0].iterdir():
+            content = file.read_bytes()
+            (copy / file.name).write_bytes(content[: len(content) // 2] if file.name == name else content)
+        if command == "train":
+            line = refusal(capsys, train.main, "--out", copy, "--resume", "--device", "cpu")
+        else:
+            line = refusal(capsys, sample.main, copy, "--device", "cpu", "--out", tmp_path / "grid.png")
+        assert name in line
+        assert "cut short" in line
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_bad_sample_options_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, run_folder: tuple[Path, str, str]
+) -> None:
+    run = run_folder[0]
+    assert "no run folder" in refusal(capsys, sample.main, tmp_path / "nothing", "--out", tmp_path / "g.png")
+    assert "at least 2 steps" in refusal(capsys, sample.main, run, "--steps", 1, "--out", tmp_path / "g.png")
+    assert "only 1000" in refusal(capsys, sample.main, run, "--steps", 1001, "--out", tmp_path / "g.png")
+    assert "end it in .png" in refusal(capsys, sample.main, run, "--out", tmp_path / "grid.xyz")
+    assert "no folder" in refusal(capsys, sample.main, run, "--out", tmp_path / "none" / "grid.png")
+    assert "at least 1" in refusal(capsys, sample.main, run, "--n", 0)
+    assert "from 0 to 1" in refusal(capsys, sample.main, run, "--eta", 2)
+    assert not (tmp_path / "g.png").exists()
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_no_options_take_a_free_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --out the run goes to runs/PRESET, or the next free name; the embedded drawings are the data."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "cpu").mkdir(parents=True)
+    assert train.main(["--device", "cpu", "--steps", "2", "--batch-size", "2"]) == 0
+    assert "writing to runs/cpu-2" in capsys.readouterr().out
+    run = load_run("runs/cpu-2")
+    assert run.config.data.path == EMBEDDED
+    assert (tmp_path / "runs" / "cpu-2" / "samples.png").exists()
+
+
+def test_help_is_readable() -> None:
+    for command, options in (
+        (train, ("--preset", "--data", "--size", "--levels", "--steps", "--out", "--seed", "--resume", "--device")),
+        (sample, ("RUN", "--n", "--steps", "--seed", "--out")),
+    ):
+        text = command.parser().format_help()
+        assert all(option in text for option in options)
