@@ -415,6 +415,7 @@ def test_convert_then_sample(weights: dict[str, Tensor], tiny: FlexiUNet, tmp_pa
     done = command("convert", tmp_path / "ema.pt", "--out", run)
     assert done.returncode == 0, done.stderr
     assert "levels of 16, 8, 4 px" in done.stdout
+    assert [path.name for path in run.parent.iterdir()] == ["tiny"]
     loaded = checkpoint.load_run(run)
     assert loaded.step == 1234
     assert loaded.config.network == tiny.config

@@ -187,6 +187,37 @@ def test_network_with_empty_skips_equals_zeros(name: str, monkeypatch: pytest.Mo
         torch.testing.assert_close(y, expected, rtol=0, atol=tolerance * expected.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "skips"),
+    [
+        # decoder stage and number of skips it gets, of the blocks it runs (deepest stage first)
+        ("small", (2, 2), {2: (2, 2)}),
+        ("small", (2, 0), {2: (2, 2), 1: (0, 2), 0: (0, 2)}),
+        ("small", (1, 0), {2: (2, 2), 1: (2, 2), 0: (0, 2)}),
+        ("released", (2, 2), {2: (1, 1)}),
+        ("released", (2, 1), {2: (1, 2), 1: (0, 1)}),
+        ("released", (2, 0), {2: (2, 2), 1: (2, 2), 0: (1, 1)}),
+        ("full", (2, 1), {2: (2, 2), 1: (2, 2), 0: (2, 2)}),
+        # sizes 32, 20 | 14 | 8, 6: a step inside a stage makes that stage one without skips
+        ("factor 1.5", (3, 2), {2: (2, 2), 1: (0, 2)}),
+        ("factor 1.5", (1, 0), {2: (2, 2), 1: (2, 2), 0: (0, 2)}),
+        ("factor 1.5", (4, 3), {2: (0, 2)}),
+        ("below the last stage", (4, 3), {2: (0, 2)}),
+    ],
+)
+def test_which_skips_are_empty(name: str, path: tuple[int, int], skips: dict[int, tuple[int, int]]) -> None:
+    net = random_net(CONFIGS[name]).eval()
+    found = {}
+
+    def record(k: int, given: list[Tensor | None]) -> None:
+        found[k] = (sum(skip is not None for skip in given), len(given))
+
+    for k, stage in enumerate(net.decoder):
+        stage.register_forward_pre_hook(lambda module, args, k=k: record(k, args[2]))
+    net(*inputs(CONFIGS[name], path[0]), path[1])
+    assert found == skips
+
+
 # ---- conditions
 
 
@@ -324,8 +355,9 @@ def test_level_sizes(full: int, levels: int, factor: float, stages: int, expecte
 def test_level_sizes_that_are_not_square_or_not_flexi() -> None:
     assert level_sizes((48, 64), 3, stages=3) == ((48, 64), (24, 32), (12, 16))
     assert level_sizes(64, 3, stages=4, factor=1.5, flexi=False) == ((64, 64), (40, 40), (32, 32))
-    for config in (CONFIGS["not square"], CONFIGS["factor 1.5"]):
-        assert [config.stage(k) for k in range(3)] != [0, 0, 0]
+    assert [CONFIGS["factor 1.5"].stage(k) for k in range(5)] == [0, 0, 1, 2, 2]
+    # a stage holds a level if both sides fit
+    assert [config_with(level_sizes=((16, 24), (8, 20), (4, 12))).stage(k) for k in range(2)] == [0, 0]
 
 
 def test_attention_sizes() -> None:
