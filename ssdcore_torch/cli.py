@@ -81,8 +81,21 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
     sys.exit(status)
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device called `name`; None: the first CUDA device, or else the CPU. Raises UserError if it is not there."""
+def open_device(name: str | None) -> torch.device:
+    """The device called `name`, set up for this process; None: the first CUDA device, or else the CPU.
+
+    Raises UserError if it is not there.
+    """
+    device = _find_device(name)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True  # few sizes, each many times
+    elif device.type == "cpu":
+        _use_available_cores()
+    return device
+
+
+def _find_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -94,7 +107,7 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def use_available_cores() -> None:
+def _use_available_cores() -> None:
     """Let torch use the cores that this process may use (affinity, container quota), not all of the machine's."""
     if "OMP_NUM_THREADS" in os.environ:
         return

@@ -237,7 +237,7 @@ def _gpu64(data: str | None) -> Config:
         network=FlexiUNetConfig(level_sizes(64, 4, stages=4), base_channels=96),
         process=ProcessConfig(schedule="equal", gamma=None, matched=True),
         train=TrainConfig(
-            steps=20_000,
+            steps=10_000,
             batch_size=128,
             learning_rate=2e-4,
             warmup=500,

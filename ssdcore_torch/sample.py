@@ -35,8 +35,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     args = parser().parse_args(argv)
-    cli.use_available_cores()
-    device = cli.pick_device(args.device)
+    device = cli.open_device(args.device)
     try:
         run = checkpoint.load_run(args.run, device)
         sampling_times(run.process, args.steps)  # refuses a number of steps before any work

@@ -16,6 +16,7 @@ from types import FrameType
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -180,12 +181,7 @@ def train(trainer: Trainer, out: Path) -> bool:
             losses += trainer.train_step(next(batches))
             bar.update()
             if trainer.step % config.train.log_every == 0 or trainer.step == total:
-                loss, now = losses.item() / (trainer.step - mark), time.perf_counter()
-                if not math.isfinite(loss):
-                    raise cli.UserError(
-                        f"the loss is {loss} between steps {mark} and {trainer.step}; the last checkpoint in {out} is "
-                        "from before: lower the learning rate, then --resume"
-                    )
+                loss, now = _finite(losses, mark, trainer.step) / (trainer.step - mark), time.perf_counter()
                 speed = (trainer.step - mark) * config.train.batch_size / (now - since)
                 rate = trainer.learning_rate(trainer.step - 1)
                 log.write(
@@ -195,9 +191,22 @@ def train(trainer: Trainer, out: Path) -> bool:
                 losses.zero_()
                 mark, since = trainer.step, now
             if trainer.step % config.train.save_every == 0 and trainer.step < total:
+                _finite(losses, mark, trainer.step)
                 checkpoint.save_state(out, trainer.state())
+    _finite(losses, mark, trainer.step)
     checkpoint.save_state(out, trainer.state())
     return trainer.step >= total
+
+
+def _finite(losses: Tensor, first: int, last: int) -> float:
+    """The sum of the losses since the last line of the log; called before every save, so that no save holds NaNs."""
+    total = losses.item()
+    if not math.isfinite(total):
+        raise cli.UserError(
+            f"the loss became {total} between steps {first} and {last}: not saved, so the run's last checkpoint is "
+            "sound; start another run with a larger --batch-size, or a preset with a lower learning rate"
+        )
+    return total
 
 
 def draw_pictures(run: checkpoint.Run) -> None:
@@ -278,7 +287,7 @@ def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) 
 
 def prepare(args: argparse.Namespace) -> tuple[Trainer, Path]:
     """Check everything, read the data, build or restore the trainer; only then make the run folder."""
-    device = cli.pick_device(args.device)
+    device = cli.open_device(args.device)
     if args.resume and args.out is None:
         raise cli.UserError("--resume needs --out RUN, the folder of the run to go on with")
     try:
@@ -287,7 +296,7 @@ def prepare(args: argparse.Namespace) -> tuple[Trainer, Path]:
         out = _run_folder(args, config, saved)
         data = load_images(config.data.path, config.size, config.data.classes)
         trainer = Trainer(config, data, device)
-        if saved is not None and (out / "trainer.safetensors").exists():
+        if saved is not None and (out / "trainer.safetensors").exists():  # else it was stopped before its first save
             trainer.restore(checkpoint.load_state(out, trainer.net.state_dict()))
         if trainer.step > config.train.steps:
             raise ValueError(f"--steps {config.train.steps}: this run has done {trainer.step}; take at least as many")
@@ -309,7 +318,6 @@ def prepare(args: argparse.Namespace) -> tuple[Trainer, Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     args = parser().parse_args(argv)
-    cli.use_available_cores()
     trainer, out = prepare(args)
     config = trainer.config
     sizes = " → ".join(str(size[0]) for size in reversed(config.network.level_sizes))
@@ -319,7 +327,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{config.train.steps} steps of {config.train.batch_size} on {trainer.device}; writing to {out}"
     )
     started, first = time.perf_counter(), trainer.step
-    if not train(trainer, out):
+    try:
+        finished = train(trainer, out)
+    except (OSError, SafetensorError) as error:
+        raise cli.UserError(f"{out} cannot be written ({error}): its last checkpoint is intact, to --resume") from error
+    if not finished:
         again = f"python -m ssdcore_torch.train --out {out} --resume"
         print(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
         return cli.INTERRUPTED
