@@ -117,23 +117,30 @@ class Constant:
     def __init__(self, value: np.ndarray) -> None:
         dtype = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
         self.value = np.ascontiguousarray(value, dtype=dtype)
-        self._cache: dict[Hashable, Array] = {}
+        self._cache: dict[Hashable, tuple[Array]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Constant, (self.value,)
 
     def on(self, xp: Namespace, dtype: Any, device: Any) -> Array:
-        key = (xp.__name__, dtype, device)
-        cached = self._cache.get(key)
-        if cached is None:
-            with _outside_transforms(xp):
-                cached = xp.asarray(self.value.copy(), dtype=dtype, device=device)
-            if not _is_torch(cached) or type(cached) is sys.modules["torch"].Tensor:  # never keep a fake tensor
-                self._cache[key] = cached
-        return cached
+        return self._held(xp, dtype, device)[0]
 
-    # torch.compile calls this once while tracing and keeps the tensor as a constant of the graph.
-    on._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    def _held(self, xp: Namespace, dtype: Any, device: Any) -> tuple[Array]:
+        key = (xp.__name__, dtype, device)
+        held = self._cache.get(key)
+        if held is None:
+            with _outside_transforms(xp):
+                held = (xp.asarray(self.value.copy(), dtype=dtype, device=device),)
+            if _is_torch(held[0]):  # its sizes stay constants where torch.compile makes others symbolic
+                held[0]._dynamo_static_indices = set(range(held[0].ndim))
+            if not _is_torch(held[0]) or type(held[0]) is sys.modules["torch"].Tensor:  # never keep a fake tensor
+                self._cache[key] = held
+        return held
+
+    # torch.compile calls this once while tracing and keeps the result as a constant of the graph. In a tuple, because
+    # it gives each result that is not a tensor a name of its own, but the same name to all tensors, and then refuses
+    # a graph with two of them.
+    _held._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def like(self, xp: Namespace, x: Array) -> Array:
         return self.on(xp, x.dtype, device_of(x))

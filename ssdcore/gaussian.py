@@ -287,9 +287,9 @@ class Gaussian:
                 "(the law of a clean or fully determined state is a point)"
             )
         xp = real_namespace(x, "Gaussian.log_prob")
-        centred = x - self.mean
         constant = self.covariance.size * math.log(2 * math.pi) + log_determinant
-        return -0.5 * (self._sum(xp, centred * self.covariance.solve(centred)) + constant)
+        value = -0.5 * (self._mahalanobis(xp, x, self.mean, self.covariance) + constant)
+        return xp.astype(value, x.dtype, copy=False)
 
     def entropy(self) -> float:
         """Differential entropy in nats of one leading index; −inf if Σ is singular."""
@@ -302,13 +302,17 @@ class Gaussian:
         if p.shape != q.shape:
             raise ValueError(f"Gaussian.kl: the trailing axes differ, {p.shape} and {q.shape}")
         xp = real_namespace(self.mean, "Gaussian.kl")
-        difference = self.mean - other.mean
-        quadratic = self._sum(xp, difference * q.solve(difference))
         constant = _trace_ratio(p, q) - p.size + q.log_determinant() - p.log_determinant()
-        return 0.5 * (quadratic + constant)
+        value = 0.5 * (self._mahalanobis(xp, self.mean, other.mean, q) + constant)
+        return xp.astype(value, self.mean.dtype, copy=False)
 
-    def _sum(self, xp: Namespace, x: Array) -> Array:
-        return xp.sum(x, axis=tuple(range(-len(self.covariance.shape), 0)))
+    @staticmethod
+    def _mahalanobis(xp: Namespace, x: Array, y: Array, covariance: Covariance) -> Array:
+        """(x − y)ᵀ C⁻¹ (x − y) in the computing dtype: half precision would lose it in the difference and the sum."""
+        dtype = computing_dtype(xp, x.dtype)
+        difference = xp.astype(x, dtype, copy=False) - xp.astype(y, dtype, copy=False)
+        product = difference * covariance.solve(difference)
+        return xp.sum(product, axis=tuple(range(-len(covariance.shape), 0)))
 
 
 def _trace_ratio(p: Covariance, q: Covariance) -> float:

@@ -63,6 +63,12 @@ class LinearOperator(abc.ABC):
         """One matrix an axis if the operator is separable, else None."""
         return None
 
+    @functools.cached_property
+    def _axis_order(self) -> tuple[int, ...]:
+        """The axes of a separable operator in the order to apply them: those that shrink the array most first."""
+        shrinks = [m / n for n, m in zip(self.in_shape, self.out_shape)]
+        return tuple(sorted(range(len(shrinks)), key=shrinks.__getitem__))
+
     @property
     def _namespace(self) -> Namespace:
         """The namespace of arrays that the library makes itself to learn the operator's norm or matrix."""
@@ -77,7 +83,7 @@ class LinearOperator(abc.ABC):
     def _prepare(self) -> None:
         """Fill the caches that applying the operator reads."""
         for axis in self._axes() or ():
-            _ = axis.bands, axis.T.bands
+            _ = axis.bands, axis.T.bands, self._axis_order
 
     @once_per_trace
     def _prepare_spectrum(self) -> None:
@@ -112,7 +118,16 @@ class LinearOperator(abc.ABC):
     @property
     def T(self) -> LinearOperator:
         """The adjoint Mᵀ, from out_shape to in_shape."""
+        self._prepare_transpose()
+        return self._transposed
+
+    @functools.cached_property
+    def _transposed(self) -> LinearOperator:
         return _Transpose(self)
+
+    @once_per_trace
+    def _prepare_transpose(self) -> None:
+        _ = self._transposed
 
     def norm(self) -> float:
         """The largest singular value ‖M‖.
@@ -217,6 +232,10 @@ class _Transpose(LinearOperator):
     def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return self.op._apply(xp, y)
 
+    @once_per_trace
+    def _prepare(self) -> None:
+        self.op._prepare()
+
     @property
     def _namespace(self) -> Namespace:
         return self.op._namespace
@@ -284,8 +303,8 @@ class _Scaled(LinearOperator):
     def as_matrix(self) -> np.ndarray:
         return self.scale * self.op.as_matrix()
 
-    @property
-    def T(self) -> LinearOperator:
+    @functools.cached_property
+    def _transposed(self) -> LinearOperator:
         return _scale(self.scale, self.op.T)
 
     def __repr__(self) -> str:
@@ -328,8 +347,8 @@ class _Composition(LinearOperator):
     def as_matrix(self) -> np.ndarray:
         return functools.reduce(np.matmul, [part.as_matrix() for part in reversed(self.parts)])
 
-    @property
-    def T(self) -> LinearOperator:
+    @functools.cached_property
+    def _transposed(self) -> LinearOperator:
         return _Composition(tuple(part.T for part in reversed(self.parts)))
 
     def __repr__(self) -> str:

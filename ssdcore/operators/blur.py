@@ -97,7 +97,7 @@ class Blur(LinearOperator):
         return self._axis_matrices
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
-        return apply_axes(xp, self._axes(), x)
+        return apply_axes(xp, self._axes(), self._axis_order, x)
 
     def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return self._apply(xp, y)

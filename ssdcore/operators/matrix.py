@@ -75,10 +75,10 @@ class Separable(LinearOperator):
         return self.axes
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
-        return apply_axes(xp, self.axes, x)
+        return apply_axes(xp, self.axes, self._axis_order, x)
 
     def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return apply_axes(xp, tuple(axis.T for axis in self.axes), y)
+        return apply_axes(xp, tuple(axis.T for axis in self.axes), reversed(self._axis_order), y)
 
 
 class _SparseRows:
@@ -92,12 +92,14 @@ class _SparseRows:
         values = np.zeros((csr.shape[0], width))
         slots = np.arange(width) < lengths[:, None]
         columns[slots], values[slots] = csr.indices, csr.data
+        self.slots = values.shape
         self.columns, self.values = Constant(columns.ravel()), Constant(values)
 
     def apply(self, xp: Namespace, x: Array) -> Array:
-        gathered = xp.take(x, self.columns.on(xp, xp.int64, device_of(x)), axis=-1)
-        values = self.values.like(xp, x)
-        return xp.sum(xp.reshape(gathered, (*x.shape[:-1], *values.shape)) * values, axis=-1)
+        columns = self.columns.on(xp, xp.int32, device_of(x))  # not int64: jax has none by default
+        gathered = xp.take(x, columns, axis=-1)
+        by_row = xp.reshape(gathered, (*x.shape[:-1], *self.slots))
+        return xp.sum(by_row * self.values.like(xp, x), axis=-1)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

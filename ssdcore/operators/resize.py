@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -113,10 +113,10 @@ class Resize(LinearOperator):
         return self._axis_matrices
 
     def _apply(self, xp: Namespace, x: Array) -> Array:
-        return apply_axes(xp, self._axes(), x)
+        return apply_axes(xp, self._axes(), self._axis_order, x)
 
     def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return apply_axes(xp, tuple(axis.T for axis in self._axes()), y)
+        return apply_axes(xp, tuple(axis.T for axis in self._axes()), reversed(self._axis_order), y)
 
     def _as_sympy(self) -> sympy.Matrix:
         import sympy
@@ -128,9 +128,8 @@ class Resize(LinearOperator):
         return sympy.Matrix(sympy.kronecker_product(*matrices))
 
 
-def apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], x: Array) -> Array:
-    """Apply one matrix an axis, those that shrink the array most first."""
-    order = sorted(range(len(axes)), key=lambda i: axes[i].shape[0] / axes[i].shape[1])
+def apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int], x: Array) -> Array:
+    """Apply one matrix an axis, in the given order of axes."""
     for i in order:
         x = axes[i].apply(xp, x, i - len(axes))
     return x
