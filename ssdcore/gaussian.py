@@ -302,8 +302,9 @@ class Gaussian:
         if p.shape != q.shape:
             raise ValueError(f"Gaussian.kl: the trailing axes differ, {p.shape} and {q.shape}")
         xp = real_namespace(self.mean, "Gaussian.kl")
+        quadratic = self._mahalanobis(xp, self.mean, other.mean, q)
         constant = _trace_ratio(p, q) - p.size + q.log_determinant() - p.log_determinant()
-        value = 0.5 * (self._mahalanobis(xp, self.mean, other.mean, q) + constant)
+        value = 0.5 * (quadratic + constant)
         return xp.astype(value, self.mean.dtype, copy=False)
 
     @staticmethod

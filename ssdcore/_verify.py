@@ -1,0 +1,323 @@
+"""`python -m ssdcore verify`: the proofs, and the conformance checks of everything shipped on every backend here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
+from ssdcore.process import LinearDiffusion
+from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
+from ssdcore.testing._backend import available_dtypes, resolve_namespace
+from ssdcore.testing._report import Report, Row
+from ssdcore.testing._run import run_operator_checks, run_process_checks
+
+# name -> module whose arrays are checked
+BACKENDS = {
+    "numpy": "numpy",
+    "array-api-strict": "array_api_strict",
+    "torch": "torch",
+    "jax": "jax.numpy",
+    "cupy": "cupy",
+}
+_THOROUGH = 1000
+_EXTRA = "pip install 'ssdcore[verify]'"
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the subparsers of `python -m ssdcore`."""
+    parser = commands.add_parser(
+        "verify",
+        help="prove the theorems and check every operator and process on every backend installed",
+        description="Proves the theorems symbolically, then puts every operator and process that is shipped through its "
+        "conformance checks, with the arrays of every backend installed, in every dtype they have. "
+        "Exit status: 0 if all hold, 1 if anything failed, 2 if it could not run.",
+    )
+    parser.add_argument("--json", metavar="PATH", help="also write the results as JSON; - for standard output alone")
+    parser.add_argument("--thorough", action="store_true", help=f"{_THOROUGH} random examples each; many minutes")
+    parser.add_argument(
+        "--backend", action="append", choices=sorted(BACKENDS), help="only this one; may be given several times"
+    )
+    parser.set_defaults(run=run)
+
+
+def shipped_operators() -> dict[str, LinearOperator]:
+    """One of each kind. Shapes repeat, for jax compiles every function anew for each."""
+    rng = np.random.default_rng(0)
+    high, low = (6, 4), (3, 2)
+    dense = Matrix(rng.standard_normal((6, 24)), high, low)
+    resize = Resize(high, low)
+    operators: dict[str, LinearOperator] = {
+        "identity": Identity(high),
+        **{f"resize {kernel}": Resize(high, low, kernel) for kernel in ("box", "bilinear", "bicubic", "lanczos3")},
+        "resize up": Resize(low, high),
+        "blur reflect": Blur(high, 1.3),
+        "blur periodic": Blur(high, (0.4, 2.0), "periodic"),
+        "heat": Blur.heat(high, 0.5),
+        "separable": Separable([rng.standard_normal((3, 6)), rng.standard_normal((2, 4))]),
+        "matrix": dense,
+        "functional": Functional(dense, dense.T, high, low),
+        "transpose": resize.T,
+        "multiple": -0.5 * resize,
+        "resize @ blur": resize @ Blur(high, 0.8),
+        "matrix @ blur": dense @ Blur(high, 0.8),
+    }
+    try:
+        import scipy.sparse
+    except ImportError:
+        return operators
+    coarsening = scipy.sparse.random(6, 24, 0.3, format="csr", random_state=0)
+    return {**operators, "sparse matrix": Matrix(coarsening, high, low)}
+
+
+def _other_dimensions() -> dict[str, LinearOperator]:
+    return {"resize 1-D": Resize(12, 5, "bicubic"), "resize 3-D": Resize((4, 6, 4), (2, 3, 2)), "blur 1-D": Blur(9, 1.0)}
+
+
+def shipped_processes() -> dict[str, LinearDiffusion]:
+    """One of each kind."""
+    noise, shape = NoiseSchedule.linear(30), (6, 4)
+    levels = ResolutionSchedule.convex(30, 2)
+    steps: list[LinearOperator | None] = [None, Resize(shape, (3, 2)) @ Blur(shape, 0.5), None]
+    return {
+        "identity": LinearDiffusion.identity(shape, noise),
+        "resize, matched": LinearDiffusion.resize(shape, noise, levels),
+        "resize, paper's noise": LinearDiffusion.resize(shape, NoiseSchedule.cosine(30), levels, matched=False),
+        "blur": LinearDiffusion.blur(shape, noise, np.linspace(0, 3, 31)),
+        "operators": LinearDiffusion.from_operators(steps, NoiseSchedule.from_log_snr([3.0, 0.0, -3.0])),
+    }
+
+
+@dataclass
+class Tally:
+    """Results added up: for each check, backend and dtype how many measurements, the worst, and every failure."""
+
+    entries: dict[tuple[str, str, str, str], dict[str, Any]] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, kind: str, backend: str, subject: str, rows: Iterable[Row]) -> None:
+        for row in rows:
+            if row.failed:
+                self.failures.append(
+                    {"kind": kind, "backend": backend, "dtype": row.dtype, "subject": subject, "what": str(row)}
+                )
+            entry = self.entries.setdefault(
+                (kind, row.check, backend, row.dtype),
+                {"count": 0, "skipped": 0, "failed": 0, "ratio": -1.0, "worst": None, "tolerance": None, "subject": ""},
+            )
+            entry["count"] += row.count
+            entry["skipped"] += row.status == "skipped"
+            entry["failed"] += row.failed
+            if row.count and row.ratio > entry["ratio"]:
+                entry.update(ratio=row.ratio, worst=row.measured, tolerance=row.tolerance, subject=subject)
+
+    def rows(self) -> list[dict[str, Any]]:
+        keys = ("kind", "check", "backend", "dtype")
+        return [{**dict(zip(keys, key)), **entry} for key, entry in self.entries.items()]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; its exit status."""
+    start = time.monotonic()
+    missing = [name for name in ("sympy", *(["hypothesis"] if args.thorough else [])) if not _importable(name)]
+    if missing:
+        print(f"verify needs {' and '.join(missing)}: {_EXTRA}", file=sys.stderr)
+        return 2
+    present, absent = _find_backends(args.backend or list(BACKENDS))
+    if args.backend and absent:
+        print(f"verify: not installed: {', '.join(absent)}", file=sys.stderr)
+        return 2
+    tally = Tally()
+    proofs = list(_prove_all())
+    for name, module in present.items():
+        check = _check_thoroughly if args.thorough else _check_shipped
+        for label, device in _devices(name, module):
+            with _jax_float64(name):
+                check(tally, label, module, device)
+    result = _result(tally, proofs, present, absent, time.monotonic() - start, args.thorough)
+    if args.json == "-":
+        print(json.dumps(result, indent=1))
+    else:
+        print(_table(result))
+        if args.json:
+            with open(args.json, "w", encoding="utf-8") as file:
+                json.dump(result, file, indent=1)
+    return 0 if result["passed"] else 1
+
+
+def _importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _find_backends(names: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    present: dict[str, Any] = {}
+    absent = []
+    for name in names:
+        if _importable(BACKENDS[name]):
+            present[name] = sys.modules[BACKENDS[name]]
+        else:
+            absent.append(name)
+    return present, absent
+
+
+def _devices(name: str, module: Any) -> list[tuple[str, Any]]:
+    """(label, device): the library's default, and the GPU where torch has one."""
+    gpu = name == "torch" and module.cuda.is_available()
+    return [(name, None), *([("torch on cuda", module.device("cuda"))] if gpu else [])]
+
+
+@contextlib.contextmanager
+def _jax_float64(name: str) -> Iterator[None]:
+    """jax has float64 only on request; its float32 results are the same with it."""
+    if name != "jax":
+        yield
+        return
+    jax = importlib.import_module("jax")
+    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental").enable_x64
+    with enable(True):
+        yield
+
+
+def _prove_all() -> Iterator[dict[str, Any]]:
+    from ssdcore import theorems
+
+    for name in theorems.names():
+        proof = theorems.prove(name)
+        refuted = [variant for variant in theorems.false_variants(name) if not theorems.prove(name, variant).holds]
+        variants = len(theorems.false_variants(name))
+        yield {
+            "name": name,
+            "holds": bool(proof.holds),
+            "steps": len(proof.steps),
+            "false_variants": variants,
+            "refuted": len(refuted),
+            "passed": bool(proof.holds) and len(refuted) == variants,
+        }
+
+
+def _check_shipped(tally: Tally, label: str, module: Any, device: Any) -> None:
+    operators = shipped_operators()
+    if label != "jax":
+        operators |= _other_dimensions()
+    for name, op in operators.items():
+        tally.add("operator", label, name, run_operator_checks(op, module, None, device, 3, 0, {}).rows)
+    for name, proc in shipped_processes().items():
+        tally.add("process", label, name, run_process_checks(proc, module, None, device, 3, 0, {}).rows)
+
+
+def _check_thoroughly(tally: Tally, label: str, module: Any, device: Any) -> None:
+    """Random operators and processes; for jax, which compiles each shape for seconds, random inputs of those shipped."""
+    _check_shipped(tally, label, module, device)
+    if label == "jax":
+        for name, op in shipped_operators().items():
+            rows = run_operator_checks(op, module, None, device, _THOROUGH, 1, {}).rows
+            tally.add("operator", label, f"{name}, {_THOROUGH} inputs", rows)
+        return
+    from ssdcore.testing import operators, processes
+
+    _draw(operators(), lambda op: run_operator_checks(op, module, None, device, 2, 0, {}), "operator", tally, label)
+    _draw(processes(), lambda proc: run_process_checks(proc, module, None, device, 2, 0, {}), "process", tally, label)
+
+
+def _draw(strategy: Any, check: Callable[[Any], Report], kind: str, tally: Tally, label: str) -> None:
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    @settings(
+        max_examples=_THOROUGH,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def each(subject: Any) -> None:
+        report = check(subject)
+        tally.add(kind, label, report.subject, report.rows)
+
+    each()
+
+
+def _result(
+    tally: Tally, proofs: list[dict[str, Any]], present: dict[str, Any], absent: list[str], seconds: float, thorough: bool
+) -> dict[str, Any]:
+    rows = tally.rows()
+    for row in rows:
+        for key in ("ratio", "worst", "tolerance"):
+            if row[key] is not None and not math.isfinite(row[key]):
+                row[key] = None  # JSON has no infinity; `failed` says what it meant
+        if row["count"] == 0:
+            row["ratio"] = None
+    backends: dict[str, Any] = {}
+    for name, module in present.items():
+        version = getattr(sys.modules[module.__name__.partition(".")[0]], "__version__", "unknown version")
+        with _jax_float64(name):
+            backends[name] = {"version": version, "dtypes": list(available_dtypes(resolve_namespace(module)))}
+    return {
+        "passed": bool(rows) and not tally.failures and bool(proofs) and all(proof["passed"] for proof in proofs),
+        "thorough": thorough,
+        "seconds": round(seconds, 2),
+        "backends": backends,
+        "skipped_backends": absent,
+        "proofs": proofs,
+        "checks": rows,
+        "failures": tally.failures,
+    }
+
+
+def _table(result: dict[str, Any]) -> str:
+    """One line a check, over all operators, backends and dtypes, each with where it came closest to its tolerance."""
+    lines = [("check", "count", "worst error", "tolerance", "ratio", "worst at", "result")]
+    for proof in result["proofs"]:
+        outcome = "proved" if proof["passed"] else "FAILED"
+        refuted = f"{proof['refuted']} of {proof['false_variants']} false variants refuted"
+        lines.append((f"proof: {proof['name']}", str(proof["steps"]), "", "", "", refuted, outcome))
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result["checks"]:
+        groups.setdefault((row["kind"], row["check"]), []).append(row)
+    for (kind, check), rows in groups.items():
+        failed = any(row["failed"] for row in rows)
+        measured = [row for row in rows if row["count"]]
+        count = str(sum(row["count"] for row in rows))
+        outcome = "FAILED" if failed else ("passed" if measured else "skipped")
+        if not measured:
+            lines.append((f"{kind}: {check}", count, "", "", "", "", outcome))
+            continue
+        worst = max(measured, key=lambda row: math.inf if row["ratio"] is None else row["ratio"])
+        numbers = [_number(worst[key]) for key in ("worst", "tolerance", "ratio")]
+        where = f"{worst['subject']}, {worst['backend']} {worst['dtype']}"
+        lines.append((f"{kind}: {check}", count, *numbers, where, outcome))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+    text.insert(1, "  ".join("-" * width for width in widths))
+    text.append("")
+    for failure in result["failures"]:
+        text.append(f"FAILED {failure['kind']} {failure['subject']} on {failure['backend']}: {failure['what']}")
+    for name, about in result["backends"].items():
+        text.append(f"backend {name} {about['version']}: {', '.join(about['dtypes'])}")
+    for name in result["skipped_backends"]:
+        text.append(f"backend {name}: skipped, not installed")
+    total = sum(row["count"] for row in result["checks"])
+    verdict = "all passed" if result["passed"] else "FAILED"
+    text.append(f"{len(result['proofs'])} proofs, {total} measurements in {result['seconds']:.1f} s: {verdict}")
+    return "\n".join(text)
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    return "0" if value == 0 else f"{value:.2g}"
