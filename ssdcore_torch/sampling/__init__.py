@@ -1,0 +1,25 @@
+"""Drawing images: the chain of exact posteriors from x_T to x_0, its inverse, and the times it visits."""
+
+from ssdcore_torch.sampling._encoding import Encoding, decode, encode, interpolate
+from ssdcore_torch.sampling._generate import LARGEST_FITTED_PRIOR, fit_moments, generate, to_bytes, to_float
+from ssdcore_torch.sampling._placement import PLACEMENTS, Placement, sampling_times
+from ssdcore_torch.sampling._walk import SAMPLERS, Denoiser, StepRecorder, level_sizes_of
+
+__all__ = [
+    "LARGEST_FITTED_PRIOR",
+    "PLACEMENTS",
+    "SAMPLERS",
+    "Denoiser",
+    "Encoding",
+    "Placement",
+    "StepRecorder",
+    "decode",
+    "encode",
+    "fit_moments",
+    "generate",
+    "interpolate",
+    "level_sizes_of",
+    "sampling_times",
+    "to_bytes",
+    "to_float",
+]

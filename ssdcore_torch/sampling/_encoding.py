@@ -1,0 +1,197 @@
+"""Images to noise and back: the deterministic sampler run upwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ssdcore as ssd
+from ssdcore_torch.sampling._placement import Placement, chain_of
+from ssdcore_torch.sampling._walk import Denoiser, Walk, device_of, evaluating, host_noise, level_sizes_of
+
+_MAX_ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What `encode` makes of images, and `decode` takes back.
+
+    state     (n, channels, *smallest size) x_T
+    details   for each change of size, from the smallest up: (n, channels, *larger size), the standard normal noise
+              that puts back the modes which the change destroys, zero on the others. Empty if no size changes.
+    times     the times of the chain
+    """
+
+    state: Tensor
+    details: tuple[Tensor, ...]
+    times: tuple[int, ...]
+
+
+def encode(
+    net: Denoiser,
+    proc: ssd.LinearDiffusion,
+    images: Tensor,
+    steps: int = 100,
+    seed: int = 0,
+    *,
+    placement: Placement = "log_snr",
+    times: Sequence[int] | None = None,
+    tolerance: float = 1e-4,
+) -> Encoding:
+    """The x_T from which the sampler at eta = 0 makes these images.
+
+    The first state is drawn, x_{t_1} ~ q(x_{t_1} | x_0), since the last step of sampling (which returns a prediction)
+    has no inverse: what lies below the noise level σ of the first time cannot be told from noise, and `decode` returns
+    E[x_0 | x_{t_1}] in its place. Each further step s → t solves the sampler's own step for x_t,
+
+        x_s = α_s x̂_s(x_t) + B (x_t − α_t R x̂_s(x_t)),   B = (σ_s/σ_t) V Uᵀ,   R = U diag(r) Vᵀ,
+
+    by iterating x_t ← α_t R x̂_s(x_t) + (σ_t/σ_s) U Vᵀ (x_s − α_s x̂_s(x_t)) until no element moves by more than
+    `tolerance`. Within a size that determines x_t from x_s. Where the size changes, the modes that R destroys are not
+    in x_t; they are kept beside it, as the noise of the posterior that `decode` will need there. So
+
+        ‖decode(encode(x_0)) − x_0‖_rms ≲ σ_{t_1}/α_{t_1} + what the iteration's tolerance grows to on the way down.
+
+    images      (n, channels, *full size) floating point, of the range that the network was trained for
+    placement, steps, times   as for `generate`
+    tolerance   in units of the state (whose noise is about 1 at T); at float32 not below 1e-5
+
+    Raises ssdcore.ConvergenceError where the iteration does not converge in 100 rounds: it contracts if the steps are
+    small beside the network's slope, so take more of them.
+    """
+    chain = chain_of(proc, steps, placement, times)
+    walk = Walk(net, level_sizes_of(net, proc), chain, eta=0.0, clip=False)
+    if images.ndim != 2 + len(proc.shape(0)) or not images.is_floating_point():
+        raise ValueError(
+            f"images: expected floating-point (n, channels, {', '.join(map(str, proc.shape(0)))}), got {images.dtype} "
+            f"of shape {tuple(images.shape)}"
+        )
+    draw = host_noise(seed, range(len(images)), images.shape[1], images.dtype, device_of(net))
+    details: list[Tensor] = []
+    with evaluating(net):
+        images = images.to(device_of(net))
+        x = chain.marginal(images, 1).sample(draw(chain.shape(1)))
+        for k in range(2, chain.steps + 1):
+            above = _solve(walk, x, chain.clean(images, k - 1), k, tolerance)
+            if chain.shape(k) != chain.shape(k - 1):
+                mean = chain.posterior(above, walk.predict(above, k), k - 1, k, eta=0.0).mean
+                details.insert(0, (x - mean) / chain.sigma(k - 1))
+            x = above
+    return Encoding(x, tuple(details), chain.times)
+
+
+def _solve(walk: Walk, x: Tensor, clean: Tensor, k: int, tolerance: float) -> Tensor:
+    """The state at step k that the deterministic step takes to x at step k − 1; `clean` guesses the prediction."""
+    chain, s, t = walk.chain, k - 1, k
+    operator = chain.degradation(s, t)
+    stretch = chain.sigma(t) / chain.sigma(s)
+
+    def rotated(z: Tensor) -> Tensor:
+        """U Vᵀ z = (M Mᵀ)^(−1/2) M z."""
+        return operator.T.gram_function(lambda v: torch.where(v > 0, v, torch.inf).rsqrt(), operator(z))
+
+    def state(prediction: Tensor) -> Tensor:
+        z = chain.alpha(s) * prediction
+        return operator(z) + stretch * rotated(x - z)
+
+    above = state(clean)
+    moving = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for _ in range(_MAX_ITERATIONS):
+        change = state(walk.predict(above, k)) - above
+        # A sample that has settled stays as it is, so that its encoding does not hang on the batch it shares.
+        above = torch.where(moving.view(-1, *[1] * (x.ndim - 1)), above + change, above)
+        moving = moving & ~(change.flatten(1).abs().amax(1) <= tolerance)
+        if not moving.any():
+            return above
+    raise ssd.ConvergenceError(
+        f"encode: {int(moving.sum())} of {len(x)} images still move by {float(change.abs().max()):.2g} after "
+        f"{_MAX_ITERATIONS} rounds at t = {chain.times[k - 1]}, above the tolerance {tolerance:g}; take more steps"
+    )
+
+
+def decode(net: Denoiser, proc: ssd.LinearDiffusion, encoding: Encoding, seed: int | None = None) -> Tensor:
+    """Images (n, channels, *full size) from their `Encoding`, by the sampler at eta = 0 and the encoding's times.
+
+    seed   None: the details that the encoding keeps, which gives the images back. A number: what the changes of size
+           destroy is drawn afresh from its exact conditional law given the state that is left, image i by (seed, i):
+           other images with the same coarse content. Without changes of size there is nothing to draw.
+    """
+    walk = Walk(net, level_sizes_of(net, proc), proc.respace(encoding.times), eta=0.0, clip=False)
+    x = encoding.state.to(device_of(net))
+    kept = {detail.shape[2:]: detail.to(x) for detail in encoding.details}
+
+    def held(shape: tuple[int, ...]) -> Tensor:
+        """The details of the change to this size; at the other steps of the size the posterior takes no noise."""
+        return kept[shape] if shape in kept else x.new_zeros((*x.shape[:2], *shape))
+
+    draw = held if seed is None else host_noise(seed, range(len(x)), x.shape[1], x.dtype, x.device)
+    with evaluating(net):
+        return walk.down(x, draw)
+
+
+def interpolate(
+    net: Denoiser,
+    proc: ssd.LinearDiffusion,
+    first: Tensor,
+    second: Tensor,
+    weights: Sequence[float] | np.ndarray,
+    steps: int = 100,
+    seed: int = 0,
+    *,
+    placement: Placement = "log_snr",
+    times: Sequence[int] | None = None,
+    prior: ssd.Gaussian | None = None,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """Images between `first` (weight 0) and `second` (weight 1): (len(weights), n, channels, *full size).
+
+    Both are encoded, their noise (x_T less its mean, and the details of every change of size) is interpolated
+    spherically, which keeps its length and so its plausibility as noise, and the result is decoded.
+
+    first, second   (n, channels, *full size)
+    prior           law of x_T, as for `generate`; only its mean matters
+    The other arguments are those of `encode`; at the ends the error is its.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"expected as many images of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
+    both = encode(
+        net,
+        proc,
+        torch.cat([first, second]),
+        steps,
+        seed,
+        placement=placement,
+        times=times,
+        tolerance=tolerance,
+    )
+    mean = torch.zeros(()) if prior is None else torch.as_tensor(prior.mean)
+    mean = mean.to(both.state)
+    a, b = (both.state - mean).chunk(2)
+    pairs = [detail.chunk(2) for detail in both.details]
+    made = []
+    for weight in weights:
+        w = float(weight)
+        details = tuple(slerp(low, high, w) for low, high in pairs)
+        made.append(decode(net, proc, Encoding(mean + slerp(a, b, w), details, both.times)))
+    return torch.stack(made)
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """(sin((1−w)Ω) a + sin(wΩ) b)/sin Ω for each image, Ω the angle between a and b; a straight line where Ω is 0 or π.
+
+    a, b   (n, …)
+    """
+    shape = (-1, *[1] * (a.ndim - 1))
+    u, v = a.flatten(1), b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(u, v, eps=torch.finfo(a.dtype).tiny).clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    sine = torch.sin(angle)
+    flat = sine < 1e-4
+    safe = torch.where(flat, 1.0, sine)
+    of_a = torch.where(flat, 1 - weight, torch.sin((1 - weight) * angle) / safe)
+    of_b = torch.where(flat, weight, torch.sin(weight * angle) / safe)
+    return of_a.view(shape) * a + of_b.view(shape) * b

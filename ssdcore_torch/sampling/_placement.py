@@ -1,0 +1,60 @@
+"""Which times of the process a sampler visits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+import ssdcore as ssd
+
+Placement = Literal["time", "log_snr"]
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+
+
+def sampling_times(proc: ssd.LinearDiffusion, steps: int, placement: Placement = "time") -> tuple[int, ...]:
+    """`steps` increasing times of 1 … T, T among them, with every time at which the state's size changes.
+
+    The network learns to raise the size only at the first time of a level, so the chain must pass there.
+
+    placement   "time": uniform in t; "log_snr": uniform in the log signal-to-noise ratio 2 log(‖M_{0→t}‖/σ_t) of the
+                mode that the degradation keeps best, which never rises with t (condition of theorem 1) and, with
+                scale-matched noise, goes on smoothly through the changes of size
+
+    Raises ValueError for fewer steps than such times, more than T, or an unknown placement.
+    """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")
+    changes = size_changes(proc)
+    needed = sorted({proc.steps, *changes})
+    if steps < len(needed):
+        raise ValueError(
+            f"steps = {steps}: the chain must start at t = {proc.steps} and pass the {len(changes)} times where "
+            f"the size changes, {changes}; take at least {len(needed)} steps"
+        )
+    noise = proc.noise
+    if placement == "log_snr":
+        with np.errstate(divide="ignore"):
+            kept = np.log([proc.degradation(0, t).norm() for t in range(1, proc.steps + 1)]) - np.log(noise.sigma[1:])
+        noise = ssd.NoiseSchedule.from_log_snr(np.minimum.accumulate(2 * kept))
+    return ssd.oracle.sampling_times(noise, steps, placement, changes)
+
+
+def size_changes(proc: ssd.LinearDiffusion) -> list[int]:
+    """The times t at which x_t has another size than x_{t−1}."""
+    return [t for t in range(1, proc.steps + 1) if proc.shape(t) != proc.shape(t - 1)]
+
+
+def chain_of(
+    proc: ssd.LinearDiffusion, steps: int, placement: Placement, times: Sequence[int] | None = None
+) -> ssd.LinearDiffusion:
+    """The process at `times`, or at those of `sampling_times`; ValueError unless it passes every change of size."""
+    if times is None:
+        return proc.respace(sampling_times(proc, steps, placement))
+    chain = proc.respace(times)
+    if missing := sorted({proc.steps, *size_changes(proc)}.difference(times)):
+        raise ValueError(
+            f"times: expected T and every time where the size changes among them, missing {missing}; add these"
+        )
+    return chain

@@ -1,0 +1,138 @@
+"""One walk down the chain: predictions, posteriors, and the noise they are sampled with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ssdcore as ssd
+from ssdcore.multistep import extrapolated
+from ssdcore_torch.sampling._placement import Placement
+from ssdcore_torch.unet import FlexiUNet
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a sampler takes where nothing else is asked for."""
+
+    eta: float
+    placement: Placement
+
+
+SAMPLERS: Mapping[str, Defaults] = {
+    "ancestral": Defaults(eta=1.0, placement="time"),  # the paper's
+    "multistep": Defaults(eta=0.0, placement="log_snr"),  # its extrapolation is in log-SNR
+}
+
+Denoiser = Callable[..., Tensor]
+"""net(x, t, out_level=…) -> clean images; a FlexiUNet or any other callable."""
+StepRecorder = Callable[[int, Tensor, Tensor], None]
+Draw = Callable[[tuple[int, ...]], Tensor]
+"""Noise of a trailing shape: (batch, channels, *shape)."""
+
+
+def defaults_of(sampler: str) -> Defaults:
+    """Raises ValueError for an unknown name, listing the known."""
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    return SAMPLERS[sampler]
+
+
+def level_sizes_of(net: Denoiser, proc: ssd.LinearDiffusion) -> list[tuple[int, ...]]:
+    """The size of each of the network's levels: those it was built for, or the process's for another callable."""
+    if isinstance(net, FlexiUNet):
+        return list(net.config.level_sizes)
+    return list(dict.fromkeys(proc.shape(t) for t in range(proc.steps + 1)))
+
+
+def device_of(net: Denoiser) -> torch.device:
+    """Where the network's parameters are; the CPU for a callable that has none."""
+    first = next(net.parameters(), None) if isinstance(net, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device
+
+
+@contextmanager
+def evaluating(net: Denoiser) -> Iterator[None]:
+    """Inside, a module is in evaluation mode and nothing keeps gradients."""
+    module = net if isinstance(net, nn.Module) else nn.Module()
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def host_noise(seed: int, indices: Sequence[int], channels: int, dtype: torch.dtype, device: torch.device) -> Draw:
+    """Standard normal noise whose i-th sample is a function of (seed, indices[i]) and of how often it was asked.
+
+    Drawn on the host, sample by sample: the same numbers on every device and in every batch.
+    """
+    generators = [np.random.default_rng((seed, index)) for index in indices]
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        drawn = [g.standard_normal((channels, *shape), dtype=np.float32) for g in generators]
+        return torch.from_numpy(np.stack(drawn)).to(device, dtype)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A denoiser, the chain of times that it is asked at, and how one state follows from another.
+
+    net      the denoiser;   sizes  the size of each of its levels
+    chain    a process respaced to the sampler's times
+    sampler  one of SAMPLERS
+    eta      of the posteriors
+    clip     clip every prediction to [−1, 1]
+    correct  makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None
+    """
+
+    net: Denoiser
+    sizes: Sequence[tuple[int, ...]]
+    chain: ssd.LinearDiffusion
+    sampler: str = "ancestral"
+    eta: float = 1.0
+    clip: bool = True
+    correct: Callable[[Tensor, Tensor, int], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        defaults_of(self.sampler)
+        if not 0 <= self.eta <= 1:
+            raise ValueError(
+                f"eta: expected a number from 0 (deterministic where the size is kept) to 1, got {self.eta}"
+            )
+        if self.sampler == "multistep" and self.eta != 0:
+            raise ValueError(f'eta: the sampler "multistep" is the deterministic one: expected 0, got {self.eta}')
+
+    def predict(self, x: Tensor, k: int) -> Tensor:
+        """The clean image at the size of step k − 1, predicted from the state x at step k."""
+        times = torch.full((len(x),), float(self.chain.times[k - 1]), dtype=x.dtype, device=x.device)
+        clean = self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1))).to(x.dtype)
+        if self.clip:
+            clean = clean.clamp(-1, 1)
+        return clean if self.correct is None else self.correct(x, clean, k)
+
+    def down(self, x: Tensor, draw: Draw, on_step: StepRecorder | None = None) -> Tensor:
+        """x_0, the last prediction, from x_T (batch, channels, *smallest size)."""
+        chain = self.chain
+        previous: Tensor | None = None
+        for k in range(chain.steps, 0, -1):
+            clean = self.predict(x, k)
+            if on_step is not None:
+                on_step(chain.times[k - 1], x, clean)
+            if k == 1:
+                break
+            used = clean
+            if self.sampler == "multistep":
+                used = extrapolated(chain, k - 1, k, k + 1, clean, previous)
+                previous = clean
+            x = chain.posterior(x, used, k - 1, k, eta=self.eta).sample(draw(chain.shape(k - 1)))
+        return clean
