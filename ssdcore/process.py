@@ -34,6 +34,16 @@ from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 _ROUNDING = 64 * np.finfo(np.float64).eps
 
 
+def posterior_share(eta: float, rho: Any, squared: Any) -> Any:
+    """Share 1 − η² (1 − ρ m²) of σ_s² that `LinearDiffusion.posterior` carries over from x_t in a mode that M keeps.
+
+    squared   m², the squared singular value of M, > 0;   rho   σ_s²/σ_t²
+
+    The posterior's innovation gain is b = (σ_s/σ_t) √share there and its variance σ_s² (1 − share).
+    """
+    return 1 - eta**2 * (1 - rho * squared)
+
+
 class _Degradations(abc.ABC):
     """The unscaled operators R_{s→t}, 0 <= s <= t <= T."""
 
@@ -425,7 +435,7 @@ class LinearDiffusion:
                 "decomposition; use eta = 1, or an operator with structure (Separable, Blur, a smaller Matrix)"
             )
         kept = decomposition.singular_values > 0
-        share = np.where(kept, 1 - eta**2 * (1 - rho * (ratio * decomposition.singular_values) ** 2), 0.0)
+        share = np.where(kept, posterior_share(eta, rho, (ratio * decomposition.singular_values) ** 2), 0.0)
         weights = Constant((sigma_s / sigma_t) * np.sqrt(np.maximum(share, 0.0)))
         covariance = Covariance.of_modes(unscaled, np.maximum(sigma_s**2 * (1 - share), 0.0), sigma_s**2)
         return unscaled, weights, covariance

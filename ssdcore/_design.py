@@ -1,0 +1,209 @@
+"""The commands `python -m ssdcore design` and `python -m ssdcore info`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssdcore import oracle
+from ssdcore._data import read_images
+from ssdcore.process import LinearDiffusion
+from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
+
+_NOISES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `design` and `info` to an argparse subparsers object; each sets `run`, from arguments to the exit status."""
+    design = subparsers.add_parser(
+        "design",
+        help="find the cheapest resolution schedule whose exact sampling error stays near full size",
+        description="Find the cheapest resolution schedule whose exact sampling error, for Gaussian data with the "
+        "images' spectrum, stays within a tolerance of the full-size chain. No network and no training are involved.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_common(design)
+    design.add_argument("--tolerance", type=float, default=0.02, help="error allowed above full size, as a share")
+    design.add_argument("--steps", type=int, default=100, help="sampling steps")
+    design.add_argument("--eta", type=float, default=1.0, help="1 ancestral … 0 deterministic")
+    design.add_argument("--order", type=int, choices=(1, 2), default=1, help="2: second-order multistep, with --eta 0")
+    design.add_argument(
+        "--times", choices=("best", "time", "log_snr"), default="best", help="placing of the sampling times"
+    )
+    design.add_argument("--noise-kind", choices=("matched", "paper"), default="matched", help="of the design")
+    design.add_argument("--out", metavar="FILE", help="write the schedule as JSON, for ssdcore_torch.train --schedule")
+    design.set_defaults(run=_reporting(_run_design))
+
+    info = subparsers.add_parser(
+        "info",
+        help="how much of the data each noise level and each size keeps",
+        description="The share of signal-dominated pixels Info(t) and of pixels kept Info(r), and the mutual "
+        "information I(x_0; x_t) of a Gaussian model of the images on every level.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_common(info)
+    info.set_defaults(run=_reporting(_run_info))
+
+
+def _reporting(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
+    """Exit status 2 and one line on stderr for bad input, 0 otherwise."""
+
+    def run(arguments: argparse.Namespace) -> int:
+        try:
+            command(arguments)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return 0
+
+    return run
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="FOLDER_OR_NPZ", help="images (without it: the embedded drawings)")
+    parser.add_argument("--size", type=int, default=64, help="full size in pixels a side")
+    parser.add_argument("--levels", type=int, default=4, help="resolution levels, each half the one before")
+    parser.add_argument("--noise", choices=sorted(_NOISES), default="linear", help="noise schedule")
+    parser.add_argument("--process-steps", type=int, default=1000, help="T, the steps of the process")
+    parser.add_argument(
+        "--nats", type=float, default=1.0, help="a level change that loses less than this a channel is called free"
+    )
+    parser.add_argument("--plot", metavar="FILE", help="write a figure (png, pdf, svg); needs matplotlib")
+
+
+def _setting(arguments: argparse.Namespace) -> tuple[np.ndarray, str, NoiseSchedule]:
+    if arguments.size < 1 or arguments.levels < 1:
+        raise ValueError(f"expected a positive size and levels, got {arguments.size} and {arguments.levels}")
+    if not arguments.nats > 0:
+        raise ValueError(f"--nats: expected a positive number, got {arguments.nats}")
+    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib: pip install matplotlib")
+    for name in ("plot", "out"):
+        target = getattr(arguments, name, None)
+        if target is not None and not Path(target).absolute().parent.is_dir():
+            raise ValueError(f"--{name}: no such folder: {Path(target).absolute().parent}")
+    noise = _NOISES[arguments.noise](arguments.process_steps)
+    images, source = read_images(arguments.data, arguments.size)
+    return images, source, noise
+
+
+def _run_design(arguments: argparse.Namespace) -> None:
+    """Print the table, write the schedule and the figure."""
+    if not 0 <= arguments.eta <= 1 or (arguments.order == 2 and arguments.eta != 0):
+        raise ValueError(f"--eta: expected a number from 0 to 1, and 0 with --order 2; got {arguments.eta}")
+    if arguments.steps < arguments.levels:
+        raise ValueError(
+            f"--steps {arguments.steps}: {arguments.levels} levels change size {arguments.levels - 1} times "
+            f"and need at least {arguments.levels} steps"
+        )
+    images, source, noise = _setting(arguments)
+    shape = (arguments.size, arguments.size)
+    covariance = oracle.fit(images).covariance
+    sampler: dict[str, Any] = {"eta": arguments.eta, "order": arguments.order}
+    matched = arguments.noise_kind == "matched"
+    found = oracle.design_levels(
+        shape,
+        noise,
+        covariance,
+        arguments.levels,
+        arguments.steps,
+        arguments.tolerance,
+        times=arguments.times,
+        matched=matched,
+        **sampler,
+    )
+    processes: dict[str, LinearDiffusion] = {"full size": LinearDiffusion.identity(shape, noise)}
+    for label, gamma in (("ConvexDecay 0.5", 0.5), ("equal", None), ("ConvexDecay 2", 2.0)):
+        for kind in (False, True):
+            levels = (
+                ResolutionSchedule.equal(noise.steps, arguments.levels)
+                if gamma is None
+                else ResolutionSchedule.convex(noise.steps, arguments.levels, gamma)
+            )
+            name = f"{label}, {'matched' if kind else 'paper'} noise"
+            processes[name] = LinearDiffusion.resize(shape, noise, levels, matched=kind)
+    designed = f"designed, {arguments.noise_kind} noise"
+    processes[designed] = found.process
+    points: dict[str, tuple[float, float]] = {}
+    print(f"data: {source}; {arguments.size}×{arguments.size}, one channel's cosine spectrum")
+    print(
+        f"sampler: {arguments.steps} steps at {arguments.times} times, eta {arguments.eta:g}, order {arguments.order}; "
+        f"errors are exact squared Fréchet distances summed over pixels; {found.evaluations} schedules measured\n"
+    )
+    print(f"{'schedule':<32}{'level starts':<20}{'cost':>8}{'error':>12}{'× full':>9}")
+    for name, proc in processes.items():
+        if name == "full size":
+            error = found.full_error
+        elif name == designed:
+            error = found.error
+        else:
+            error = oracle.sampler_error(proc, covariance, found.times, **sampler)
+        cost = sum(float(np.prod(proc.shape(t))) for t in found.times) / found.full_cost
+        points[name] = (cost, error / found.full_error)
+        starts = " ".join(str(t) for t in _starts(proc)) or "-"
+        print(f"{name:<32}{starts:<20}{cost:>8.3f}{error:>12.5g}{points[name][1]:>9.4g}")
+    print(f"\nsampling times: {' '.join(map(str, found.times))}")
+    sizes = tuple(dict.fromkeys(found.process.shape(t) for t in range(noise.steps + 1)))
+    if arguments.out:
+        schedule = oracle.Schedule(
+            sizes,
+            found.levels.starts,
+            arguments.noise,
+            noise.steps,
+            matched,
+            "bilinear",
+            found.times,
+            arguments.eta,
+            arguments.order,
+            found.error,
+            found.full_error,
+        )
+        schedule.save(arguments.out)
+        print(f"wrote {arguments.out}")
+    if arguments.plot:
+        from ssdcore import plotting
+
+        information = oracle.level_information(shape, noise, covariance, arguments.levels, matched)
+        shown = {name: processes[name] for name in ("ConvexDecay 0.5, paper noise", designed)}
+        figure = plotting.design(shown, points, information, [size[0] for size in sizes], arguments.nats)
+        _save(figure, arguments.plot)
+
+
+def _run_info(arguments: argparse.Namespace) -> None:
+    """Print the information of every level over time, write the figure."""
+    images, source, noise = _setting(arguments)
+    shape = (arguments.size, arguments.size)
+    signal = oracle.signal_share(images, noise)
+    covariance = oracle.fit(images).covariance
+    convex = LinearDiffusion.resize(shape, noise, ResolutionSchedule.convex(noise.steps, arguments.levels, 0.5))
+    mutual = oracle.level_information(shape, noise, covariance, arguments.levels)
+    sizes = [size[0] for size in dict.fromkeys(convex.shape(t) for t in range(noise.steps + 1))]
+    share = oracle.pixel_share(convex)
+    print(f"data: {source}; {arguments.size}×{arguments.size}; mutual information of one channel, matched noise\n")
+    print(f"{'t':>6}{'Info(t)':>10}{'Info(r)':>10}" + "".join(f"{f'I at {n} px':>14}" for n in sizes) + "   (nats)")
+    for t in np.unique(np.round(np.linspace(1, noise.steps, 21)).astype(int)):
+        row = "".join(f"{value:>14.5g}" for value in mutual[:, t - 1])
+        print(f"{t:>6}{signal[t - 1]:>10.4f}{share[t - 1]:>10.4f}{row}")
+    print("\nInfo(r) is that of ConvexDecay 0.5, the paper's choice.")
+    for size, start in zip(sizes[1:], oracle.free_starts(mutual, arguments.nats)):
+        when = f"from t = {start}" if start is not None else "at no time"
+        print(f"changing to {size} pixels loses at most {arguments.nats:g} nats a channel {when}")
+    if arguments.plot:
+        from ssdcore import plotting
+
+        _save(plotting.information(signal, {"ConvexDecay 0.5": share}, mutual, sizes), arguments.plot)
+
+
+def _starts(proc: LinearDiffusion) -> list[int]:
+    return [t for t in range(1, proc.steps + 1) if proc.shape(t) != proc.shape(t - 1)]
+
+
+def _save(figure: Any, path: str) -> None:
+    figure.savefig(path, dpi=150)
+    print(f"wrote {path}")

@@ -1,0 +1,95 @@
+"""Second-order multistep sampling: one formula, shared by the samplers that run it and the oracle that measures it.
+
+DPM-Solver++ (2M) for a model that predicts clean images is the deterministic posterior (eta = 0) given, in place of the
+prediction x̂_t, its linear extrapolation in the half log signal-to-noise ratio λ = log(α/σ),
+
+    x_s ~ q_0(x_s | x_t, x̂),   x̂ = x̂_t + w (x̂_t − x̂_u),   w = (λ_s − λ_t) / (2 (λ_t − λ_u)),   s < t < u,
+
+x̂_u being the prediction of the step before (Lu et al., "DPM-Solver++", 2022, algorithm 2). Here it is carried across
+changes of the degradation, mode by mode, for the modes that the change keeps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ssdcore._arrays import Array, Constant, check_trailing, full_precision, real_namespace
+from ssdcore.operators import Identity, LinearOperator
+from ssdcore.process import LinearDiffusion
+
+
+def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Array, previous: Array | None) -> Array:
+    """The clean image to give ``proc.posterior(x_t, ·, s, t, eta=0)`` for a second-order step t → s.
+
+    s, t, u      times of `proc`; u → t is the step before (anything at the first step)
+    prediction   (*batch, *shape(s))   x̂_t, predicted from x_t at the size of s
+    previous     (*batch, *shape(t))   x̂_u, predicted from x_u at the size of t; None at the first step
+
+    With R = U diag(r) Vᵀ the degradation that a change removes, a mode v of the larger state is seen by the smaller one
+    at the ratio λ + log r, and only the modes V are extrapolated:
+
+        t → s a change:   x̂_t + V diag(w) (Vᵀ x̂_t − r⁻¹ Uᵀ x̂_u),   w = (λ_s − λ_t − log r) / (2 (λ_t − λ_u))
+        u → t a change:   x̂_t + V diag(w) Vᵀ (x̂_t − x̂_u),          w = (λ_s − λ_t) / (2 (λ_t − λ_u − log r))
+
+    First order, so `prediction` itself: at the first step, at the last (λ_0 is infinite), where both steps are changes,
+    and for changes without a known decomposition. Raises ValueError for a wrong trailing shape.
+    """
+    check_trailing(prediction, proc.shape(s), f"extrapolated: prediction for s = {s}")
+    if previous is None or s == 0:
+        return prediction
+    check_trailing(previous, proc.shape(t), f"extrapolated: previous prediction for t = {t}")
+    now, before = proc._unscaled(s, t), proc._unscaled(t, u)
+    if isinstance(now, Identity) and isinstance(before, Identity):
+        return prediction + extrapolation_weight(proc, s, t, u) * (prediction - previous)
+    step, last = half_log_snr(proc, s) - half_log_snr(proc, t), half_log_snr(proc, t) - half_log_snr(proc, u)
+    if isinstance(before, Identity):
+        return _across(now, prediction, previous, step, last)
+    if isinstance(now, Identity):
+        return _after(before, prediction, previous, step, last)
+    return prediction
+
+
+def extrapolation_weight(proc: LinearDiffusion, s: int, t: int, u: int) -> float:
+    """w where u → t → s keeps the degradation; 0 at the last step and where λ_u is no smaller than λ_t."""
+    last = half_log_snr(proc, t) - half_log_snr(proc, u)
+    if s == 0 or last <= 0:
+        return 0.0
+    return (half_log_snr(proc, s) - half_log_snr(proc, t)) / (2 * last)
+
+
+def half_log_snr(proc: LinearDiffusion, t: int) -> float:
+    """λ_t = log(α_t/σ_t); infinite at t = 0, −inf where no signal is left."""
+    alpha, sigma = proc.alpha(t), proc.sigma(t)
+    if sigma == 0:
+        return math.inf
+    return math.log(alpha / sigma) if alpha > 0 else -math.inf
+
+
+def _across(operator: LinearOperator, prediction: Array, previous: Array, step: float, last: float) -> Array:
+    decomposition = operator._decomposition
+    if decomposition is None or last <= 0:
+        return prediction
+    r = decomposition.singular_values
+    kept = r > 0
+    w = np.where(kept, (step - np.log(np.where(kept, r, 1.0))) / (2 * last), 0.0)
+    inverse = np.where(kept, 1.0 / np.where(kept, r, 1.0), 0.0)
+    xp = real_namespace(prediction, "extrapolated")
+    with full_precision(prediction):
+        own = decomposition.input.analyse(xp, prediction)
+        held = decomposition.sign * Constant(inverse).like(xp, prediction) * decomposition.output.analyse(xp, previous)
+        return prediction + decomposition.input.synthesise(xp, Constant(w).like(xp, prediction) * (own - held))
+
+
+def _after(operator: LinearOperator, prediction: Array, previous: Array, step: float, last: float) -> Array:
+    decomposition = operator._decomposition
+    if decomposition is None:
+        return prediction
+    r = decomposition.singular_values
+    gap = last - np.log(np.where(r > 0, r, 1.0))
+    w = np.where((r > 0) & (gap > 0), step / (2 * np.where(gap > 0, gap, 1.0)), 0.0)
+    xp = real_namespace(prediction, "extrapolated")
+    with full_precision(prediction):
+        change = decomposition.input.analyse(xp, prediction - previous)
+        return prediction + decomposition.input.synthesise(xp, Constant(w).like(xp, prediction) * change)
