@@ -33,6 +33,10 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
         t → s a change:   x̂_t + V diag(w) (Vᵀ x̂_t − r⁻¹ Uᵀ x̂_u),   w = (λ_s − λ_t − log r) / (2 (λ_t − λ_u))
         u → t a change:   x̂_t + V diag(w) Vᵀ (x̂_t − x̂_u),          w = (λ_s − λ_t) / (2 (λ_t − λ_u − log r))
 
+    Second order holds down to an error that a change itself leaves, however many the steps: the modes that it adds
+    start as their mean given x_t with noise, without the variance that x_0 has around that mean. Where the new modes
+    carry little information at the time of the change (see ``ssdcore.oracle.level_information``) it is negligible.
+
     First order, so `prediction` itself: at the first step, at the last (λ_0 is infinite), where both steps are changes,
     and for changes without a known decomposition. Raises ValueError for a wrong trailing shape.
     """

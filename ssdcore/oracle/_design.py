@@ -245,7 +245,7 @@ class Schedule:
         partial.replace(target)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], shape: Shape | int | None = None) -> Schedule:
+    def load(cls, path: str | os.PathLike[str], shape: Shape | None = None) -> Schedule:
         """Read a file.
 
         shape   the full size that is wanted, or None for any
@@ -266,9 +266,9 @@ class Schedule:
             schedule = cls(**content)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: broken schedule file: {type(error).__name__}: {error}") from error
-        if shape is not None and schedule.sizes[0] != positive_shape(shape, "schedule"):
+        if shape is not None and schedule.sizes[0] != tuple(shape):
             raise ValueError(
-                f"{path} is a schedule for the size {schedule.sizes[0]}, expected "
-                f"{positive_shape(shape, 'schedule')}; design one for that size"
+                f"{path} is a schedule for the size {schedule.sizes[0]}, expected {tuple(shape)}; "
+                "design one for that size"
             )
         return schedule

@@ -69,6 +69,8 @@ def sampler_law(
     """
     chain = proc if times is None else proc.respace(times)
     data = as_covariance(covariance, chain.shape(0))
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in [0, 1], got {eta}")
     if order not in (1, 2):
         raise ValueError(f"order: expected 1 (posterior steps) or 2 (multistep), got {order!r}")
     if order == 2 and eta != 0:
