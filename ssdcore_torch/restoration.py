@@ -202,6 +202,6 @@ def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, axes: int)
         direction = torch.where(open_, residual + squared / before * direction, direction)
     worst = float((squared / (goal / _TOLERANCE**2)).max().sqrt())
     raise ssd.ConvergenceError(
-        f"restore: conjugate gradients stopped after {_MAX_ITERATIONS} iterations at a relative residual of {worst:.1e} (tolerance "
-        f" {_TOLERANCE:.0e}); raise noise_level, or give `data` a covariance with less spread"
+        f"restore: conjugate gradients stopped after {_MAX_ITERATIONS} iterations at a relative residual {worst:.1e}, "
+        f"above {_TOLERANCE:.0e}; raise noise_level, or give `data` a covariance with less spread"
     )

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from perfect import GaussianDenoiser, frechet, output_law, power_law
 from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate
-from ssdcore_torch.sampling import LARGEST_FITTED_PRIOR, fit_moments, sampling_times, to_bytes, to_float
+from ssdcore_torch.sampling import (
+    LARGEST_FITTED_PRIOR,
+    PLACEMENTS,
+    Placement,
+    fit_moments,
+    sampling_times,
+    to_bytes,
+    to_float,
+)
 
 SIZES = ((8, 8), (4, 4), (2, 2))
 
@@ -61,18 +71,21 @@ def test_impossible_numbers_of_steps() -> None:
         sampling_times(process(), 201)
 
 
-def test_samples_do_not_depend_on_the_batch(net: FlexiUNet) -> None:
+@pytest.mark.parametrize(("sampler", "eta"), [("ancestral", 1.0), ("ancestral", 0.0), ("multistep", None)])
+def test_samples_do_not_depend_on_the_batch(net: FlexiUNet, sampler: str, eta: float | None) -> None:
     proc, net = process(), copy.deepcopy(net).double()
-    whole = generate(net, proc, 7, steps=8, seed=3, batch_size=64)
+
+    def draw(n: int, batch_size: int) -> Tensor:
+        return generate(net, proc, n, 8, eta, seed=3, sampler=sampler, batch_size=batch_size, dtype=torch.float64)
+
+    whole = draw(7, 64)
     assert whole.shape == (7, 3, 8, 8)
+    assert whole.dtype == torch.float64
     assert whole.abs().max() <= 1
-    # Kernels round differently for other batch sizes. In float64 what an untrained network makes of that stays small
-    # beside the float32 of the states.
+    # Kernels round differently for other batch sizes; an untrained network enlarges that, far from all of 1e-16 to 1e-8.
     for batch_size in (1, 3):
-        torch.testing.assert_close(
-            generate(net, proc, 7, steps=8, seed=3, batch_size=batch_size), whole, rtol=0, atol=1e-4
-        )
-    torch.testing.assert_close(generate(net, proc, 2, steps=8, seed=3), whole[:2], rtol=0, atol=1e-4)
+        torch.testing.assert_close(draw(7, batch_size), whole, rtol=0, atol=1e-8)
+    torch.testing.assert_close(draw(2, 64), whole[:2], rtol=0, atol=1e-8)
     assert (whole[0] - whole[1]).abs().mean() > 0.05
 
 
@@ -147,10 +160,149 @@ def test_predictions_are_clipped_and_the_module_left_as_it_was(net: FlexiUNet) -
 
 
 def test_bad_arguments(net: FlexiUNet) -> None:
-    with pytest.raises(ValueError, match="n = 0"):
-        generate(net, process(), 0)
-    with pytest.raises(ValueError, match="eta"):
-        generate(net, process(), 1, eta=1.5)
+    proc = process()
+    for message, arguments in (
+        ("n = 0", {"n": 0}),
+        ("eta", {"eta": 1.5}),
+        ("sampler: expected one of ancestral, multistep, got 'heun'", {"sampler": "heun"}),
+        ('"multistep" is the deterministic one: expected 0, got 1', {"sampler": "multistep", "eta": 1.0}),
+        ("placement: expected one of time, log_snr, got 'karras'", {"placement": "karras"}),
+        (r"steps = 2: .*pass the 2 times where the size changes, \[68, 134\]; take at least 3 steps", {"steps": 2}),
+        (r"times: .*missing \[134\]", {"times": (1, 68, 200)}),
+        (r"times: .*missing \[68, 134, 200\]", {"times": (1, 60)}),
+        ("increasing times", {"times": (68, 1, 134, 200)}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(net, proc, **{"n": 1, **arguments})
+
+
+# ---- the law of the samplers on Gaussian data
+
+
+def gaussian_data(proc: ssd.LinearDiffusion) -> tuple[ssd.Covariance, np.ndarray]:
+    covariance = ssd.Covariance.cosine(power_law(proc.shape(0)))
+    return covariance, covariance.as_matrix()
+
+
+@pytest.mark.parametrize("matched", [True, False])
+@pytest.mark.parametrize(
+    ("sampler", "eta", "order"),
+    [("ancestral", 1.0, 1), ("ancestral", 0.5, 1), ("ancestral", 0.0, 1), ("multistep", 0.0, 2)],
+)
+def test_the_sampler_has_the_law_that_the_oracle_says(matched: bool, sampler: str, eta: float, order: int) -> None:
+    """Two computations of one law: the real sampler's steps on tensors, and the oracle's algebra of blocks."""
+    levels = ssd.ResolutionSchedule.equal(200, 3)
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(200), levels, matched=matched)
+    covariance, dense = gaussian_data(proc)
+    for placement in PLACEMENTS:
+        times = sampling_times(proc, 12, placement)
+        mean, made = output_law(GaussianDenoiser(proc, dense), proc.respace(times), sampler, eta)
+        law = ssd.oracle.sampler_law(proc, covariance, times, eta, order=order)
+        np.testing.assert_allclose(mean, 0, atol=1e-14)
+        np.testing.assert_allclose(made, law.covariance.as_matrix(), atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta", "order"), [("ancestral", 1.0, 1), ("ancestral", 0.0, 1), ("multistep", 0.0, 2)]
+)
+def test_order_of_convergence(sampler: str, eta: float, order: int) -> None:
+    """Inside a level, the 2-Wasserstein distance falls as the first or second power of the step in log-SNR."""
+    noise = ssd.NoiseSchedule.from_log_snr(np.linspace(14, -10, 1281))
+    proc = ssd.LinearDiffusion.identity((8,), noise)
+    _, dense = gaussian_data(proc)
+    net = GaussianDenoiser(proc, dense)
+    distances = []
+    for steps in (41, 81, 161):
+        chain = proc.respace(sampling_times(proc, steps, "log_snr"))
+        distances.append(frechet(*output_law(net, chain, sampler, eta), np.zeros(8), dense) ** 0.5)
+    slopes = [float(np.log2(coarse / fine)) for coarse, fine in pairwise(distances)]
+    assert all(abs(slope - order) < 0.2 for slope in slopes), (distances, slopes)
+
+
+def test_twenty_multistep_steps_are_nearer_to_the_data_than_a_hundred_ancestral() -> None:
+    levels = ssd.ResolutionSchedule.equal(1000, 3)
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(1000), levels)
+    _, dense = gaussian_data(proc)
+    net = GaussianDenoiser(proc, dense)
+
+    def error(sampler: str, steps: int, eta: float, placement: Placement) -> float:
+        chain = proc.respace(sampling_times(proc, steps, placement))
+        return frechet(*output_law(net, chain, sampler, eta), np.zeros(64), dense)
+
+    few = error("multistep", 20, 0.0, "log_snr")
+    assert few < 0.2 * min(error("ancestral", 100, 1.0, placement) for placement in PLACEMENTS)
+
+
+def test_even_log_snr_steps() -> None:
+    """Even where whole numbers allow, through the changes of size, for the mode that a resize keeps best."""
+    noise = ssd.NoiseSchedule.linear(1000)
+    for matched in (True, False):
+        proc = ssd.LinearDiffusion.resize((32, 32), noise, ssd.ResolutionSchedule.equal(1000, 3), matched=matched)
+        times = sampling_times(proc, 30, "log_snr")
+        assert len(times) == 30
+        assert (times[0], times[-1]) == (1, 1000)
+        assert {t for t in range(1, 1001) if proc.shape(t) != proc.shape(t - 1)} <= set(times)
+        kept = [2 * np.log(proc.degradation(0, t).norm() / proc.sigma(t)) for t in times]
+        gaps = -np.diff(kept)
+        even = (kept[0] - kept[-1]) / 29
+        # Steps that one unit of time, or a move onto a change of size, makes longer or shorter are few.
+        assert np.mean(np.abs(gaps / even - 1) < 0.15) > 0.6
+        assert gaps.max() < 2.1 * even
+    # What `time` would do instead: a step from 7 % of the noise to none.
+    assert np.diff([2 * np.log(noise.sigma[t]) for t in sampling_times(proc, 30, "time")[:2]]) > 5
+
+
+def test_given_times_are_visited() -> None:
+    proc = process()
+    seen: list[int] = []
+    net = GaussianDenoiser(proc, 0.1 * np.eye(64))
+    given = (1, 5, 68, 100, 134, 200)
+    generate(net, proc, 1, channels=1, times=given, on_step=lambda t, *_: seen.append(t))
+    assert tuple(reversed(seen)) == given
+
+
+def test_clipping_can_be_left_out() -> None:
+    proc = process()
+
+    def far(x: Tensor, t: Tensor, out_level: int) -> Tensor:
+        return torch.full((len(x), 3, *SIZES[out_level]), 5.0)
+
+    assert generate(far, proc, 1, steps=5).max() == 1
+    assert generate(far, proc, 1, steps=5, clip=False).max() == 5
+
+
+def test_the_chain_starts_from_the_joint_law_of_all_channels(net: FlexiUNet) -> None:
+    """x_T of many samples against the prior's dense covariance, whose channels are correlated."""
+    proc = process()
+    rng = np.random.default_rng(0)
+    factor = rng.standard_normal((12, 12))
+    # Large enough for the data to show in x_T, which sees it through α_T.
+    covariance = factor @ factor.T / proc.alpha(200) ** 2
+    mean = torch.from_numpy(rng.standard_normal((3, 2, 2))) / proc.alpha(200)
+    starts: list[Tensor] = []
+
+    def first(t: int, x: Tensor, clean: Tensor) -> None:
+        if t == proc.steps:
+            starts.append(x)
+
+    count = 4000
+    generate(
+        lambda x, t, out_level: torch.zeros(len(x), 3, *SIZES[out_level]),
+        proc,
+        count,
+        steps=3,
+        prior=proc.prior(mean, covariance),
+        batch_size=1000,
+        on_step=first,
+    )
+    x = torch.cat(starts).flatten(1).double().numpy()
+    expected = proc.alpha(200) ** 2 * covariance + proc.sigma(200) ** 2 * np.eye(12)
+    off = np.abs(expected[:4, 4:]).max()
+    spread = np.sqrt(np.outer(np.diag(expected), np.diag(expected)) + expected**2) / count**0.5  # of a covariance entry
+    assert off > 10 * spread.max()  # so that channels taken one by one would be seen
+    assert np.abs((np.cov(x.T) - expected) / spread).max() < 4.5
+    centre = proc.alpha(200) * mean.flatten().numpy()
+    assert np.abs((x.mean(0) - centre) / np.sqrt(np.diag(expected) / count)).max() < 4
 
 
 def test_moments_of_the_data_at_the_smallest_size() -> None:
