@@ -67,7 +67,8 @@ def assert_close(got: Any, want: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dynamic"), [*((name, None) for name in OPERATORS), ("separable", True), ("banded", True), ("sparse", True)]
+    ("name", "dynamic"),
+    [*((name, None) for name in OPERATORS), ("separable", True), ("banded", True), ("sparse", True)],
 )
 def test_torch_compile(name: str, dynamic: bool | None) -> None:
     torch._dynamo.reset()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,13 +120,15 @@ class Backend:
             return [None]
         usable = []
         for device in listed:
+            if device is None:  # jax lists "no device in particular" first
+                continue
             try:
                 made = Backend(self.xp, self.dtype_name, device).array(np.ones(1))
                 if made.dtype == self.dtype and to_numpy(made)[0] == 1.0:
                     usable.append(device)
-            except Exception:  # noqa: S112 - whatever keeps a device from being used: torch's "meta" holds no values
+            except Exception:  # whatever keeps a device from being used: torch's "meta" holds no values
                 continue
-        return usable or [None]
+        return usable if len(usable) > 1 else [None]
 
     def rounding(self, operations: int, entries: int) -> float:
         """Relative error of results of `operations` roundings each, over `entries` results.
@@ -140,8 +143,7 @@ class Backend:
         """Norm of the error of storing `values` in a half-precision dtype; zero in the dtypes of the arithmetic."""
         if not self.is_half:
             return 0.0
-        # factor 2: the computed value may sit on the other side of a binade from the exact one
-        return 2 * self.storage_unit * norm(values) + math.sqrt(values.size) * self.tiny
+        return self.storage_unit * norm(values) + math.sqrt(values.size) * self.tiny
 
 
 def to_numpy(x: Array) -> np.ndarray:
@@ -169,10 +171,29 @@ def generator_states() -> dict[str, Any]:
     """Snapshots of the global random states that an operator might touch."""
     states: dict[str, Any] = {"random": random.getstate()}
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what is watched
-    states["numpy.random"] = (kind, keys.tobytes(), *rest)
+    states["numpy.random"] = (kind, np.asarray(keys).tobytes(), *rest)
     torch = sys.modules.get("torch")
     if torch is not None:
         states["torch"] = torch.get_rng_state().numpy().tobytes()
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             states["torch.cuda"] = torch.cuda.get_rng_state().numpy().tobytes()
     return states
+
+
+@contextlib.contextmanager
+def advanced_generators() -> Iterator[None]:
+    """Within it the global states are not as any seed leaves them; afterwards they are what they were before."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch = sys.modules.get("torch")
+    cpu = None if torch is None else torch.get_rng_state()
+    random.random()
+    np.random.random()  # noqa: NPY002
+    if torch is not None:
+        torch.rand(1)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        if torch is not None:
+            torch.set_rng_state(cpu)

@@ -41,7 +41,9 @@ def _one_covariance(c: ProcessContext, name: str, g: Gaussian) -> Iterator[Measu
     eigenvalues = np.linalg.eigvalsh((dense + dense.T) / 2)
     largest = float(np.abs(eigenvalues).max())
     yield deviation(dense, dense.T, unit * largest, f"covariance of the {name}: symmetry")
-    yield Measurement(max(-float(eigenvalues[0]), 0.0), unit * largest, f"{name}: below zero by the smallest eigenvalue")
+    yield Measurement(
+        max(-float(eigenvalues[0]), 0.0), unit * largest, f"{name}: below zero by the smallest eigenvalue"
+    )
     root = c.probe_map(law.root, law.shape)
     yield deviation(root, root.T, unit * math.sqrt(largest), f"{name}: symmetry of the root")
     yield deviation(root @ root, dense, 2 * unit * largest, f"{name}: root² against the covariance")
@@ -61,7 +63,9 @@ def _one_covariance(c: ProcessContext, name: str, g: Gaussian) -> Iterator[Measu
     determinant = law.log_determinant()
     lost = largest / max(float(eigenvalues[0]), 0.0) if eigenvalues[0] > 0 else math.inf
     if lost * unit > 0.5:  # singular to rounding: the determinant is −inf or means nothing
-        yield exact(determinant < n * math.log(largest or 1.0) or largest == 0, f"{name}: log-determinant of a singular")
+        yield exact(
+            determinant < n * math.log(largest or 1.0) or largest == 0, f"{name}: log-determinant of a singular"
+        )
         return
     yield Measurement(
         abs(determinant - float(np.linalg.slogdet(dense)[1])), 2 * n * unit * lost, f"{name}: log-determinant"

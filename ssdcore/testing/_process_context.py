@@ -50,7 +50,7 @@ class ProcessContext:
 
     @property
     def main_pair(self) -> tuple[int, int]:
-        """One pair for what does not depend on times: a change of size that is not the first step, where there is one."""
+        """One pair for what does not depend on times: a change of size after the first step, where there is one."""
         return next(((s, t) for s, t in self.pairs if s > 0), self.pairs[0])
 
     def m(self, s: int, t: int) -> np.ndarray:

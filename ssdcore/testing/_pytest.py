@@ -61,8 +61,8 @@ def parametrize_with_checks(
 
     subjects            operators and processes
     expected_failures   maps a subject to {name of a check: reason}: those tests are strict xfails
-    xp, dtypes, examples and seed are those of `check_operator`. Raises ValueError for no subject at all, or for the name
-    of a check that does not exist.
+    xp, dtypes, examples and seed are those of `check_operator`. Raises ValueError for no subject at all, or for the
+    name of a check that does not exist.
     """
     import pytest
 
@@ -70,7 +70,7 @@ def parametrize_with_checks(
     for index, subject in enumerate(subjects):
         checks = OPERATOR_CHECKS if _is_operator(subject) else PROCESS_CHECKS
         expected = dict(expected_failures(subject)) if expected_failures is not None else {}
-        name = repr(subject) if _is_operator(subject) else describe(subject)
+        name = repr(subject) if isinstance(subject, LinearOperator) else describe(subject)
         for check in checks:
             reason = expected.pop(check.name, None)
             marks = [] if reason is None else [pytest.mark.xfail(reason=reason, strict=True, raises=CheckFailed)]

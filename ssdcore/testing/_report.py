@@ -29,7 +29,7 @@ class Measurement:
         return self.measured / self.tolerance if self.tolerance > 0 else math.inf
 
 
-class Skipped(Exception):  # noqa: N818 - not an error: the reason why a check does not apply
+class Skipped(Exception):
     """Raised within a check that does not apply to its subject; the message is the reason."""
 
 
@@ -119,10 +119,14 @@ class CheckFailed(AssertionError):
     def __init__(self, report: Report) -> None:
         self.report = report
         if report.failures:
-            lines = [f"{report.subject} on {report.namespace} fails {len(report.failures)} of {len(report.rows)} checks:"]
+            lines = [
+                f"{report.subject} on {report.namespace} fails {len(report.failures)} of {len(report.rows)} checks:"
+            ]
             lines += [f"  {row}" for row in report.failures]
         else:
-            lines = [f"{report.subject} on {report.namespace}: no check ran, which shows nothing; every one was skipped:"]
+            lines = [
+                f"{report.subject} on {report.namespace}: no check ran, which shows nothing; every one was skipped:"
+            ]
             lines += [f"  {row}" for row in report.rows]
         super().__init__("\n".join(lines))
 

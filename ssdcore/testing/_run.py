@@ -64,8 +64,9 @@ def check_process(
     proc        a `LinearDiffusion`
     examples    pairs of times s < t drawn at random, beside those at the ends and at the changes of size
 
-    The other arguments, the result and the errors are those of `check_operator`. Transitions and posteriors are compared
-    with brute-force conditioning of the joint Gaussian in float64 at the times where states have at most 256 elements.
+    The other arguments, the result and the errors are those of `check_operator`. Transitions and posteriors are
+    compared with brute-force conditioning of the joint Gaussian in float64 at the times where states have at most 256
+    elements.
     """
     return _require_passed(run_process_checks(proc, xp, dtypes, device, examples, seed, expected_failures or {}))
 

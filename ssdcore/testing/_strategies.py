@@ -38,8 +38,8 @@ def _matrix(draw: DrawFn, rows: int, columns: int) -> np.ndarray:
 def operators(
     in_shape: Shape | None = None, *, max_axes: int = 3, max_side: int = 6, compositions: bool = True
 ) -> SearchStrategy[LinearOperator]:
-    """Linear operators of every kind: identity, resize, blur, separable, matrix, functional, their transposes, multiples
-    and compositions.
+    """Linear operators of every kind: identity, resize, blur, separable, matrix, functional, transposes, multiples and
+    compositions.
 
     in_shape       trailing shape that they take; None: any with at most max_axes axes of at most max_side elements
     compositions   False: single operators only

@@ -1,0 +1,27 @@
+"""Shared fixtures, and the table of mutants at the end of the test output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+_TABLE = pytest.StashKey[list[tuple[str, ...]]]()
+
+
+@pytest.fixture
+def mutant_table(request: pytest.FixtureRequest) -> list[tuple[str, ...]]:
+    """Rows (mutant, check that killed it, measured, tolerance, what was measured), printed at the end of the run."""
+    return request.config.stash.setdefault(_TABLE, [])
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    rows = config.stash.get(_TABLE, [])
+    if not rows:
+        return
+    lines = [("mutant", "killed by", "measured", "tolerance", "what was measured"), *sorted(rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    terminalreporter.section(f"{len(rows)} mutants killed")
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths)]
+        terminalreporter.write_line("  ".join([*cells, line[4][:80]]).rstrip())
