@@ -28,20 +28,29 @@ class ProcessConfig:
     """The forward process; its sizes are the network's levels.
 
     steps     T of DDPM's linear β schedule
-    schedule  shape of `ssdcore.ResolutionSchedule`: how long each level lasts
-    gamma     its exponent; None for "equal", which has none
+    schedule  shape of `ssdcore.ResolutionSchedule`: how long each level lasts; "thresholds": as `starts` says
+    gamma     its exponent; None for "equal" and "thresholds", which have none
     matched   True: scale-matched noise; False: the paper's, the same noise-to-signal ratio at every size
     kernel    of the resize
+    starts    the time at which level 1, 2, … starts; None unless the schedule is "thresholds"
+    times     the sampling times that a schedule was designed for (`ssdcore.oracle.design_levels`), or None
     """
 
-    schedule: Literal["equal", "convex", "sigmoid", "tanh"]
+    schedule: Literal["equal", "convex", "sigmoid", "tanh", "thresholds"]
     gamma: float | None
     matched: bool
     steps: int = 1000
     kernel: str = "bilinear"
+    starts: tuple[int, ...] | None = None
+    times: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (self.gamma is None) != (self.schedule == "equal"):
+        if (self.starts is None) != (self.schedule != "thresholds"):
+            raise ValueError(
+                f"process.starts: schedule {self.schedule!r} takes "
+                f"{'a list of times' if self.starts is None else 'none (null)'}, got {self.starts}"
+            )
+        if (self.gamma is None) != (self.schedule in ("equal", "thresholds")):
             raise ValueError(
                 f"process.gamma: schedule {self.schedule!r} takes {'none (null)' if self.gamma else 'a number'}, "
                 f"got {self.gamma}"
@@ -118,9 +127,12 @@ class Config:
     def build_process(self) -> ssd.LinearDiffusion:
         """The forward process. Raises ssdcore.InadmissibleProcess where the schedule admits none."""
         p, sizes = self.process, self.network.level_sizes
-        make = getattr(ssd.ResolutionSchedule, p.schedule)
-        gamma = {} if p.gamma is None else {"gamma": p.gamma}
-        levels = make(steps=p.steps, levels=len(sizes), **gamma)
+        if p.starts is not None:
+            levels = ssd.ResolutionSchedule.thresholds(p.starts, p.steps)
+        else:
+            make = getattr(ssd.ResolutionSchedule, p.schedule)
+            gamma = {} if p.gamma is None else {"gamma": p.gamma}
+            levels = make(steps=p.steps, levels=len(sizes), **gamma)
         return ssd.LinearDiffusion.resize(
             sizes[0], ssd.NoiseSchedule.linear(p.steps), levels, matched=p.matched, kernel=p.kernel, sizes=sizes
         )
@@ -135,6 +147,25 @@ class Config:
         sizes = level_sizes(size, levels, stages=net.stages)
         attention = None if net.attention_sizes is None else tuple(size >> k for k in net.attention_stages)
         return replace(self, network=replace(net, level_sizes=sizes, attention_sizes=attention))
+
+    def scheduled(self, schedule: ssd.oracle.Schedule) -> Config:
+        """The process of a designed schedule in place of this one's.
+
+        Raises ValueError for a schedule of other sizes than the network's levels, or of another noise than this
+        trainer's linear one.
+        """
+        sizes = self.network.level_sizes
+        if schedule.sizes != sizes:
+            given, wanted = (", ".join("×".join(map(str, size)) for size in some) for some in (schedule.sizes, sizes))
+            raise ValueError(f"the schedule has the sizes {given}, this network {wanted}; design one for these sizes")
+        if schedule.noise != "linear":
+            raise ValueError(
+                f"the schedule is for {schedule.noise} noise, the trainer's is linear; design one for that"
+            )
+        process = ProcessConfig(
+            "thresholds", None, schedule.matched, schedule.steps, schedule.kernel, schedule.starts, schedule.times
+        )
+        return replace(self, process=process)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -210,18 +241,22 @@ def _cpu(data: str | None) -> Config:
     return Config(
         preset="cpu",
         seed=0,
-        data=DataConfig(data or EMBEDDED, () if data else ("moods", "planets", "sprouts", "thumbs")),
+        data=DataConfig(data or EMBEDDED, () if data else ("moods", "planets", "sprouts")),
         network=FlexiUNetConfig(
-            level_sizes(16, 3, stages=3), base_channels=32, channel_multipliers=(1, 2, 2), attention_sizes=(8,)
+            level_sizes(16, 3, stages=3),
+            base_channels=32,
+            channel_multipliers=(1, 2, 2),
+            blocks_per_stage=1,
+            attention_sizes=(8,),
         ),
         process=ProcessConfig(schedule="equal", gamma=None, matched=True),
         train=TrainConfig(
-            steps=3000,
-            batch_size=64,
+            steps=2400,
+            batch_size=32,
             learning_rate=1e-3,
             warmup=100,
             cosine_decay=True,
-            ema=0.998,
+            ema=0.995,
             pixel_share=True,
             change_share=0.1,
         ),
