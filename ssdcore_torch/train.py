@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
+import ssdcore as ssd
 from ssdcore_torch import checkpoint, cli, images
 from ssdcore_torch.config import PRESETS, Config, differences, preset
 from ssdcore_torch.data import EMBEDDED, ImageSet, Order, load_images
@@ -238,6 +239,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", metavar="FOLDER_OR_NPZ", help="images: a folder, an .npz or an .npy file (default: the preset's)")
     add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
     add("--levels", type=cli.whole_number(1), metavar="N", help="resolution levels, each half the size of the last")
+    add("--schedule", type=Path, metavar="FILE", help="resolution schedule that `python -m ssdcore design --out` wrote")
     add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps")
     add("--batch-size", type=cli.whole_number(1), metavar="N", help="images a step")
     add("--seed", type=cli.whole_number(0), metavar="N", help="of weights, order, times and noise (default: 0)")
@@ -255,8 +257,17 @@ def _config(args: argparse.Namespace, device: torch.device, saved: Config | None
         config = preset(name, data or (saved.data.path if saved and saved.data.path != EMBEDDED else None))
     else:
         config = saved if data is None else replace(saved, data=replace(saved.data, path=data))
-    if args.size is not None or args.levels is not None:
-        config = config.resized(args.size, args.levels)
+    size, levels, schedule = args.size, args.levels, None
+    if args.schedule is not None:
+        schedule = ssd.oracle.Schedule.load(args.schedule, (size or config.size,) * 2)
+        levels = levels or len(schedule.sizes)
+    if size is not None or levels is not None:
+        config = config.resized(size, levels)
+    if schedule is not None:
+        try:
+            config = config.scheduled(schedule)
+        except ValueError as error:
+            raise ValueError(f"--schedule {args.schedule}: {error}") from error
     if args.seed is not None:
         config = replace(config, seed=args.seed)
     changes = {"steps": args.steps, "batch_size": args.batch_size}
