@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,7 @@ BACKENDS = {
     "jax": "jax.numpy",
     "cupy": "cupy",
 }
+_KINDS = ("operator", "process")
 _THOROUGH = 1000
 _EXTRA = "pip install 'ssdcore[verify]'"
 
@@ -108,17 +110,18 @@ def shipped_processes() -> dict[str, LinearDiffusion]:
 class Tally:
     """Results added up: for each check, backend and dtype how many measurements, the worst, and every failure."""
 
+    kind: str = ""
     entries: dict[tuple[str, str, str, str], dict[str, Any]] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, kind: str, backend: str, subject: str, rows: Iterable[Row]) -> None:
+    def add(self, backend: str, subject: str, rows: Iterable[Row]) -> None:
         for row in rows:
             if row.failed:
                 self.failures.append(
-                    {"kind": kind, "backend": backend, "dtype": row.dtype, "subject": subject, "what": str(row)}
+                    {"kind": self.kind, "backend": backend, "dtype": row.dtype, "subject": subject, "what": str(row)}
                 )
             entry = self.entries.setdefault(
-                (kind, row.check, backend, row.dtype),
+                (self.kind, row.check, backend, row.dtype),
                 {"count": 0, "skipped": 0, "failed": 0, "ratio": -1.0, "worst": None, "tolerance": None, "subject": ""},
             )
             entry["count"] += row.count
@@ -149,19 +152,19 @@ def run(args: argparse.Namespace) -> int:
         print(f"verify: not installed: {', '.join(absent)}", file=sys.stderr)
         return 2
     tally = Tally()
-    if len(present) > 1:  # compiling for jax takes as long as all else: side by side
+    # jax first: compiling for it takes longer than all else together
+    jobs = [(name, kind, args.thorough) for name in sorted(present, key="jax".__ne__) for kind in _KINDS]
+    if len(present) > 1:
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-            # the longest first
-            order = sorted(present, key="jax".__ne__)
-            parts = [pool.submit(check_backend, name, args.thorough) for name in order]
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context, initializer=_one_thread_each) as pool:
+            parts = [pool.submit(check_backend, *job) for job in jobs]
             proofs = pool.submit(prove_all).result()
-            for part in parts:
-                tally.merge(part.result())
+            tallies = [part.result() for part in parts]
     else:
         proofs = prove_all()
-        for name in present:
-            tally.merge(check_backend(name, args.thorough))
+        tallies = [check_backend(*job) for job in jobs]
+    for part in sorted(tallies, key=lambda part: part.kind):
+        tally.merge(part)
     result = _result(tally, proofs, present, absent, time.monotonic() - start, args.thorough)
     if args.json == "-":
         print(json.dumps(result, indent=1))
@@ -210,14 +213,19 @@ def _jax_float64(name: str) -> Iterator[None]:
         yield
 
 
-def check_backend(name: str, thorough: bool) -> Tally:
-    """All checks of one backend."""
+def _one_thread_each() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported; small arrays gain nothing from threads
+
+
+def check_backend(name: str, kind: str, thorough: bool) -> Tally:
+    """All checks of one backend on "operator" or "process"."""
     module = importlib.import_module(BACKENDS[name])
-    tally = Tally()
-    check = _check_thoroughly if thorough else _check_shipped
+    tally = Tally(kind)
     for label, device in _devices(name, module):
         with _jax_float64(name):
-            check(tally, label, module, device)
+            _check_shipped(tally, label, module, device)
+            if thorough:
+                _check_thoroughly(tally, label, module, device)
     return tally
 
 
@@ -244,30 +252,32 @@ def prove_all() -> list[dict[str, Any]]:
 
 
 def _check_shipped(tally: Tally, label: str, module: Any, device: Any) -> None:
+    if tally.kind == "process":
+        for name, proc in shipped_processes().items():
+            tally.add(label, name, run_process_checks(proc, module, None, device, 3, 0, {}).rows)
+        return
     operators = shipped_operators()
     if label != "jax":
         operators |= _other_dimensions()
     for name, op in operators.items():
-        tally.add("operator", label, name, run_operator_checks(op, module, None, device, 3, 0, {}).rows)
-    for name, proc in shipped_processes().items():
-        tally.add("process", label, name, run_process_checks(proc, module, None, device, 3, 0, {}).rows)
+        tally.add(label, name, run_operator_checks(op, module, None, device, 3, 0, {}).rows)
 
 
 def _check_thoroughly(tally: Tally, label: str, module: Any, device: Any) -> None:
-    """Random operators and processes; for jax, which compiles each new shape, random inputs of those shipped."""
-    _check_shipped(tally, label, module, device)
+    """Random operators and processes; for jax, which compiles each new shape, random inputs of shipped operators."""
+    from ssdcore import testing
+
     if label == "jax":
-        for name, op in shipped_operators().items():
+        for name, op in shipped_operators().items() if tally.kind == "operator" else ():
             rows = run_operator_checks(op, module, None, device, _THOROUGH, 1, {}).rows
-            tally.add("operator", label, f"{name}, {_THOROUGH} inputs", rows)
-        return
-    from ssdcore.testing import operators, processes
+            tally.add(label, f"{name}, {_THOROUGH} inputs", rows)
+    elif tally.kind == "operator":
+        _draw(testing.operators(), lambda op: run_operator_checks(op, module, None, device, 2, 0, {}), tally, label)
+    else:
+        _draw(testing.processes(), lambda proc: run_process_checks(proc, module, None, device, 2, 0, {}), tally, label)
 
-    _draw(operators(), lambda op: run_operator_checks(op, module, None, device, 2, 0, {}), "operator", tally, label)
-    _draw(processes(), lambda proc: run_process_checks(proc, module, None, device, 2, 0, {}), "process", tally, label)
 
-
-def _draw(strategy: Any, check: Callable[[Any], Report], kind: str, tally: Tally, label: str) -> None:
+def _draw(strategy: Any, check: Callable[[Any], Report], tally: Tally, label: str) -> None:
     from hypothesis import HealthCheck, Phase, given, settings
 
     @settings(
@@ -281,7 +291,7 @@ def _draw(strategy: Any, check: Callable[[Any], Report], kind: str, tally: Tally
     @given(strategy)
     def each(subject: Any) -> None:
         report = check(subject)
-        tally.add(kind, label, report.subject, report.rows)
+        tally.add(label, report.subject, report.rows)
 
     each()
 

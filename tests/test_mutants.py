@@ -323,7 +323,7 @@ class IgnoresDegradationInCovariance(Process):
     def transition(self, x_s: Any, s: int, t: int) -> Gaussian:
         ratio = self.alpha(t) / self.alpha(s)
         variance = self.sigma(t) ** 2 - (self.sigma(s) * ratio) ** 2
-        return Gaussian(super().transition(x_s, s, t).mean, Covariance.isotropic(self.shape(t), variance))
+        return Gaussian(super().transition(x_s, s, t).mean, Covariance.isotropic(self.shape(t), max(variance, 0.0)))
 
 
 class EtaIgnored(Process):
