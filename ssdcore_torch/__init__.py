@@ -7,7 +7,18 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ssdcore_torch.checkpoint import Run, load_run
-from ssdcore_torch.sampling import generate
+from ssdcore_torch.restoration import restore
+from ssdcore_torch.sampling import decode, encode, generate, interpolate
 from ssdcore_torch.unet import FlexiUNet, FlexiUNetConfig
 
-__all__ = ["FlexiUNet", "FlexiUNetConfig", "Run", "generate", "load_run"]
+__all__ = [
+    "FlexiUNet",
+    "FlexiUNetConfig",
+    "Run",
+    "decode",
+    "encode",
+    "generate",
+    "interpolate",
+    "load_run",
+    "restore",
+]

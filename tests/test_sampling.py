@@ -233,6 +233,25 @@ def test_twenty_multistep_steps_are_nearer_to_the_data_than_a_hundred_ancestral(
     assert few < 0.2 * min(error("ancestral", 100, 1.0, placement) for placement in PLACEMENTS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_empirical_denoiser_of_the_oracle_is_a_network_to_the_sampler(dtype: torch.dtype) -> None:
+    """Twenty steps give back the images of a small set, each as often as the others."""
+    levels = ssd.ResolutionSchedule.equal(1000, 3)
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(1000), levels)
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 3, 8, 8)) * np.linspace(0.4, 1, 5)[:, None, None, None]
+    net = ssd.oracle.EmpiricalDenoiser(proc, images)
+    small = proc.clean(torch.from_numpy(images), 1000)
+    centred = (small - small.mean(0)).flatten(1).numpy()
+    prior = proc.prior(small.mean(0), centred.T @ centred / 5)
+    count = 600
+    drawn = generate(net, proc, count, 20, sampler="multistep", prior=prior, batch_size=300, dtype=dtype)
+    assert drawn.dtype == dtype
+    distances = torch.cdist(drawn.double().flatten(1), torch.from_numpy(images).flatten(1)).min(1)
+    assert float((distances.values < 0.1).double().mean()) > 0.99
+    counts = np.bincount(distances.indices.numpy(), minlength=5)
+    assert ((counts - count / 5) ** 2 / (count / 5)).sum() < 18.5  # χ² of 4 degrees of freedom, 1 in 1000
+
+
 def test_even_log_snr_steps() -> None:
     """Even where whole numbers allow, through the changes of size, for the mode that a resize keeps best."""
     noise = ssd.NoiseSchedule.linear(1000)
