@@ -249,7 +249,9 @@ def _cpu(data: str | None) -> Config:
             blocks_per_stage=1,
             attention_sizes=(8,),
         ),
-        process=ProcessConfig(schedule="equal", gamma=None, matched=True),
+        # In runs as short as this the paper's noise and weights sampled better than the matched ones: squared Fréchet
+        # distance in pixels of 128 samples 14.5 and 18.6 on these classes, 20.8 and 23.4 on four (one seed each).
+        process=ProcessConfig(schedule="equal", gamma=None, matched=False),
         train=TrainConfig(
             steps=2400,
             batch_size=32,
@@ -257,7 +259,7 @@ def _cpu(data: str | None) -> Config:
             warmup=100,
             cosine_decay=True,
             ema=0.995,
-            pixel_share=True,
+            pixel_share=False,
             change_share=0.1,
         ),
     )
