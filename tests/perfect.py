@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.sampling._walk import Walk, level_sizes_of
+from ssdcore_torch.sampling._walk import Draw, Walk, level_sizes_of
 
 
 def power_law(shape: tuple[int, ...], variance: float = 0.25) -> np.ndarray:
@@ -56,6 +56,23 @@ class GaussianDenoiser:
         return chain.prior(mean, low @ self.covariance @ low.T)
 
 
+def unit_noise(shapes: list[tuple[int, ...]]) -> Draw:
+    """Noise for a batch that holds no noise in its first sample and one unit vector of all that is asked for in each
+    other, `shapes` being what will be asked for, in order."""
+    count, offset, expected = sum(map(math.prod, shapes)) + 1, 1, iter(shapes)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        nonlocal offset
+        assert shape == next(expected)
+        n = math.prod(shape)
+        noise = torch.zeros(count, 1, *shape, dtype=torch.float64)
+        noise[offset : offset + n] = torch.eye(n, dtype=torch.float64).reshape(n, 1, *shape)
+        offset += n
+        return noise
+
+    return draw
+
+
 def output_law(
     net: GaussianDenoiser, chain: ssd.LinearDiffusion, sampler: str, eta: float, start: ssd.Gaussian | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -65,20 +82,9 @@ def output_law(
     and one sample without any, tells all of it.
     """
     walk = Walk(net, level_sizes_of(net, net.proc), chain, sampler, eta, clip=False)
-    sizes = [math.prod(chain.shape(k)) for k in range(chain.steps, 0, -1)]
-    count, offset = sum(sizes) + 1, 1
-
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        nonlocal offset
-        n = math.prod(shape)
-        noise = torch.zeros(count, 1, *shape, dtype=torch.float64)
-        noise[offset : offset + n] = torch.eye(n, dtype=torch.float64).reshape(n, 1, *shape)
-        offset += n
-        return noise
-
+    draw = unit_noise([chain.shape(k) for k in range(chain.steps, 0, -1)])
     law = net.start(chain) if start is None else start
     made = walk.down(law.sample(draw(chain.shape(chain.steps))), draw).flatten(1).numpy()
-    assert offset == count
     mean, columns = made[0], made[1:] - made[0]
     return mean, columns.T @ columns
 

@@ -162,6 +162,9 @@ def test_bad_input() -> None:
 
     with pytest.raises(ssd.ConvergenceError, match=r"2 of 2 images still move .* take more steps"):
         encode(steep, proc, images(2), steps=6)
+    silent = ssd.LinearDiffusion.identity(SHAPE, ssd.NoiseSchedule.from_log_snr([5, 0, -np.inf]))
+    with pytest.raises(ValueError, match=r"no signal is left at t = 3 \(α = 0\)"):
+        encode(GaussianDenoiser(silent, DENSE), silent, images(1), steps=3)
     with pytest.raises(ValueError, match="of one shape"):
         interpolate(net, proc, images(2), images(3), [0.5])
     with pytest.raises(ValueError, match="placement"):

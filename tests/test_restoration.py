@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from perfect import GaussianDenoiser, frechet, power_law
+from perfect import GaussianDenoiser, frechet, power_law, unit_noise
 from torch import Tensor
 
 import ssdcore as ssd
@@ -66,19 +66,8 @@ def restored_law(
     measurement = torch.from_numpy(y).reshape(1, 1, *operator.out_shape)
     guide = _Guide(chain, operator, measurement, NOISE_LEVEL, _law(net.proc, data, torch.device("cpu")))
     walk = Walk(net, level_sizes_of(net, net.proc), chain, sampler, eta, False, guide if guided else None)
-    shapes = [SHAPE, operator.out_shape, *(chain.shape(k) for k in range(chain.steps, 0, -1))]
-    count, offset = sum(map(math.prod, shapes)) + 1, 1
-
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        nonlocal offset
-        n = math.prod(shape)
-        noise = torch.zeros(count, 1, *shape, dtype=torch.float64)
-        noise[offset : offset + n] = torch.eye(n, dtype=torch.float64).reshape(n, 1, *shape)
-        offset += n
-        return noise
-
+    draw = unit_noise([SHAPE, operator.out_shape, *(chain.shape(k) for k in range(chain.steps, 0, -1))])
     made = walk.down(guide.start(draw), draw).flatten(1).numpy()
-    assert offset == count
     columns = made[1:] - made[0]
     return made[0], columns.T @ columns
 
@@ -96,6 +85,24 @@ def test_twenty_steps_draw_from_the_posterior(task: str, levels: int) -> None:
     assert frechet(*made, mean, covariance) < 5e-3 * np.trace(covariance)
     unguided = restored_law(net, chain, operator, y, "multistep", 0.0, guided=False)
     assert frechet(*unguided, mean, covariance) > 0.5 * np.trace(covariance)
+
+
+def test_the_chain_starts_from_the_law_of_the_last_state_given_the_measurement() -> None:
+    """Exact: N(α_T R_T E[x_0 | y], α_T² R_T Cov(x_0 | y) R_Tᵀ + σ_T² I), at a last time that keeps much of the image."""
+    noise = ssd.NoiseSchedule.from_log_snr(np.linspace(4, 1, 20))
+    proc = ssd.LinearDiffusion.resize(SHAPE, noise, ssd.ResolutionSchedule.equal(20, 2))
+    operator = OPERATORS["inpainting"]
+    y = measured(operator)
+    guide = _Guide(
+        proc, operator, torch.from_numpy(y).reshape(1, 1, -1), NOISE_LEVEL, _law(proc, DATA, torch.device("cpu"))
+    )
+    made = guide.start(unit_noise([SHAPE, operator.out_shape, proc.shape(20)])).flatten(1).numpy()
+    mean, covariance = posterior(operator, y)
+    down = proc.degradation(0, 20).as_matrix()
+    np.testing.assert_allclose(made[0], down @ mean, atol=1e-8)
+    columns = made[1:] - made[0]
+    expected = down @ covariance @ down.T + proc.sigma(20) ** 2 * np.eye(len(down))
+    np.testing.assert_allclose(columns.T @ columns, expected, atol=1e-8)
 
 
 def test_ancestral_restoration_converges_to_the_posterior() -> None:

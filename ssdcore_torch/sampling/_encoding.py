@@ -62,8 +62,11 @@ def encode(
     placement, steps, times   as for `generate`
     tolerance   in units of the state (whose noise is about 1 at T); at float32 not below 1e-5
 
+    Image i is encoded by itself, whatever the batch (images[i] with the noise of (seed, i)), and all at once: for many,
+    call this batch by batch.
+
     Raises ssdcore.ConvergenceError where the iteration does not converge in 100 rounds: the network is then steeper
-    than that, or the step long (q above 20), and more steps help.
+    than that, or the step long (q above 20), and more steps help. ValueError where α_T = 0.
     """
     chain = chain_of(proc, steps, placement, times)
     walk = Walk(net, level_sizes_of(net, proc), chain, eta=0.0, clip=False)
@@ -92,7 +95,12 @@ def _solve(walk: Walk, x: Tensor, clean: Tensor, k: int, tolerance: float) -> Te
     operator = chain.degradation(s, t)
     stretch = chain.sigma(t) / chain.sigma(s)
     norm = operator.norm()
-    relaxation = 2 / (1 + stretch / norm) if norm > 0 else 1.0  # at norm 0 the prediction has no part in the state
+    if norm == 0:
+        raise ValueError(
+            f"encode: no signal is left at t = {chain.times[k - 1]} (α = 0), so no state there stands for an image; "
+            "take a process whose last α is positive"
+        )
+    relaxation = 2 / (1 + stretch / norm)
 
     def rotated(z: Tensor) -> Tensor:
         """U Vᵀ z = (M Mᵀ)^(−1/2) M z."""
