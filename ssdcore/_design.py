@@ -48,6 +48,7 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_common(info)
+    info.add_argument("--schedule", metavar="FILE", help="show this designed schedule beside the paper's")
     info.set_defaults(run=_reporting(_run_info))
 
 
@@ -185,19 +186,34 @@ def _run_info(arguments: argparse.Namespace) -> None:
     mutual = oracle.level_information(shape, noise, covariance, arguments.levels)
     sizes = [size[0] for size in dict.fromkeys(convex.shape(t) for t in range(noise.steps + 1))]
     share = oracle.pixel_share(convex)
+    shares = {"ConvexDecay 0.5 (paper)": share}
+    if arguments.schedule:
+        designed = oracle.Schedule.load(arguments.schedule, shape).process()
+        if designed.steps != noise.steps:
+            raise ValueError(
+                f"--schedule {arguments.schedule} is for {designed.steps} steps, this process has {noise.steps}; "
+                "give --process-steps that fits"
+            )
+        shares["designed"] = oracle.pixel_share(designed)
+    free = oracle.free_starts(mutual, arguments.nats)
+    starts = [start for start in free if start is not None]
+    if len(starts) == len(free):
+        bound = ResolutionSchedule.thresholds(np.maximum.accumulate(starts).tolist())
+        name = f"bound, a change loses < {arguments.nats:g} nats"
+        shares[name] = oracle.pixel_share(LinearDiffusion.resize(shape, noise, bound))
     print(f"data: {source}; {arguments.size}×{arguments.size}; mutual information of one channel, matched noise\n")
     print(f"{'t':>6}{'Info(t)':>10}{'Info(r)':>10}" + "".join(f"{f'I at {n} px':>14}" for n in sizes) + "   (nats)")
     for t in np.unique(np.round(np.linspace(1, noise.steps, 21)).astype(int)):
         row = "".join(f"{value:>14.5g}" for value in mutual[:, t - 1])
         print(f"{t:>6}{signal[t - 1]:>10.4f}{share[t - 1]:>10.4f}{row}")
     print("\nInfo(r) is that of ConvexDecay 0.5, the paper's choice.")
-    for size, start in zip(sizes[1:], oracle.free_starts(mutual, arguments.nats)):
+    for size, start in zip(sizes[1:], free):
         when = f"from t = {start}" if start is not None else "at no time"
         print(f"changing to {size} pixels loses at most {arguments.nats:g} nats a channel {when}")
     if arguments.plot:
         from ssdcore import plotting
 
-        _save(plotting.information(signal, {"ConvexDecay 0.5": share}, mutual, sizes), arguments.plot)
+        _save(plotting.information(signal, shares, mutual, sizes), arguments.plot)
 
 
 def _starts(proc: LinearDiffusion) -> list[int]:

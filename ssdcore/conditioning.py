@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, check_same_backend, check_trailing, real_namespace
+from ssdcore._arrays import (
+    Array,
+    Constant,
+    check_same_backend,
+    check_trailing,
+    computing_dtype,
+    full_precision,
+    real_namespace,
+)
 from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
 from ssdcore.operators import LinearOperator, Matrix
 
@@ -68,15 +76,18 @@ def general_posterior(
     xp = real_namespace(x_t, "general_posterior")
     if covariance_t.log_determinant() == -np.inf:
         raise ValueError("general_posterior: the marginal covariance at time t is singular")
-    innovation = x_t - operator(mean_s)
+    dtype = computing_dtype(xp, x_t.dtype)
+    centre = xp.astype(mean_s, dtype, copy=False)
+    innovation = xp.astype(x_t, dtype, copy=False) - operator(centre)
     spectral = _in_operator_modes(operator, covariance_s, covariance_t)
     if spectral is not None:
         s, (p, p_rest), (q, _) = spectral
         _check_admissible(float((q - p * s**2).min()), float(np.max(q)))
         decomposition = operator._decomposition
         assert decomposition is not None  # what _in_operator_modes found it in
-        gain = Constant(p * s / q)
-        mean = mean_s + decomposition.lift(xp, innovation, gain.like(xp, innovation))
+        with full_precision(x_t):
+            raised = decomposition.lift(xp, innovation, Constant(p * s / q).like(xp, innovation))
+        mean = xp.astype(centre + raised, x_t.dtype, copy=False)
         return Gaussian(mean, Covariance.of_modes(operator, np.maximum(p - p**2 * s**2 / q, 0.0), p_rest))
     m, sigma_s, sigma_t = operator.as_matrix(), covariance_s.as_matrix(), covariance_t.as_matrix()
     _check_admissible(
@@ -89,7 +100,8 @@ def general_posterior(
     if least < 0:
         posterior = posterior + (-least) * np.eye(len(posterior))  # rounding: the joint Gaussian is admissible
     gain_operator = Matrix(gain_matrix, operator.out_shape, operator.in_shape)
-    return Gaussian(mean_s + gain_operator(innovation), Covariance.dense(posterior, operator.in_shape))
+    mean = xp.astype(centre + gain_operator(innovation), x_t.dtype, copy=False)
+    return Gaussian(mean, Covariance.dense(posterior, operator.in_shape))
 
 
 def _check_shapes(operator: LinearOperator, covariance_s: Covariance, covariance_t: Covariance) -> None:

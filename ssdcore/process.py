@@ -315,7 +315,8 @@ class LinearDiffusion:
     def marginal(self, x0: Array, t: int) -> Gaussian:
         """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I). x0 is (*batch, *shape(0))."""
         t = self._time(t)
-        return Gaussian(self.alpha(t) * self.clean(x0, t), Covariance.isotropic(self.shape(t), self.sigma(t) ** 2))
+        mean = self.degradation(0, t)(x0) if t else self.clean(x0, 0)
+        return Gaussian(mean, Covariance.isotropic(self.shape(t), self.sigma(t) ** 2))
 
     def transition(self, x_s: Array, s: int, t: int) -> Gaussian:
         """q(x_t | x_s) for any s < t, theorem 1 of the paper.

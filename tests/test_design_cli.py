@@ -221,6 +221,17 @@ def test_info_command(images, tmp_path, capsys):
     assert any(line.startswith("changing to 4 pixels") for line in lines)
 
 
+def test_info_shows_a_designed_schedule_and_the_bound(images, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    schedule, plot = tmp_path / "s.json", tmp_path / "info.svg"
+    assert main(["design", "--data", str(images), *SMALL, "--steps", "12", "--out", str(schedule)]) == 0
+    arguments = ["info", "--data", str(images), *SMALL, "--schedule", str(schedule), "--plot", str(plot)]
+    assert main([*arguments, "--nats", "50"]) == 0
+    assert {"designed", "bound, a change loses"} <= set(re.findall(r"designed|bound, a change loses", plot.read_text()))
+    assert main([*arguments, "--process-steps", "60"]) == 2
+    assert "is for 50 steps, this process has 60" in capsys.readouterr().err
+
+
 def test_folder_of_images(images, tmp_path, capsys):
     image = pytest.importorskip("PIL.Image")
     for i, pixels in enumerate(np.load(images)["images"]):

@@ -277,6 +277,19 @@ def test_general_theorems_equal_the_isotropic_closed_form_and_dense_algebra(s, t
     np.testing.assert_allclose(g.covariance.as_matrix(), information, atol=bound * np.linalg.cond(transition))
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_general_posterior_in_half_precision_rounds_once(dense):
+    op = ssd.Resize((6,), (3,))
+    p = ssd.Covariance.dense(0.5 * np.eye(6)) if dense else ssd.Covariance.isotropic((6,), 0.5)
+    q = ssd.Covariance.dense(np.eye(3)) if dense else ssd.Covariance.isotropic((3,), 1.0)
+    rng = np.random.default_rng(12)
+    x_t, mean_s = (rng.standard_normal((50, n)).astype(np.float16) for n in (3, 6))
+    g = ssd.general_posterior(x_t, mean_s, op, p, q)
+    exact = ssd.general_posterior(x_t.astype(np.float64), mean_s.astype(np.float64), op, p, q).mean
+    assert g.mean.dtype == np.float16
+    np.testing.assert_allclose(g.mean, exact, rtol=2**-10, atol=2**-20)
+
+
 def test_general_theorems_refuse():
     op = ssd.Resize((4,), (2,))
     good, small = ssd.Covariance.isotropic((4,), 1.0), ssd.Covariance.isotropic((2,), 0.1)
