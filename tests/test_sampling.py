@@ -22,6 +22,7 @@ from ssdcore_torch.sampling import (
     to_bytes,
     to_float,
 )
+from ssdcore_torch.sampling._placement import size_changes
 
 SIZES = ((8, 8), (4, 4), (2, 2))
 
@@ -269,6 +270,21 @@ def test_even_log_snr_steps() -> None:
         assert gaps.max() < 2.1 * even
     # What `time` would do instead: a step from 7 % of the noise to none.
     assert np.diff([2 * np.log(noise.sigma[t]) for t in sampling_times(proc, 30, "time")[:2]]) > 5
+
+
+def test_times_can_start_later() -> None:
+    proc = ssd.LinearDiffusion.resize((32, 32), ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.equal(1000, 3))
+    for placement in PLACEMENTS:
+        times = sampling_times(proc, 25, placement, first=40)
+        assert len(times) == 25
+        assert (times[0], times[-1]) == (40, 1000)
+        assert set(size_changes(proc)) <= set(times)
+    assert sampling_times(proc, 961, "log_snr", first=40) == tuple(range(40, 1001))
+    assert sampling_times(proc, 25, "log_snr", first=1) == sampling_times(proc, 25, "log_snr")
+    with pytest.raises(ValueError, match="first: expected a time of 1 … 334, up to the first change of size, got 335"):
+        sampling_times(proc, 25, first=335)
+    with pytest.raises(ValueError, match="got 0"):
+        sampling_times(proc, 25, first=0)
 
 
 def test_given_times_are_visited() -> None:

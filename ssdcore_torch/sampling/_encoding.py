@@ -58,6 +58,10 @@ def encode(
 
         ‖decode(encode(x_0)) − x_0‖_rms ≲ σ_{t_1}/α_{t_1} + what the iteration's tolerance grows to on the way down.
 
+    A network's own error at the first time counts as noise there, σ_{t_1} being the unit. Where it is larger than that
+    (small or briefly trained networks), the encoding is off the law of x_T by as much: start later then, with
+    ``times=sampling_times(proc, steps, "log_snr", first=…)`` at a σ of about that error.
+
     images      (n, channels, *full size) floating point, of the range that the network was trained for
     placement, steps, times   as for `generate`
     tolerance   in units of the state (whose noise is about 1 at T); at float32 not below 1e-5

@@ -79,7 +79,8 @@ def generate(
                       of size by `ssdcore.multistep`
 
     For few steps take "multistep": with a perfect denoiser 20 of its steps come nearer to the data than 100 ancestral
-    ones.
+    ones. A small or briefly trained network, inaccurate at little noise, does better with placement="time" or a later
+    first time, ``times=sampling_times(proc, steps, "log_snr", first=…)``.
 
     net         a FlexiUNet, or any callable net(x, t, out_level=…) that predicts clean images
     steps       network evaluations an image
