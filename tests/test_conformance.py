@@ -36,14 +36,6 @@ def quick(examples: int) -> Any:
     )
 
 
-@pytest.fixture(autouse=True)
-def one_torch_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # arrays of a few dozen numbers gain nothing from more
-    yield
-    torch.set_num_threads(threads)
-
-
 @every_namespace
 @pytest.mark.parametrize("name", OPERATORS)
 def test_shipped_operator(name: str, xp: Any) -> None:

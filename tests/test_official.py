@@ -9,7 +9,6 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,6 @@ EPS = torch.finfo(torch.float32).eps
 with safe_open(TINY, framework="pt") as file:
     CASES = json.loads(file.metadata()["cases"])
     FIRST_STEPS = json.loads(file.metadata()["first_step_of_size"])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small only lose by waking more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,15 +34,6 @@ CONFIGS = {
     "factor 4": dataclasses.replace(SMALL, level_sizes=level_sizes(16, 2, stages=3, factor=4)),
     "below the last stage": dataclasses.replace(SMALL, level_sizes=level_sizes(16, 5, stages=3)),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers this small only lose by waking more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def paths(config: FlexiUNetConfig) -> list[tuple[int, int]]:
