@@ -41,14 +41,20 @@ def seconds(function: Callable[[], object], device: str, repeats: int) -> float:
     return statistics.median(times)
 
 
+def transpose(low: torch.Tensor, size: int) -> torch.Tensor:
+    """Mᵀ low, as the vector-Jacobian product of a bilinear resize at zero."""
+    with torch.enable_grad():
+        origin = torch.zeros(*low.shape[:-2], size, size, dtype=low.dtype, device=low.device, requires_grad=True)
+        image = interpolate(origin, size=low.shape[-2:], mode="bilinear", antialias=True)
+        return torch.autograd.grad(image, origin, low)[0]
+
+
 def lanczos_root(small: int, rho: float, noise: torch.Tensor) -> torch.Tensor:
     """(I − ρ MᵀM)^(1/2) noise for each sample of a batch by its own Lanczos iteration, M a bilinear resize."""
 
     def gram(v: torch.Tensor) -> torch.Tensor:
-        with torch.enable_grad():
-            v = v.detach().requires_grad_()
-            low = interpolate(v[None], size=(small, small), mode="bilinear", antialias=True)
-            return torch.autograd.grad(low, v, low.detach())[0]
+        low = interpolate(v[None], size=(small, small), mode="bilinear", antialias=True)
+        return transpose(low, v.shape[-1])[0]
 
     out = []
     for sample in noise:
@@ -87,7 +93,10 @@ def posterior_rows(device: str) -> list[tuple[str, str, str, str]]:
             return proc.posterior(x_t, clean, 499, 500).sample(noise)
 
         def peer(proc=proc, x_t=x_t, clean=clean, noise=noise, size=size, rho=rho, sigma_s=sigma_s):
-            mean = proc.posterior(x_t, clean, 499, 500).mean  # same mean for both: only the noise differs
+            ratio = proc.alpha(500) / proc.alpha(499)
+            centre = proc.alpha(499) * clean
+            low = interpolate(centre, size=(size // 2, size // 2), mode="bilinear", antialias=True)
+            mean = centre + rho / ratio * transpose(x_t - ratio * low, size)
             return mean + sigma_s * lanczos_root(size // 2, rho, noise)
 
         exact = ours(x_t=x_t.double(), clean=clean.double(), noise=noise.double())

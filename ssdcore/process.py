@@ -357,13 +357,13 @@ class LinearDiffusion:
         with full_precision(x_t):
             innovation = xp.astype(x_t, dtype, copy=False) - self.alpha(t) * operator(clean)
             if isinstance(lift, float):
-                raised = lift * operator.T(innovation)
+                mean = operator.T(lift * innovation)
             else:
                 operator._prepare_spectrum()
                 decomposition = operator._decomposition
                 assert decomposition is not None  # _posterior refuses eta < 1 otherwise
-                raised = decomposition.lift(xp, innovation, lift.like(xp, innovation))
-            mean = self.alpha(s) * clean + raised
+                mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
+            mean += self.alpha(s) * clean  # in place: large temporaries cost most
         return Gaussian(xp.astype(mean, x_t.dtype, copy=False), covariance)
 
     def prior(self, mean: Array | None = None, covariance: Any = None) -> Gaussian:

@@ -140,7 +140,9 @@ class Modes:
         """Multiply the coefficient of each mode by `values` and whatever is orthogonal to all modes by `rest`."""
         if self.complete:
             return self.synthesise(xp, values * self.analyse(xp, x))
-        return rest * x + self.synthesise(xp, (values - rest) * self.analyse(xp, x))
+        scaled = rest * x
+        scaled += self.synthesise(xp, (values - rest) * self.analyse(xp, x))  # in place: large temporaries cost most
+        return scaled
 
 
 @dataclass(frozen=True, eq=False)
