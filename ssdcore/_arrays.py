@@ -146,6 +146,27 @@ class Constant:
         return self.on(xp, x.dtype, device_of(x))
 
 
+class Memo:
+    """Results by key, at most 4096, the oldest dropped first. Pickles and copies are made without them."""
+
+    __slots__ = ("_results",)
+
+    def __init__(self) -> None:
+        self._results: dict[Hashable, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Memo, ()
+
+    def get(self, make: Callable[..., Any], *key: Hashable) -> Any:
+        """make(*key), computed once."""
+        entry = (make.__name__, *key)
+        if entry not in self._results:
+            if len(self._results) >= 4096:
+                self._results.pop(next(iter(self._results)))
+            self._results[entry] = make(*key)
+        return self._results[entry]
+
+
 def once_per_trace(prepare: Callable[P, None]) -> Callable[P, None]:
     """Mark a method that only fills caches: torch.compile then runs it while tracing instead of tracing into it."""
     prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -147,10 +147,10 @@ def _run_design(arguments: argparse.Namespace) -> None:
             error = oracle.sampler_error(proc, covariance, found.times, **sampler)
         cost = sum(float(np.prod(proc.shape(t))) for t in found.times) / found.full_cost
         points[name] = (cost, error / found.full_error)
-        starts = " ".join(str(t) for t in _starts(proc)) or "-"
+        starts = " ".join(str(t) for t in proc.size_changes) or "-"
         print(f"{name:<32}{starts:<20}{cost:>8.3f}{error:>12.5g}{points[name][1]:>9.4g}")
     print(f"\nsampling times: {' '.join(map(str, found.times))}")
-    sizes = tuple(dict.fromkeys(found.process.shape(t) for t in range(noise.steps + 1)))
+    sizes = found.process.shapes
     if arguments.out:
         schedule = oracle.Schedule(
             sizes,
@@ -184,7 +184,7 @@ def _run_info(arguments: argparse.Namespace) -> None:
     covariance = oracle.fit(images).covariance
     convex = LinearDiffusion.resize(shape, noise, ResolutionSchedule.convex(noise.steps, arguments.levels, 0.5))
     mutual = oracle.level_information(shape, noise, covariance, arguments.levels)
-    sizes = [size[0] for size in dict.fromkeys(convex.shape(t) for t in range(noise.steps + 1))]
+    sizes = [size[0] for size in convex.shapes]
     share = oracle.pixel_share(convex)
     shares = {"ConvexDecay 0.5 (paper)": share}
     if arguments.schedule:
@@ -214,10 +214,6 @@ def _run_info(arguments: argparse.Namespace) -> None:
         from ssdcore import plotting
 
         _save(plotting.information(signal, shares, mutual, sizes), arguments.plot)
-
-
-def _starts(proc: LinearDiffusion) -> list[int]:
-    return [t for t in range(1, proc.steps + 1) if proc.shape(t) != proc.shape(t - 1)]
 
 
 def _save(figure: Any, path: str) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from ssdcore._arrays import (
     Array,
     Constant,
+    Memo,
     Shape,
     check_same_backend,
     check_trailing,
@@ -93,9 +94,9 @@ class _Chain(_Degradations):
 
     def step_norms(self) -> np.ndarray:
         norms = np.ones(self._steps)
-        known: dict[int, float] = {}
+        by_operator = {op: op.norm() for op in dict.fromkeys(self._ops)}
         for t, op in zip(self._changes, self._ops):
-            norms[t - 1] = known.setdefault(id(op), op.norm()) if id(op) not in known else known[id(op)]
+            norms[t - 1] = by_operator[op]
         return norms
 
 
@@ -104,14 +105,14 @@ class _GrowingBlur(_Degradations):
 
     def __init__(self, shape: Shape, widths: np.ndarray, boundary: str) -> None:
         self._shape, self._widths, self._boundary = shape, widths, boundary
+        self._memo = Memo()
 
     def shape(self, t: int) -> Shape:
         return self._shape
 
     def between(self, s: int, t: int) -> LinearOperator:
-        return self._blur(float(self._widths[s]), float(self._widths[t]))
+        return self._memo.get(self._blur, float(self._widths[s]), float(self._widths[t]))
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019 - a process lives as long as its caches are of use
     def _blur(self, low: float, high: float) -> LinearOperator:
         if high == low:
             return Identity(self._shape)
@@ -272,6 +273,16 @@ class LinearDiffusion:
         """Trailing shape of x_t."""
         return self.degradations.shape(self._original(t))
 
+    @functools.cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The different trailing shapes of the states, full size first."""
+        return tuple(dict.fromkeys(self.shape(t) for t in range(self.steps + 1)))
+
+    @functools.cached_property
+    def size_changes(self) -> tuple[int, ...]:
+        """The times t at which x_t has another shape than x_{t−1}."""
+        return tuple(t for t in range(1, self.steps + 1) if self.shape(t) != self.shape(t - 1))
+
     def _time(self, t: Any) -> int:
         if isinstance(t, bool) or not isinstance(t, numbers.Integral):
             raise TypeError(f"a time must be an integer, got {t!r}")
@@ -326,7 +337,7 @@ class LinearDiffusion:
         x_s   (*batch, *shape(s)). Raises ValueError if s >= t or the trailing shape is not that of time s.
         """
         s, t = self._pair(s, t)
-        return Gaussian(self.degradation(s, t)(x_s), self._cached_transition_covariance(s, t))
+        return Gaussian(self.degradation(s, t)(x_s), self._memo.get(self._transition_covariance, s, t))
 
     def posterior(self, x_t: Array, clean_s: Array, s: int, t: int, eta: float = 1.0) -> Gaussian:
         """q(x_s | x_t, x_0) for any s < t: theorem 3 of the paper at eta = 1, with less noise below.
@@ -351,7 +362,7 @@ class LinearDiffusion:
         check_trailing(clean_s, self.shape(s), f"posterior: clean_s at s = {s}")
         xp = real_namespace(x_t, "posterior: x_t")
         real_namespace(clean_s, "posterior: clean_s")
-        operator, lift, covariance = self._cached_posterior(s, t, float(eta))
+        operator, lift, covariance = self._memo.get(self._posterior, s, t, float(eta))
         dtype = computing_dtype(xp, x_t.dtype)
         clean = xp.astype(clean_s, dtype, copy=False)
         with full_precision(x_t):
@@ -442,12 +453,8 @@ class LinearDiffusion:
         return unscaled, weights, covariance
 
     @functools.cached_property
-    def _cached_posterior(self) -> Any:
-        return functools.lru_cache(maxsize=4096)(self._posterior)
-
-    @functools.cached_property
-    def _cached_transition_covariance(self) -> Any:
-        return functools.lru_cache(maxsize=4096)(self._transition_covariance)
+    def _memo(self) -> Memo:
+        return Memo()
 
 
 def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape | int] | None) -> list[Shape]:

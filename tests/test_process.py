@@ -277,6 +277,30 @@ def test_general_theorems_equal_the_isotropic_closed_form_and_dense_algebra(s, t
     np.testing.assert_allclose(g.covariance.as_matrix(), information, atol=bound * np.linalg.cond(transition))
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_travels_between_processes_after_use(name):
+    import copy
+    import pickle
+
+    proc = PROCESSES[name]
+    s, t = proc.steps - 1, proc.steps
+    x_t, clean = np.ones(proc.shape(t)), np.ones(proc.shape(s))
+    before = proc.posterior(x_t, clean, s, t), proc.transition(clean, s, t)
+    for twin in (pickle.loads(pickle.dumps(proc)), copy.deepcopy(proc)):
+        after = twin.posterior(x_t, clean, s, t), twin.transition(clean, s, t)
+        for a, b in zip(before, after):
+            np.testing.assert_array_equal(a.mean, b.mean)
+            np.testing.assert_array_equal(a.covariance.as_matrix(), b.covariance.as_matrix())
+
+
+def test_shapes_and_size_changes_over_time():
+    proc = PROCESSES["resize"]
+    assert proc.shapes == ((8, 8), (4, 4), (2, 2))
+    assert proc.size_changes == (21, 41)
+    assert PROCESSES["identity"].size_changes == ()
+    assert PROCESSES["respaced"].size_changes == (4, 6)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 def test_general_posterior_in_half_precision_rounds_once(dense):
     op = ssd.Resize((6,), (3,))

@@ -22,7 +22,6 @@ from ssdcore_torch.sampling import (
     to_bytes,
     to_float,
 )
-from ssdcore_torch.sampling._placement import size_changes
 
 SIZES = ((8, 8), (4, 4), (2, 2))
 
@@ -278,7 +277,7 @@ def test_times_can_start_later() -> None:
         times = sampling_times(proc, 25, placement, first=40)
         assert len(times) == 25
         assert (times[0], times[-1]) == (40, 1000)
-        assert set(size_changes(proc)) <= set(times)
+        assert set(proc.size_changes) <= set(times)
     assert sampling_times(proc, 961, "log_snr", first=40) == tuple(range(40, 1001))
     assert sampling_times(proc, 25, "log_snr", first=1) == sampling_times(proc, 25, "log_snr")
     with pytest.raises(ValueError, match="first: expected a time of 1 … 334, up to the first change of size, got 335"):

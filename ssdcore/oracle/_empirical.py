@@ -46,10 +46,6 @@ class EmpiricalDenoiser:
         object.__setattr__(self, "images", images.astype(np.float64))
 
     @functools.cached_property
-    def _sizes(self) -> list[Shape]:
-        return list(dict.fromkeys(self.process.shape(t) for t in range(self.process.steps + 1)))
-
-    @functools.cached_property
     def _time_of_size(self) -> dict[Shape, int | None]:
         """A time of each size; None where states of that size are degraded in several ways."""
         operators: dict[Shape, set[int]] = {}
@@ -103,7 +99,11 @@ class EmpiricalDenoiser:
 
         Raises ValueError where the size does not tell the degradation (blurs): call `posterior_mean` there.
         """
-        shape = self._sizes[out_level] if out_level is not None else tuple(x.shape[x.ndim - len(self._sizes[0]) :])
+        shape = (
+            self.process.shapes[out_level]
+            if out_level is not None
+            else tuple(x.shape[x.ndim - len(self.process.shapes[0]) :])
+        )
         s = self._time_of_size.get(shape)
         if s is None:
             raise ValueError(

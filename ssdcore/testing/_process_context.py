@@ -30,8 +30,7 @@ class ProcessContext:
     def _choose_pairs(self) -> list[tuple[int, int]]:
         """Pairs s < t: at both ends, around the first changes of size, and drawn at random."""
         last = self.proc.steps
-        changes = [t for t in range(1, last + 1) if self.proc.shape(t) != self.proc.shape(t - 1)][:2]
-        pairs = [(t - 1, t) for t in changes] + [(last - 1, last), (0, 1), (0, last)]
+        pairs = [(t - 1, t) for t in self.proc.size_changes[:2]] + [(last - 1, last), (0, 1), (0, last)]
         for _ in range(self.examples):
             s, t = sorted(int(i) for i in self._rng.choice(last + 1, size=2, replace=False))
             pairs.append((s, t))

@@ -118,8 +118,7 @@ def run_process_checks(
 
 def describe(proc: LinearDiffusion) -> str:
     """A name for a process in reports: its sizes from clean to noise."""
-    shapes = list(dict.fromkeys(proc.shape(t) for t in range(proc.steps + 1)))
-    return f"{type(proc).__name__}({' -> '.join(map(str, shapes))}, {proc.steps} steps)"
+    return f"{type(proc).__name__}({' -> '.join(map(str, proc.shapes))}, {proc.steps} steps)"
 
 
 def _backends(xp: Any, dtypes: Sequence[str] | str | None, device: Any, examples: int) -> list[Backend]:

@@ -31,14 +31,14 @@ def sampling_times(
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")
-    changes = size_changes(proc)
+    changes = proc.size_changes
     needed = sorted({proc.steps, *changes})
     if not 1 <= first <= needed[0]:
         raise ValueError(f"first: expected a time of 1 … {needed[0]}, up to the first change of size, got {first}")
     if steps < len(needed):
         raise ValueError(
             f"steps = {steps}: the chain must start at t = {proc.steps} and pass the {len(changes)} times where "
-            f"the size changes, {changes}; take at least {len(needed)} steps"
+            f"the size changes, {list(changes)}; take at least {len(needed)} steps"
         )
     if placement == "log_snr":
         with np.errstate(divide="ignore"):
@@ -51,11 +51,6 @@ def sampling_times(
     return tuple(t + skipped for t in times)
 
 
-def size_changes(proc: ssd.LinearDiffusion) -> list[int]:
-    """The times t at which x_t has another size than x_{t−1}."""
-    return [t for t in range(1, proc.steps + 1) if proc.shape(t) != proc.shape(t - 1)]
-
-
 def chain_of(
     proc: ssd.LinearDiffusion, steps: int, placement: Placement, times: Sequence[int] | None = None
 ) -> ssd.LinearDiffusion:
@@ -63,7 +58,7 @@ def chain_of(
     if times is None:
         return proc.respace(sampling_times(proc, steps, placement))
     chain = proc.respace(times)
-    if missing := sorted({proc.steps, *size_changes(proc)}.difference(times)):
+    if missing := sorted({proc.steps, *proc.size_changes}.difference(times)):
         raise ValueError(
             f"times: expected T and every time where the size changes among them, missing {missing}; add these"
         )

@@ -47,7 +47,7 @@ def level_sizes_of(net: Denoiser, proc: ssd.LinearDiffusion) -> list[tuple[int, 
     """The size of each of the network's levels: those it was built for, or the process's for another callable."""
     if isinstance(net, FlexiUNet):
         return list(net.config.level_sizes)
-    return list(dict.fromkeys(proc.shape(t) for t in range(proc.steps + 1)))
+    return list(proc.shapes)
 
 
 def device_of(net: Denoiser) -> torch.device:
