@@ -1,0 +1,125 @@
+"""Several processes, one a device, as `torchrun` starts them; one process is a world of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ssdcore_torch import cli
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that work together, and this one's place among them.
+
+    rank, size    this process is the rank-th of `size`
+    local_rank    its number on this machine: of its device, too
+    device        what it computes on
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def leader(self) -> bool:
+        """Whether this is rank 0, which alone writes files and prints."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This rank's of `count` items: contiguous, none left out, the first ranks have the one more."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank: the same answer on all."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor(int(flag))  # on the CPU, so that no device has to be waited for
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return bool(raised)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over the ranks of a tensor that every rank has in one shape."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(Σ n_rank, …): the rows (n_rank, …) of every rank, in the order of the ranks; on every rank."""
+        if self.size == 1:
+            return rows
+        counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+        most = max(int(count) for count in counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(count)] for part, count in zip(parts, counts)])
+
+    def copy_from_leader(self, tensors: list[Tensor]) -> None:
+        """Overwrite these tensors with rank 0's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            self.any(False)
+
+
+@contextmanager
+def connect(device: str | None = None) -> Iterator[World]:
+    """The world that `torchrun` describes in the environment, or a world of this process alone.
+
+    device   as `cli.open_device` takes it; with several processes and None or "cuda", each takes the GPU of its number
+
+    With a GPU a rank, tensors on it travel by NCCL; those of the CPU by Gloo. When a rank fails the others stop with
+    a UserError that says so.
+    """
+    size, rank, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    if size == 1:
+        yield World(0, 1, 0, cli.open_device(device))
+        return
+    if device in (None, "cuda") and torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise cli.UserError(
+                f"rank {rank} is number {local} on its machine, which has {torch.cuda.device_count()} GPUs: start at "
+                "most one process a GPU (torchrun --nproc_per_node), or all on the CPU with --device cpu"
+            )
+        device = f"cuda:{local}"
+    opened = cli.open_device(device)
+    if opened.type == "cuda":
+        torch.cuda.set_device(opened)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if opened.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, local, opened)
+    except RuntimeError as error:
+        _explain(error, rank)
+    dist.destroy_process_group()
+
+
+_VARIABLES = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+
+
+def _explain(error: RuntimeError, rank: int) -> NoReturn:
+    """Raise the error again, or, where it only says that another rank is gone, a UserError."""
+    lost = isinstance(error, dist.DistError) or any(
+        words in str(error) for words in ("Connection closed by peer", "Connection reset by peer", "Socket", "NCCL")
+    )
+    if lost:
+        raise cli.UserError(
+            f"rank {rank} lost contact with another rank: the message of the rank that stopped first says why"
+        ) from error
+    raise error
