@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+
+import yaml
 
 import ssdcore as ssd
 from ssdcore_torch.data import EMBEDDED
@@ -17,10 +20,35 @@ from ssdcore_torch.unet import FlexiUNetConfig, level_sizes
 
 @dataclass(frozen=True)
 class DataConfig:
-    """path: an image folder, an .npz or .npy file, or `EMBEDDED`; classes: which of the data's classes, () for all."""
+    """The images.
+
+    path          whatever `ssdcore_torch.data.open_images` reads, or `EMBEDDED`
+    classes       which of the data's classes, () for all
+    class_names   names of the labels that a class-conditional network was trained on, in the order of their numbers;
+                  filled in when the run is made
+    flip          mirror every image left to right with probability ½
+    crop          of images that are no square: "center", or a "random" square each time
+    workers       processes that decode; None: as many as there are cores, up to 8
+    memory_gib    images that fit this much memory once decoded are kept there; more are read again in every epoch
+    broken_share  share of unreadable files above which the run stops; up to it they are named, counted and skipped
+    """
 
     path: str
     classes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    flip: bool = False
+    crop: Literal["center", "random"] = "center"
+    workers: int | None = None
+    memory_gib: float = 4.0
+    broken_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"data.workers: expected at least 0, got {self.workers}")
+        if not self.memory_gib >= 0:
+            raise ValueError(f"data.memory_gib: expected at least 0, got {self.memory_gib}")
+        if not 0 <= self.broken_share <= 1:
+            raise ValueError(f"data.broken_share: expected a share from 0 to 1, got {self.broken_share}")
 
 
 @dataclass(frozen=True)
@@ -62,15 +90,31 @@ class TrainConfig:
     """The optimisation.
 
     steps          optimizer steps
+    batch_size     images a step, over all processes
+    accumulate     parts that a process works through one after the other in a step, to save memory
     warmup         steps over which the learning rate grows linearly to `learning_rate`
     cosine_decay   then lower it to zero at the last step along a cosine; False keeps it
-    ema            decay of the weights' moving average; its first steps use min(ema, (1 + step) / (10 + step))
+    clip           largest norm of the gradient, a longer one is scaled to it; None: any
+    skip_spikes    skip the update where a loss exceeds this many times the running mean of its path; None: never
+    ema            decays of the weights' moving averages, the first is drawn with; the first steps use
+                   min(decay, (1 + step) / (10 + step))
+    ema_widths     relative widths (EDM2's σ_rel) of further averages, of which `snapshots` are kept, so that an
+                   average of any width can be made afterwards (`python -m ssdcore_torch.ema`)
+    snapshots      how many of them, evenly over the run
+    label_dropout  share of the labels left out, of a class-conditional network, so that it can be guided
     snr_clamp      the loss weighs min(SNR, snr_clamp)
     pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
     change_share   share of the batches that train a size-increasing step; None: as uniform times give it,
                    (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
+    precision      of the network's arithmetic; weights, averages and optimizer are float32 always, so bfloat16, with
+                   float32's range, needs no scaling of the loss (float16 would, and is not offered);
+                   "auto": bfloat16 on CUDA, float32 elsewhere
     log_every      steps between two lines of the log
     save_every     steps between two checkpoints
+    keep           checkpoints kept; older ones are deleted
+    sample_every   steps between two grids of samples; None: only at the end
+    evaluate_every    steps between two evaluations (the best checkpoint is kept besides the newest); None: never
+    evaluate_samples  images that an evaluation draws
     """
 
     steps: int
@@ -78,27 +122,54 @@ class TrainConfig:
     learning_rate: float
     warmup: int
     cosine_decay: bool
-    ema: float
+    ema: tuple[float, ...]
     pixel_share: bool
     change_share: float | None
+    accumulate: int = 1
+    clip: float | None = None
+    skip_spikes: float | None = None
+    ema_widths: tuple[float, ...] = ()
+    snapshots: int = 64
+    label_dropout: float = 0.1
     snr_clamp: float = 5.0
     weight_decay: float = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: int = 50
     save_every: int = 1000
+    keep: int = 3
+    sample_every: int | None = None
+    evaluate_every: int | None = None
+    evaluate_samples: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}: expected at least 1, got {getattr(self, name)}")
+        least_one = ("steps", "batch_size", "accumulate", "snapshots", "log_every", "save_every", "keep")
+        for name in (*least_one, "sample_every", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{name}: expected at least 1, got {value}")
+        if self.evaluate_samples < 2:
+            raise ValueError(f"train.evaluate_samples: expected at least 2, got {self.evaluate_samples}")
         for name in ("warmup", "weight_decay"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name}: expected at least 0, got {getattr(self, name)}")
-        for name in ("learning_rate", "snr_clamp"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name}: expected a positive number, got {getattr(self, name)}")
-        for name, value in (("ema", self.ema), ("change_share", self.change_share)):
+        for name in ("learning_rate", "snr_clamp", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"train.{name}: expected a positive number, got {value}")
+        if self.skip_spikes is not None and not self.skip_spikes > 1:
+            raise ValueError(f"train.skip_spikes: expected a factor above 1, got {self.skip_spikes}")
+        for name in ("change_share", "label_dropout"):
+            value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"train.{name}: expected a number in [0, 1), got {value}")
+        if not self.ema or not all(0 <= rate < 1 for rate in self.ema):
+            raise ValueError(f"train.ema: expected one decay in [0, 1) or more, got {list(self.ema)}")
+        if not all(0 < width <= 0.28 for width in self.ema_widths):
+            raise ValueError(f"train.ema_widths: expected widths in (0, 0.28], got {list(self.ema_widths)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size: {self.batch_size} images do not divide into accumulate = {self.accumulate} parts"
+            )
 
 
 @dataclass(frozen=True)
@@ -148,6 +219,13 @@ class Config:
         attention = None if net.attention_sizes is None else tuple(size >> k for k in net.attention_stages)
         return replace(self, network=replace(net, level_sizes=sizes, attention_sizes=attention))
 
+    def overlaid(self, settings: Mapping[str, Any]) -> Config:
+        """This configuration with some settings of the tree replaced: {"train": {"clip": 1.0}, "seed": 3}.
+
+        Raises ValueError that names the key which is unknown or of the wrong type.
+        """
+        return _read(Config, _overlay(json.loads(self.to_json()), settings, ""), "")
+
     def scheduled(self, schedule: ssd.oracle.Schedule) -> Config:
         """The process of a designed schedule in place of this one's.
 
@@ -178,6 +256,55 @@ class Config:
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error}") from error
         return _read(cls, values, "")
+
+
+def read_settings(text: str) -> dict[str, Any]:
+    """The settings in a YAML (or JSON, which is YAML too) file, for `Config.overlaid`. Raises ValueError for others."""
+    settings = _yaml(text)
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise ValueError(f"expected settings as in `train: {{clip: 1.0}}`, got {settings!r:.60}")
+    return settings
+
+
+def setting(text: str) -> dict[str, Any]:
+    """`train.clip=1.0` as {"train": {"clip": 1.0}}; the value is read as YAML. Raises ValueError for other texts."""
+    name, equals, value = text.partition("=")
+    if not equals or not all(part.isidentifier() for part in name.split(".")):
+        raise ValueError(f"expected NAME=VALUE as in train.clip=1.0, got {text!r}")
+    settings: Any = _yaml(value)
+    for part in reversed(name.split(".")):
+        settings = {part: settings}
+    return settings
+
+
+def _overlay(tree: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    merged = dict(tree)
+    for key, value in settings.items():
+        if key not in tree:
+            raise ValueError(f"{where}{key}: unknown setting; known here: {', '.join(tree)}")
+        if isinstance(tree[key], dict):
+            if not isinstance(value, dict):
+                raise ValueError(f"{where}{key}: expected settings by name, got {value!r}")
+            merged[key] = _overlay(tree[key], value, f"{where}{key}.")
+        else:
+            merged[key] = value
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: to PyYAML, which keeps to 1.1, 1e-4 is a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"not YAML: {error}") from error
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
@@ -258,7 +385,7 @@ def _cpu(data: str | None) -> Config:
             learning_rate=1e-3,
             warmup=100,
             cosine_decay=True,
-            ema=0.995,
+            ema=(0.995,),
             pixel_share=False,
             change_share=0.1,
         ),
@@ -279,7 +406,7 @@ def _gpu64(data: str | None) -> Config:
             learning_rate=2e-4,
             warmup=500,
             cosine_decay=True,
-            ema=0.9995,
+            ema=(0.9995,),
             pixel_share=True,
             change_share=0.1,
         ),
@@ -308,7 +435,7 @@ def _paper(
                 learning_rate=1e-4,
                 warmup=0,
                 cosine_decay=False,
-                ema=0.9999,
+                ema=(0.9999,),
                 pixel_share=False,
                 change_share=None,
                 save_every=10_000,

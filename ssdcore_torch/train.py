@@ -82,7 +82,7 @@ class Trainer:
             loss = self.objective(self.net, x0, batch, noise, self.sizes.index(batch.path.out_size))
         loss.backward()
         self.optimizer.step()
-        decay = min(config.train.ema, (1 + step) / (10 + step))
+        decay = min(config.train.ema[0], (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
         self.step += 1

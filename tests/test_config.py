@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssdcore_torch.config import PRESETS, Config, differences, preset
+from ssdcore_torch.config import PRESETS, Config, differences, preset, read_settings, setting
 from ssdcore_torch.data import EMBEDDED
 
 
@@ -50,7 +50,7 @@ def edited(path: str, value: Any) -> str:
         ("train.steps", True, "train.steps: expected int, got True"),
         ("train.steps", 0, "train.steps: expected at least 1, got 0"),
         ("train.learning_rate", -1, "train.learning_rate: expected a positive number"),
-        ("train.ema", 1.0, r"train.ema: expected a number in \[0, 1\)"),
+        ("train.ema", [1.0], r"train.ema: expected one decay in \[0, 1\)"),
         ("train.cosine_decay", 1, "train.cosine_decay: expected bool, got 1"),
         ("process.schedule", "round", "process.schedule: expected one of 'equal'"),
         ("process.gamma", 0.5, "process.gamma: schedule 'equal' takes none"),
@@ -104,7 +104,7 @@ def test_paper_presets_need_data_and_carry_its_settings() -> None:
         assert config.network.level_sizes == tuple((full >> k, full >> k) for k in range(levels))
         assert config.data.path == "photos"
         assert (config.process.schedule, config.process.gamma, config.process.matched) == ("convex", 0.5, False)
-        assert (config.train.batch_size, config.train.learning_rate, config.train.ema) == (32, 1e-4, 0.9999)
+        assert (config.train.batch_size, config.train.learning_rate, config.train.ema) == (32, 1e-4, (0.9999,))
         assert config.train.change_share is None
 
 
@@ -131,3 +131,54 @@ def test_resized() -> None:
         preset("cpu").resized(18)
     with pytest.raises(ValueError, match=r"9 levels are too many.*take at most"):
         preset("cpu").resized(levels=9)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("train.learning_rate=1e-4", "train.learning_rate", 1e-4),
+        ("train.clip=1.0", "train.clip", 1.0),
+        ("train.clip=null", "train.clip", None),
+        ("train.ema=[0.9, 0.99]", "train.ema", (0.9, 0.99)),
+        ("data.flip=true", "data.flip", True),
+        ("seed=3", "seed", 3),
+    ],
+)
+def test_one_setting_laid_over(text: str, path: str, value: Any) -> None:
+    found: Any = config_of("cpu").overlaid(setting(text))
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_settings_from_a_file() -> None:
+    base = config_of("cpu")
+    settings = read_settings("seed: 4\ntrain:\n  learning_rate: 2e-4\n  ema_widths: [0.05, 0.1]\n")
+    config = base.overlaid(settings)
+    assert (config.seed, config.train.learning_rate, config.train.ema_widths) == (4, 2e-4, (0.05, 0.1))
+    assert config.network == base.network
+    assert base.overlaid(read_settings(json.dumps(settings))) == config
+    assert base.overlaid(read_settings(config.to_json())) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.clip", "expected NAME=VALUE"),
+        ("=3", "expected NAME=VALUE"),
+        ("train.clip=[1", "not YAML"),
+        ("train.clip=abc", "train.clip: expected float, got 'abc'"),
+        ("train.klip=1", "train.klip: unknown setting; known here: steps"),
+        ("train=1", "train: expected settings by name, got 1"),
+        ("train.batch_size.x=1", r"train.batch_size: expected int, got \{'x': 1\}"),
+    ],
+)
+def test_wrong_settings_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config_of("cpu").overlaid(setting(text))
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "3", "a: [", "1: 2"])
+def test_files_that_hold_no_settings_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not YAML|expected settings as in"):
+        read_settings(text)
