@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
     Denoiser,
@@ -37,6 +38,8 @@ def restore(
     seed: int = 0,
     *,
     data: ssd.Gaussian | None = None,
+    labels: Labels | None = None,
+    guidance: float = 1.0,
     sampler: str = "ancestral",
     placement: Placement | None = None,
     times: Sequence[int] | None = None,
@@ -69,7 +72,7 @@ def restore(
     noise_level   σ_y > 0, in the units of y. For exact measurements take a small one, such as 0.01.
     data          the law of one clean image: mean (*full size) or (channels, *full size), positive definite covariance
                   over the full size; ``ssdcore.oracle.fit(images)`` estimates both. None: N(0, I).
-    The other arguments are those of `generate`. Draw i depends on measurement i, `seed` and i alone.
+    The other arguments are those of `generate`. Draw i depends on measurement i, its label, `seed` and i alone.
 
     Raises ValueError for shapes that do not fit and a noise level that is not positive, ssdcore.ConvergenceError if the
     linear equations cannot be solved in 1,000 iterations of conjugate gradients (raise the noise level then).
@@ -79,13 +82,15 @@ def restore(
     law = _law(proc, data, device)
     y = _check(proc, operator, measurements, noise_level, batch_size).to(device, torch.float64)
     own = defaults_of(sampler).eta if eta is None else eta
+    classes = check_labels(net, labels, len(y), guidance)
     parts = []
     with evaluating(net):
         for first in range(0, len(y), batch_size):
             part = y[first : first + batch_size]
             draw = host_noise(seed, range(first, first + len(part)), y.shape[1], dtype, device)
             guide = _Guide(chain, operator, part, noise_level, law)
-            walk = Walk(net, level_sizes_of(net, proc), chain, sampler, own, clip, guide)
+            some = None if classes is None else classes[first : first + batch_size].to(device)
+            walk = Walk(net, level_sizes_of(net, proc), chain, sampler, own, clip, guide, some, guidance)
             parts.append(walk.down(guide.start(draw).to(dtype), draw, on_step))
     return torch.cat(parts)
 

@@ -152,7 +152,9 @@ def test_spherical_interpolation_keeps_the_length() -> None:
 def test_bad_input() -> None:
     proc = process(1)
     net = GaussianDenoiser(proc, DENSE)
-    with pytest.raises(ValueError, match=r"images: expected floating-point \(n, channels, 8, 8\), got torch.uint8"):
+    with pytest.raises(
+        ValueError, match=r"images: expected floating-point \(n, channels, 8, 8\), n >= 1, got torch.uint8"
+    ):
         encode(net, proc, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"of shape \(1, 8, 8\)"):
         encode(net, proc, torch.zeros(1, 8, 8))
@@ -179,3 +181,41 @@ def test_long_steps_are_inverted_too(levels: int) -> None:
         code = encode(net, proc, x0, times=times)
         assert code.times == times
         assert rms(decode(net, proc, code) - x0) < 1.2 * proc.sigma(1)
+
+
+class TwoClasses:
+    """Images of class 1 are those of class 0 brighter by 0.5."""
+
+    def __init__(self, proc: ssd.LinearDiffusion) -> None:
+        self.nets = [GaussianDenoiser(proc, DENSE, mean) for mean in (0.0, 0.5)]
+
+    def __call__(self, x: Tensor, t: Tensor, out_level: int, label: Tensor) -> Tensor:
+        zero, one = (net(x, t, out_level) for net in self.nets)
+        return torch.where(label.view(-1, 1, 1, 1) == 1, one, zero)
+
+
+def test_each_image_is_encoded_and_decoded_as_its_class() -> None:
+    proc, labels = process(3), [0, 1, 1, 0]
+    net = TwoClasses(proc)
+    x0 = images(4) + 0.5 * torch.tensor(labels).view(-1, 1, 1, 1)
+    code = encode(net, proc, x0, steps=20, labels=labels, batch_size=3)
+    back = decode(net, proc, code, labels=labels, batch_size=2)
+    assert rms(back - x0) < 1.1 * proc.sigma(1) / proc.alpha(1)
+    for i, label in enumerate(labels):  # what the network of each class alone makes of the same images
+        alone = encode(net.nets[label], proc, x0, steps=20)
+        torch.testing.assert_close(code.state[i], alone.state[i], rtol=0, atol=1e-10)
+        torch.testing.assert_close(decode(net.nets[label], proc, alone)[i], back[i], rtol=0, atol=1e-10)
+    ends = interpolate(net, proc, x0, x0.flip(0), [0.0], steps=20, labels=labels, batch_size=3)
+    torch.testing.assert_close(ends[0], back, rtol=0, atol=1e-10)
+    brighter = decode(net, proc, code, labels=1) - back
+    assert float(brighter[0].mean()) > 0.2
+    assert float(brighter[1].abs().max()) < 1e-10
+
+
+def test_the_batch_size_must_be_positive() -> None:
+    proc = process(1)
+    net = GaussianDenoiser(proc, DENSE)
+    with pytest.raises(ValueError, match="expected batch_size >= 1, got 0"):
+        encode(net, proc, images(1), batch_size=0)
+    with pytest.raises(ValueError, match="expected batch_size >= 1, got 0"):
+        decode(net, proc, encode(net, proc, images(1), steps=20), batch_size=0)

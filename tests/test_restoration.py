@@ -228,3 +228,23 @@ def test_bad_input() -> None:
             restore(net, proc, operator_, **{"measurements": y, "noise_level": 0.1, **arguments})
     with pytest.raises(TypeError, match=r"expected an ssdcore.LinearOperator such as ssdcore.Resize, got function"):
         restore(net, proc, lambda x: x, y, 0.1)  # type: ignore[arg-type]
+
+
+def test_each_measurement_is_restored_as_its_class() -> None:
+    proc, operator = process(3), OPERATORS["super-resolution"]
+    nets = [GaussianDenoiser(proc, DENSE, mean) for mean in (MEAN, MEAN - 1)]
+
+    def net(x: torch.Tensor, t: torch.Tensor, out_level: int, label: torch.Tensor) -> torch.Tensor:
+        zero, one = (denoiser(x, t, out_level) for denoiser in nets)
+        return torch.where(label.view(-1, 1, 1, 1) == 1, one, zero)
+
+    y = torch.from_numpy(np.stack([measured(operator, seed) for seed in range(3)])).reshape(3, 1, *operator.out_shape)
+    arguments = {"steps": 5, "dtype": torch.float64, "batch_size": 2}
+    alone = [restore(denoiser, proc, operator, y, NOISE_LEVEL, **arguments) for denoiser in nets]
+    made = restore(net, proc, operator, y, NOISE_LEVEL, labels=[1, 0, 1], **arguments)
+    for i, label in enumerate((1, 0, 1)):
+        torch.testing.assert_close(made[i], alone[label][i], rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="got the shape"):
+        restore(net, proc, operator, y, NOISE_LEVEL, labels=[1, 0])
+    with pytest.raises(ValueError, match='no label for "no class"'):
+        restore(net, proc, operator, y, NOISE_LEVEL, labels=1, guidance=2.0)

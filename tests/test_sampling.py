@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -43,6 +44,17 @@ def net() -> FlexiUNet:
         for parameter in made.parameters():
             if parameter.abs().max() == 0:
                 parameter.normal_(std=0.1)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def conditional(net: FlexiUNet) -> FlexiUNet:
+    """The same for two classes, in float64, with labels that matter."""
+    torch.manual_seed(1)
+    made = FlexiUNet(dataclasses.replace(net.config, num_classes=2)).double()
+    made.load_state_dict({**made.state_dict(), **net.state_dict()})
+    with torch.no_grad():
+        made.label_embedding.weight.mul_(3)
     return made.eval()
 
 
@@ -96,6 +108,136 @@ def test_a_seed_gives_the_same_bits_and_another_seed_other_samples(net: FlexiUNe
     assert torch.equal(generate(net, proc, 4, steps=6, seed=1), first)
     assert (generate(net, proc, 4, steps=6, seed=2) - first).abs().mean() > 0.05
     assert (generate(net, proc, 4, steps=6, seed=1, eta=0.0) - first).abs().mean() > 1e-3
+
+
+# ---- labels and guidance
+
+
+def test_samples_with_labels_and_guidance_do_not_depend_on_the_batch(conditional: FlexiUNet) -> None:
+    proc, labels = process(), [0, 1, 1, 0, 2, 1, 0]
+
+    def draw(first: int, stop: int, batch_size: int, **arguments: object) -> Tensor:
+        return generate(
+            conditional,
+            proc,
+            stop - first,
+            4,
+            seed=3,
+            labels=labels[first:stop],
+            first=first,
+            batch_size=batch_size,
+            dtype=torch.float64,
+            **arguments,
+        )
+
+    for guidance in (1.0, 2.5):
+        whole = draw(0, 7, 64, guidance=guidance)
+        for batch_size in (1, 3):
+            torch.testing.assert_close(draw(0, 7, batch_size, guidance=guidance), whole, rtol=0, atol=1e-8)
+        shards = torch.cat([draw(0, 2, 64, guidance=guidance), draw(2, 7, 3, guidance=guidance)])
+        torch.testing.assert_close(shards, whole, rtol=0, atol=1e-8)
+
+
+def test_first_numbers_the_samples(net: FlexiUNet) -> None:
+    proc, net = process(), copy.deepcopy(net).double()
+
+    def draw(n: int, first: int) -> Tensor:
+        return generate(net, proc, n, steps=4, seed=1, first=first, dtype=torch.float64)
+
+    whole = draw(4, 0)
+    torch.testing.assert_close(draw(2, 2), whole[2:], rtol=0, atol=1e-8)
+    assert (draw(2, 0) - whole[2:]).abs().mean() > 0.05
+
+
+def test_guidance_is_the_formula(conditional: FlexiUNet) -> None:
+    """Every prediction of a chain, recomputed from its state with two evaluations; no second one at w = 1."""
+    proc, labels, batches = process(), torch.tensor([0, 1, 1]), []
+    hook = conditional.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    try:
+        for w in (0.0, 1.0, 1.7):
+            seen: list[tuple[int, Tensor, Tensor]] = []
+            batches.clear()
+            generate(
+                conditional,
+                proc,
+                3,
+                5,
+                labels=labels,
+                guidance=w,
+                clip=False,
+                dtype=torch.float64,
+                on_step=lambda t, x, clean, seen=seen: seen.append((t, x, clean)),
+            )
+            assert batches == [3 if w == 1 else 6] * 5
+            for t, x, clean in seen:
+                times, level = torch.full((3,), t), SIZES.index(tuple(clean.shape[2:]))
+                with torch.no_grad():
+                    null, labelled = conditional(x, times, level), conditional(x, times, level, labels)
+                assert (null - labelled).abs().max() > 1e-2
+                torch.testing.assert_close(clean, null + w * (labelled - null), rtol=0, atol=1e-10)
+    finally:
+        hook.remove()
+
+
+def test_one_label_for_all_and_kinds_of_labels(conditional: FlexiUNet) -> None:
+    proc = process()
+
+    def draw(labels: object) -> Tensor:
+        return generate(conditional, proc, 2, 3, labels=labels, dtype=torch.float64)
+
+    expected = draw([1, 1])
+    for same in (1, np.int32(1), (1, 1), np.array([1, 1]), torch.tensor([1, 1]), torch.tensor(1, dtype=torch.int32)):
+        torch.testing.assert_close(draw(same), expected, rtol=0, atol=0)
+    torch.testing.assert_close(draw(None), draw(2), rtol=0, atol=0)  # 2 is the null label
+    assert (draw(0) - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"labels": [0, 1, 1]}, ValueError, r"one for all 2 samples or 2 of them, got the shape \(3,\)"),
+        ({"labels": [0, 3]}, ValueError, r"expected labels in 0..2 \(2: no class\), got \[3\]"),
+        ({"labels": -1}, ValueError, r"got \[-1, -1\]"),
+        ({"labels": [0.0, 1.0]}, TypeError, "expected whole numbers, one a sample or one for all, got float64"),
+        ({"labels": True}, TypeError, "got bool"),
+        ({"labels": "cat"}, TypeError, "expected whole numbers"),
+        ({"guidance": 2.0}, ValueError, "strengthens class labels, and none are given; add labels="),
+        ({"guidance": float("nan"), "labels": 0}, ValueError, "expected a finite number >= 0"),
+        ({"guidance": -0.5, "labels": 0}, ValueError, "expected a finite number >= 0"),
+        ({"guidance": "2", "labels": 0}, TypeError, "guidance: expected a number, got '2'"),
+        ({"first": -1}, ValueError, "first >= 0"),
+    ],
+)
+def test_bad_labels(conditional: FlexiUNet, arguments: dict, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        generate(conditional, process(), 2, 3, **arguments)
+
+
+def test_labels_and_guidance_that_a_network_cannot_take(net: FlexiUNet) -> None:
+    proc = process()
+    with pytest.raises(ValueError, match=r"labels: this network has no classes \(num_classes is None\)"):
+        generate(net, proc, 1, 3, labels=0)
+    with pytest.raises(ValueError, match="labels: this network has no classes"):
+        generate(net, proc, 1, 3, labels=0, guidance=2.0)
+    released = FlexiUNet(dataclasses.replace(net.config, num_classes=2, released_behaviour=True))
+    with pytest.raises(ValueError, match=r'guidance: this network has no label for "no class"'):
+        generate(released, proc, 1, 3, labels=0, guidance=2.0)
+    with pytest.raises(ValueError, match=r"no null label; give each sample one of 0\.\.1"):
+        generate(released, proc, 1, 3)
+    with pytest.raises(ValueError, match=r"expected labels in 0\.\.1, got \[2\]"):
+        generate(released, proc, 1, 3, labels=2)
+
+
+def test_another_callable_gets_the_labels() -> None:
+    proc = process()
+
+    def net(x: Tensor, t: Tensor, out_level: int, label: Tensor) -> Tensor:
+        return (label / 10).view(-1, 1, 1, 1).expand(-1, 3, *SIZES[out_level])
+
+    images = generate(net, proc, 3, 4, labels=[5, 0, 7], batch_size=2)
+    torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([0.5, 0.0, 0.7]))
+    with pytest.raises(ValueError, match='no label for "no class"'):
+        generate(net, proc, 3, 4, labels=[5, 0, 7], guidance=1.5)
 
 
 class ConstantImages:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
-from ssdcore_torch.sampling._walk import Denoiser, Walk, device_of, evaluating, host_noise, level_sizes_of
+from ssdcore_torch.sampling._walk import Denoiser, Draw, Walk, device_of, evaluating, host_noise, level_sizes_of
 
 _MAX_ITERATIONS = 100
 
@@ -40,6 +41,8 @@ def encode(
     *,
     placement: Placement = "log_snr",
     times: Sequence[int] | None = None,
+    labels: Labels | None = None,
+    batch_size: int = 64,
     tolerance: float = 1e-4,
 ) -> Encoding:
     """The x_T from which the sampler at eta = 0 makes these images.
@@ -63,34 +66,48 @@ def encode(
     ``times=sampling_times(proc, steps, "log_snr", first=…)`` at a σ of about that error.
 
     images      (n, channels, *full size) floating point, of the range that the network was trained for
-    placement, steps, times   as for `generate`
+    placement, steps, times, labels, batch_size   as for `generate`
     tolerance   in units of the state (whose noise is about 1 at T); at float32 not below 1e-5
 
-    Image i is encoded by itself, whatever the batch (images[i] with the noise of (seed, i)), and all at once: for many,
-    call this batch by batch.
+    Image i is encoded by itself, whatever the batch: images[i] with its label and the noise of (seed, i).
 
     Raises ssdcore.ConvergenceError where the iteration does not converge in 100 rounds: the network is then steeper
     than that, or the step long (q above 20), and more steps help. ValueError where α_T = 0.
     """
     chain = chain_of(proc, steps, placement, times)
-    walk = Walk(net, level_sizes_of(net, proc), chain, eta=0.0, clip=False)
-    if images.ndim != 2 + len(proc.shape(0)) or not images.is_floating_point():
+    if images.ndim != 2 + len(proc.shape(0)) or not images.is_floating_point() or len(images) == 0:
         raise ValueError(
-            f"images: expected floating-point (n, channels, {', '.join(map(str, proc.shape(0)))}), got {images.dtype} "
-            f"of shape {tuple(images.shape)}"
+            f"images: expected floating-point (n, channels, {', '.join(map(str, proc.shape(0)))}), n >= 1, got "
+            f"{images.dtype} of shape {tuple(images.shape)}"
         )
-    draw = host_noise(seed, range(len(images)), images.shape[1], images.dtype, device_of(net))
-    details: list[Tensor] = []
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    classes = check_labels(net, labels, len(images))
+    sizes, device = level_sizes_of(net, proc), device_of(net)
+    parts = []
     with evaluating(net):
-        images = images.to(device_of(net))
-        x = chain.marginal(images, 1).sample(draw(chain.shape(1)))
-        for k in range(2, chain.steps + 1):
-            above = _solve(walk, x, chain.clean(images, k - 1), k, tolerance)
-            if chain.shape(k) != chain.shape(k - 1):
-                mean = chain.posterior(above, walk.predict(above, k), k - 1, k, eta=0.0).mean
-                details.insert(0, (x - mean) / chain.sigma(k - 1))
-            x = above
-    return Encoding(x, tuple(details), chain.times)
+        for first in range(0, len(images), batch_size):
+            part = images[first : first + batch_size].to(device)
+            some = None if classes is None else classes[first : first + batch_size].to(device)
+            draw = host_noise(seed, range(first, first + len(part)), part.shape[1], part.dtype, device)
+            walk = Walk(net, sizes, chain, eta=0.0, clip=False, labels=some)
+            parts.append(_up(walk, part, draw, tolerance))
+    states, details = zip(*parts)
+    return Encoding(torch.cat(states), tuple(torch.cat(same) for same in zip(*details)), chain.times)
+
+
+def _up(walk: Walk, images: Tensor, draw: Draw, tolerance: float) -> tuple[Tensor, list[Tensor]]:
+    """x_T and the details of one batch."""
+    chain = walk.chain
+    details: list[Tensor] = []
+    x = chain.marginal(images, 1).sample(draw(chain.shape(1)))
+    for k in range(2, chain.steps + 1):
+        above = _solve(walk, x, chain.clean(images, k - 1), k, tolerance)
+        if chain.shape(k) != chain.shape(k - 1):
+            mean = chain.posterior(above, walk.predict(above, k), k - 1, k, eta=0.0).mean
+            details.insert(0, (x - mean) / chain.sigma(k - 1))
+        x = above
+    return x, details
 
 
 def _solve(walk: Walk, x: Tensor, clean: Tensor, k: int, tolerance: float) -> Tensor:
@@ -129,24 +146,48 @@ def _solve(walk: Walk, x: Tensor, clean: Tensor, k: int, tolerance: float) -> Te
     )
 
 
-def decode(net: Denoiser, proc: ssd.LinearDiffusion, encoding: Encoding, seed: int | None = None) -> Tensor:
+def decode(
+    net: Denoiser,
+    proc: ssd.LinearDiffusion,
+    encoding: Encoding,
+    seed: int | None = None,
+    *,
+    labels: Labels | None = None,
+    batch_size: int = 64,
+) -> Tensor:
     """Images (n, channels, *full size) from their `Encoding`, by the sampler at eta = 0 and the encoding's times.
 
     seed   None: the details that the encoding keeps, which gives the images back. A number: what the changes of size
            destroy is drawn afresh from its exact conditional law given the state that is left, image i by (seed, i):
            other images with the same coarse content. Without changes of size there is nothing to draw.
+    labels, batch_size   as for `generate`: the labels given to `encode` for the images themselves, or others
     """
-    walk = Walk(net, level_sizes_of(net, proc), proc.respace(encoding.times), eta=0.0, clip=False)
-    x = encoding.state.to(device_of(net))
-    kept = {detail.shape[2:]: detail.to(x) for detail in encoding.details}
+    if batch_size < 1:
+        raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+    chain, sizes, device = proc.respace(encoding.times), level_sizes_of(net, proc), device_of(net)
+    classes = check_labels(net, labels, len(encoding.state))
+    parts = []
+    with evaluating(net):
+        for first in range(0, len(encoding.state), batch_size):
+            part = slice(first, first + batch_size)
+            x = encoding.state[part].to(device)
+            if seed is None:
+                draw = _held(x, [detail[part].to(x) for detail in encoding.details])
+            else:
+                draw = host_noise(seed, range(first, first + len(x)), x.shape[1], x.dtype, device)
+            some = None if classes is None else classes[part].to(device)
+            parts.append(Walk(net, sizes, chain, eta=0.0, clip=False, labels=some).down(x, draw))
+    return torch.cat(parts)
 
-    def held(shape: tuple[int, ...]) -> Tensor:
-        """The details of the change to this size; at the other steps of the size the posterior takes no noise."""
+
+def _held(x: Tensor, details: Sequence[Tensor]) -> Draw:
+    """The details of the change to a size; at the other steps of that size the posterior takes no noise."""
+    kept = {detail.shape[2:]: detail for detail in details}
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
         return kept[shape] if shape in kept else x.new_zeros((*x.shape[:2], *shape))
 
-    draw = held if seed is None else host_noise(seed, range(len(x)), x.shape[1], x.dtype, x.device)
-    with evaluating(net):
-        return walk.down(x, draw)
+    return draw
 
 
 def interpolate(
@@ -161,6 +202,8 @@ def interpolate(
     placement: Placement = "log_snr",
     times: Sequence[int] | None = None,
     prior: ssd.Gaussian | None = None,
+    labels: Labels | None = None,
+    batch_size: int = 64,
     tolerance: float = 1e-4,
 ) -> Tensor:
     """Images between `first` (weight 0) and `second` (weight 1): (len(weights), n, channels, *full size).
@@ -170,10 +213,12 @@ def interpolate(
 
     first, second   (n, channels, *full size)
     prior           law of x_T, as for `generate`; only its mean matters
+    labels          one for all, or n of them, each for both images of its pair
     The other arguments are those of `encode`; at the ends the error is its.
     """
     if first.shape != second.shape:
         raise ValueError(f"expected as many images of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
+    classes = check_labels(net, labels, len(first))
     both = encode(
         net,
         proc,
@@ -182,6 +227,8 @@ def interpolate(
         seed,
         placement=placement,
         times=times,
+        labels=None if classes is None else torch.cat([classes, classes]),
+        batch_size=batch_size,
         tolerance=tolerance,
     )
     mean = torch.zeros(()) if prior is None else torch.as_tensor(prior.mean)
@@ -192,7 +239,8 @@ def interpolate(
     for weight in weights:
         w = float(weight)
         details = tuple(slerp(low, high, w) for low, high in pairs)
-        made.append(decode(net, proc, Encoding(mean + slerp(a, b, w), details, both.times)))
+        between = Encoding(mean + slerp(a, b, w), details, both.times)
+        made.append(decode(net, proc, between, labels=classes, batch_size=batch_size))
     return torch.stack(made)
 
 

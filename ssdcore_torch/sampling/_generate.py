@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
     Denoiser,
@@ -58,6 +59,9 @@ def generate(
     eta: float | None = None,
     seed: int = 0,
     *,
+    labels: Labels | None = None,
+    guidance: float = 1.0,
+    first: int = 0,
     sampler: str = "ancestral",
     placement: Placement | None = None,
     times: Sequence[int] | None = None,
@@ -82,10 +86,15 @@ def generate(
     ones. A small or briefly trained network, inaccurate at little noise, does better with placement="time" or a later
     first time, ``times=sampling_times(proc, steps, "log_snr", first=…)``.
 
-    net         a FlexiUNet, or any callable net(x, t, out_level=…) that predicts clean images
+    net         a FlexiUNet, or any callable net(x, t, out_level=…) that predicts clean images (and takes label=…,
+                (batch,) int64, where labels are given)
     steps       network evaluations an image
     eta         factor on the posterior's noise where a change of size does not force it: 1 (the default of "ancestral")
                 all of it, 0 (that of "multistep", which takes no other) none
+    labels      class of each sample, n of them or one for all, `config.null_label` meaning none; None: no class
+    guidance    w of classifier-free guidance (Ho and Salimans, 2022): x̂_t = x̂_null + w (x̂_label − x̂_null), both
+                predicted in one batch. 1: x̂_label alone. Else labels and a FlexiUNet with a null label are needed.
+    first       make samples first … first + n − 1 of the seed, so that several calls or ranks share one set
     placement   how `sampling_times` spreads the steps: "time" (the default of "ancestral") or "log_snr" ("multistep")
     times       increasing times to visit instead, T and those at which the size changes among them (`steps` and
                 `placement` are then of no effect)
@@ -96,21 +105,35 @@ def generate(
     dtype       of the states and of the result; the network must take it
     on_step     called with (t, x_t, prediction) at every step of every batch, for pictures of the chain
 
-    Sample i is a function of (seed, i) alone (up to rounding, whatever the batch it shares). A module is run in
-    evaluation mode. Raises ValueError for n < 1, for an unknown sampler or placement, for steps or times that the
-    chain cannot take, and for eta outside [0, 1].
+    Sample i is a function of (seed, i) and its label alone (up to rounding, whatever the batch it shares). A module is
+    run in evaluation mode. Raises ValueError for n < 1, for an unknown sampler or placement, for steps or times that
+    the chain cannot take, for eta outside [0, 1], and for labels or a guidance that the network cannot take.
     """
-    if n < 1 or batch_size < 1:
-        raise ValueError(f"expected n >= 1 and batch_size >= 1, got n = {n} and batch_size = {batch_size}")
+    if n < 1 or batch_size < 1 or first < 0:
+        raise ValueError(
+            f"expected n >= 1, batch_size >= 1 and first >= 0, got n = {n}, batch_size = {batch_size}, first = {first}"
+        )
+    classes = check_labels(net, labels, n, guidance)
     own = defaults_of(sampler)
     chain = chain_of(proc, steps, own.placement if placement is None else placement, times)
-    walk = Walk(net, level_sizes_of(net, proc), chain, sampler, own.eta if eta is None else eta, clip)
     device = device_of(net)
     law = chain.prior() if prior is None else prior
     law = ssd.Gaussian(torch.as_tensor(law.mean, dtype=dtype, device=device), law.covariance)
     parts = []
     with evaluating(net):
-        for first in range(0, n, batch_size):
-            draw = host_noise(seed, range(first, min(first + batch_size, n)), channels, dtype, device)
+        for start in range(0, n, batch_size):
+            stop = min(start + batch_size, n)
+            part = None if classes is None else classes[start:stop].to(device)
+            walk = Walk(
+                net,
+                level_sizes_of(net, proc),
+                chain,
+                sampler,
+                own.eta if eta is None else eta,
+                clip,
+                labels=part,
+                guidance=guidance,
+            )
+            draw = host_noise(seed, range(first + start, first + stop), channels, dtype, device)
             parts.append(walk.down(law.sample(draw(chain.shape(chain.steps))), draw, on_step))
     return torch.cat(parts)

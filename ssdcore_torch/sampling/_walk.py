@@ -30,7 +30,7 @@ SAMPLERS: Mapping[str, Defaults] = {
 }
 
 Denoiser = Callable[..., Tensor]
-"""net(x, t, out_level=…) -> clean images; a FlexiUNet or any other callable."""
+"""net(x, t, out_level=…[, label=…]) -> clean images; a FlexiUNet or any other callable."""
 StepRecorder = Callable[[int, Tensor, Tensor], None]
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Noise of a trailing shape: (batch, channels, *shape)."""
@@ -93,6 +93,8 @@ class Walk:
     eta      of the posteriors
     clip     clip every prediction to [−1, 1]
     correct  makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None
+    labels   (batch,) class labels on the network's device, or None
+    guidance weight w of classifier-free guidance: x̂ = x̂_null + w (x̂_label − x̂_null), before clipping; 1: x̂_label
     """
 
     net: Denoiser
@@ -102,6 +104,8 @@ class Walk:
     eta: float = 1.0
     clip: bool = True
     correct: Callable[[Tensor, Tensor, int], Tensor] | None = None
+    labels: Tensor | None = None
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         defaults_of(self.sampler)
@@ -112,13 +116,29 @@ class Walk:
         if self.sampler == "multistep" and self.eta != 0:
             raise ValueError(f'eta: the sampler "multistep" is the deterministic one: expected 0, got {self.eta}')
 
+    @property
+    def null_label(self) -> int | None:
+        return self.net.config.null_label if isinstance(self.net, FlexiUNet) else None
+
     def predict(self, x: Tensor, k: int) -> Tensor:
         """The clean image at the size of step k − 1, predicted from the state x at step k."""
-        times = torch.full((len(x),), float(self.chain.times[k - 1]), dtype=x.dtype, device=x.device)
-        clean = self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1))).to(x.dtype)
+        if self.guidance == 1:
+            clean = self._evaluate(x, self.labels, k)
+        else:
+            assert self.labels is not None
+            assert self.null_label is not None
+            null = torch.full_like(self.labels, self.null_label)
+            both = self._evaluate(torch.cat([x, x]), torch.cat([self.labels, null]), k)
+            labelled, unlabelled = both.chunk(2)
+            clean = unlabelled + self.guidance * (labelled - unlabelled)
         if self.clip:
             clean = clean.clamp(-1, 1)
         return clean if self.correct is None else self.correct(x, clean, k)
+
+    def _evaluate(self, x: Tensor, labels: Tensor | None, k: int) -> Tensor:
+        times = torch.full((len(x),), float(self.chain.times[k - 1]), dtype=x.dtype, device=x.device)
+        condition = {} if labels is None else {"label": labels}
+        return self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1)), **condition).to(x.dtype)
 
     def down(self, x: Tensor, draw: Draw, on_step: StepRecorder | None = None) -> Tensor:
         """x_0, the last prediction, from x_T (batch, channels, *smallest size)."""
