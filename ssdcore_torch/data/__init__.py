@@ -1,0 +1,27 @@
+"""Training images: read from where they are, decoded once or as they are wanted, in an order that is a pure function.
+
+`open_images` gives an `ImageSet` (all decoded, in memory) or an `ImageStream` (decoded by worker processes when asked
+for); a `Feed` makes batches of either. What a step gets is a function of (seed, step) alone: the indices (`Order`), the
+flips and the random crops are drawn for the whole global batch, of which each rank takes its slice. So a resumed run
+replays nothing, a run on several ranks sees the batches of a run on one, and there is no loader state to save.
+"""
+
+from ssdcore_torch.data._feed import Feed, ImageBatch
+from ssdcore_torch.data._images import EMBEDDED, ImageSet, ImageStream, load_images, open_images
+from ssdcore_torch.data._order import Order
+from ssdcore_torch.data._pixels import fit, to_rgb
+from ssdcore_torch.data._sources import image_files
+
+__all__ = [
+    "EMBEDDED",
+    "Feed",
+    "ImageBatch",
+    "ImageSet",
+    "ImageStream",
+    "Order",
+    "fit",
+    "image_files",
+    "load_images",
+    "open_images",
+    "to_rgb",
+]

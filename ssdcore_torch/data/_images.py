@@ -1,0 +1,304 @@
+"""Images by number: all decoded in memory, or decoded as they are asked for."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from ssdcore_torch.data._order import Order
+from ssdcore_torch.data._reading import Failure, Pictures, Reader, Task, answers, check_workers
+from ssdcore_torch.data._sources import ArraySource, FolderSource, Source, classes_of
+
+if TYPE_CHECKING:
+    from ssdcore_torch.distributed import World
+
+log = logging.getLogger("ssdcore_torch")
+
+EMBEDDED = "embedded:drawings64"
+"""The `data.path` that names the 4,096 CC0 drawings (64 px, 16 classes) inside the package."""
+
+LEAST_READ = 100
+"""Pictures that must have been read before the share of broken ones is judged."""
+
+CHUNK = 64
+"""Pictures a worker decodes at a time for the cache."""
+
+FEW = 1000
+"""Up to this many pictures, starting workers takes longer than decoding."""
+
+Crop = Literal["center", "random"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one size, held as bytes.
+
+    images       (n, size, size, 3) uint8, sRGB
+    labels       (n,) int64 indices into `class_names`, or None where the source has no labels
+    class_names  names of the labels; empty without labels
+    source       what was read, for messages
+    skipped      (path, reason) of every file that could not be read as an image
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    source: str
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def order(self, batch_size: int, seed: int) -> Order:
+        """The order to train on them in."""
+        return Order(len(self), batch_size, seed)
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """Images of one size, decoded when they are read; in the place of one that cannot be read comes its neighbour.
+
+    labels       (n,) int64 indices into `class_names`, or None where the source has no labels
+    class_names  names of the labels; empty without labels
+    source       what is read, for messages
+    size         height and width
+    crop         "center", or "random": another square each time
+    """
+
+    reader: Reader
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    source: str
+    size: int
+    crop: Crop
+    broken_share: float
+    blocks: tuple[int, ...] = ()
+    _failed: dict[str, str] = field(default_factory=dict)
+    _read: list[int] = field(default_factory=lambda: [0, 0])  # pictures asked for since the start, and those replaced
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(path, reason) of every file that could not be used, so far."""
+        return self.reader.source.passed_over + tuple(self._failed.items())
+
+    def order(self, batch_size: int, seed: int) -> Order:
+        """The order to train on them in: of tar shards, few at a time are read."""
+        return Order(len(self), batch_size, seed, self.blocks)
+
+    def read(self, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """For each task (indices (b,), numbers of random crops (b, 3) or None): images (b, size, size, 3) uint8
+        tensors, and the (b,) indices of the images they really are. Raises ValueError past the share of broken ones.
+        """
+        for images, used, failures, _ in answers(Pictures(self.reader, replace=True), tasks, workers, pin):
+            self._read[0] += len(used)
+            self._read[1] += len(failures)
+            for failure in failures:
+                if failure.name not in self._failed:
+                    self._failed[failure.name] = failure.reason
+                    log.warning("skipped %s: %s", failure.name, failure.reason)
+            _check_share(self._read[1], self._read[0], self._failed, self.broken_share, self.source)
+            yield images, used
+
+
+def open_images(
+    path: str | os.PathLike[str],
+    size: int,
+    *,
+    classes: Sequence[str] = (),
+    crop: Crop = "center",
+    workers: int | None = None,
+    memory_gib: float = 4.0,
+    broken_share: float = 0.01,
+    world: World | None = None,
+) -> ImageSet | ImageStream:
+    """The images of `path`, cropped to a square and resized (antialiased) to `size` × `size` RGB.
+
+    path          `EMBEDDED`, a folder (searched through; any format that Pillow reads), an .npz or .npy file of images
+                  shaped (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or uint16
+    classes       keep only these classes, for a source with class names; empty keeps all
+    crop          "center": the largest centred square; "random": a square of at least 0.8 of the shorter side anywhere,
+                  another one each time, which is why such images are never cached
+    workers       processes that decode; None: one for each core but one, at most 8; 0: none
+    memory_gib    decode all images now and keep them, if they take no more than this (an `ImageSet`); else decode each
+                  when it is wanted (an `ImageStream`)
+    broken_share  of the files read, this share may be unreadable or smaller than `size`; past it reading fails
+    world         with several ranks on a machine, one decodes and the others share its memory
+
+    Raises ValueError if nothing is readable, if too much is broken, or for images that are smaller than `size` where
+    all are decoded at once; FileNotFoundError for no such path.
+    """
+    if size < 1:
+        raise ValueError(f"size: expected at least 1, got {size}")
+    if crop not in ("center", "random"):
+        raise ValueError(f"data.crop: expected 'center' or 'random', got {crop!r}")
+    if not 0 <= broken_share <= 1:
+        raise ValueError(f"data.broken_share: expected a share from 0 to 1, got {broken_share}")
+    if not memory_gib >= 0:
+        raise ValueError(f"data.memory_gib: expected at least 0, got {memory_gib}")
+    workers = check_workers(workers)
+    source = _open_source(path)
+    reader = Reader(source, classes_of(source, classes), size)
+    if isinstance(source, ArraySource):
+        _check_size(source, size)
+    if not len(reader):
+        name, reason = source.passed_over[0]
+        count = len(source.passed_over)
+        raise ValueError(
+            f"none of the {count} files in {source.source} is a readable image; the first, {name}: {reason}"
+        )
+    if crop == "center" and len(reader) * size * size * 3 <= memory_gib * 2**30:
+        return _shared(lambda room: _decode_all(reader, workers, broken_share, room), world)
+    blocks: tuple[int, ...] = ()
+    if source.blocks:
+        ends = np.cumsum((0, *source.blocks))
+        counts = np.diff(np.searchsorted(reader.rows, ends))
+        blocks = tuple(int(count) for count in counts if count)
+    labels = None if source.labels is None else source.labels[reader.rows]
+    return ImageStream(reader, labels, source.class_names, source.source, size, crop, broken_share, blocks)
+
+
+def load_images(path: str | os.PathLike[str], size: int, classes: Sequence[str] = ()) -> ImageSet:
+    """All images of `path` in memory, whatever they take, however many are broken; else as `open_images`.
+
+    Files of a folder that are no readable image are listed in `skipped`.
+    """
+    images = open_images(path, size, classes=classes, memory_gib=math.inf, broken_share=1.0)
+    assert isinstance(images, ImageSet)
+    return images
+
+
+def _open_source(path: str | os.PathLike[str]) -> Source:
+    if str(path) == EMBEDDED:
+        with resources.as_file(resources.files("ssdcore_torch") / "assets" / "drawings64.npz") as packed:
+            return ArraySource(packed, "the embedded drawings")
+    file = Path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"no such data: {file}; give an image folder, an .npz or an .npy file")
+    return FolderSource(file) if file.is_dir() else ArraySource(file, str(file))
+
+
+def _check_size(source: ArraySource, size: int) -> None:
+    height, width = source.images.shape[1:3]
+    if min(height, width) < size:
+        raise ValueError(
+            f"{source.file}: its images are {width}×{height} pixels, smaller than size {size}: choose a smaller size"
+        )
+
+
+Room = Callable[[tuple[int, ...]], np.ndarray]
+"""Memory for uint8 values of a shape."""
+
+
+def _decode_all(reader: Reader, workers: int, broken_share: float, room: Room) -> ImageSet:
+    source, size, count = reader.source, reader.size, len(reader)
+    images = room((count, size, size, 3))
+    kept = np.arange(count)
+    failures: list[Failure] = []
+    if (
+        isinstance(source, ArraySource)
+        and source.images.shape[1:] == images.shape[1:]
+        and source.images.dtype == np.uint8
+    ):
+        np.take(source.images, reader.rows, axis=0, out=images, mode="clip")  # "raise" would copy twice
+    else:
+        tasks = [(kept[first : first + CHUNK], None) for first in range(0, count, CHUNK)]
+        used: list[np.ndarray] = []
+        done = 0
+        bar = tqdm(total=count, desc="decoding", unit="image", disable=None, delay=1, leave=False, dynamic_ncols=True)
+        with bar:
+            for part, indices, failed, _ in answers(Pictures(reader, False), tasks, workers if count > FEW else 0):
+                images[done : done + len(part)] = part.numpy()
+                done += len(part)
+                used.append(indices)
+                failures += failed
+                bar.update(len(part) + len(failed))
+        images, kept = images[:done], np.concatenate(used)
+    if small := [failure for failure in failures if failure.small]:
+        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
+        raise ValueError(f"{small[0].name} {small[0].reason}{more}: choose a smaller size or remove it")
+    skipped = tuple(sorted([*source.passed_over, *((failure.name, failure.reason) for failure in failures)]))
+    if not len(images):
+        name, reason = skipped[0]
+        raise ValueError(
+            f"none of the {len(skipped)} files in {source.source} is a readable image; the first, {name}: {reason}"
+        )
+    for failure in failures:
+        log.warning("skipped %s: %s", failure.name, failure.reason)
+    _check_share(len(failures), count, {f.name: f.reason for f in failures}, broken_share, source.source)
+    log.info("%d images of %s in memory: %.1f MiB", len(images), source.source, images.nbytes / 2**20)
+    labels = None if source.labels is None else source.labels[reader.rows[kept]]
+    return ImageSet(images, labels, source.class_names, source.source, skipped)
+
+
+def _check_share(broken: int, read: int, failed: dict[str, str], share: float, source: str) -> None:
+    if read >= LEAST_READ and broken > share * read:
+        name, reason = next(iter(failed.items()))
+        raise ValueError(
+            f"{broken} of {read} pictures read from {source} are broken or too small, more than data.broken_share = "
+            f"{share:g} allows; the first, {name}: {reason}"
+        )
+
+
+def _shared(decode: Callable[[Room], ImageSet], world: World | None) -> ImageSet:
+    """`decode` on one rank of each machine; the others map the same memory, a file that has lost its name."""
+    if world is None or world.size == 1:
+        return decode(lambda shape: np.empty(shape, np.uint8))
+    path = ""
+    found: ImageSet | Exception | None = None
+    try:
+        if world.local_rank == 0:
+            handle, path = tempfile.mkstemp(prefix="ssdcore-images-")
+            os.close(handle)
+            found = _decode_into(Path(path), decode)
+        told: list[tuple[str, int, ImageSet | Exception | None]] = [("", 0, None)] * world.size
+        shown = replace(found, images=found.images[:0].copy()) if isinstance(found, ImageSet) else found
+        count = len(found) if isinstance(found, ImageSet) else 0
+        dist.all_gather_object(told, (path, count, shown))
+        for _, _, other in told:
+            if isinstance(other, Exception):  # of any machine: no rank may wait for one that has stopped
+                raise other
+        path_here, count, shown = told[world.rank - world.local_rank]  # torchrun numbers a machine's ranks in a row
+        assert isinstance(shown, ImageSet)
+        if not isinstance(found, ImageSet):
+            found = replace(shown, images=np.memmap(path_here, np.uint8, "r", shape=(count, *shown.images.shape[1:])))
+        world.wait()
+        return found
+    finally:
+        if path:
+            os.unlink(path)
+
+
+def _decode_into(path: Path, decode: Callable[[Room], ImageSet]) -> ImageSet | Exception:
+    """The images in a file of that name, mapped; or why there are none."""
+
+    def room(shape: tuple[int, ...]) -> np.ndarray:
+        mapped = np.memmap(path, np.uint8, "w+", shape=shape)
+        if hasattr(os, "posix_fallocate"):  # else a full disk would be a bus error when it is written to
+            with open(path, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        return mapped
+
+    try:
+        return decode(room)
+    except OSError as error:
+        return ValueError(
+            f"the decoded images cannot be shared between ranks in {path.parent} ({error}): set TMPDIR to a folder "
+            "with room, or lower data.memory_gib"
+        )
+    except Exception as error:  # sent to every rank
+        return error

@@ -1,0 +1,161 @@
+"""Decoding pictures by number, in this process or in torch's DataLoader workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssdcore_torch.data._pixels import fit, fit_random, reason, to_rgb
+from ssdcore_torch.data._sources import FatalSourceError, Source
+
+MOST_WORKERS = 8
+NEIGHBOURS = 16
+
+
+class TooSmall(ValueError):
+    """A picture with fewer pixels than the size asked for."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture that could not be used: its name and why."""
+
+    name: str
+    reason: str
+    small: bool
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The chosen pictures of a source, at one size.
+
+    rows   (n,) the numbers in the source of pictures 0, 1, …
+    size   height and width that they are cropped and resized to
+    """
+
+    source: Source
+    rows: np.ndarray
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int, crop: np.ndarray | None = None) -> np.ndarray | Failure:
+        """(size, size, 3) uint8: the centred square, or the random one of these three numbers (`fit_random`)."""
+        row = int(self.rows[index])
+        try:
+            with self.source.open(row) as opened:
+                if min(opened.size) < self.size:
+                    raise TooSmall(f"is {opened.width}×{opened.height} pixels, smaller than size {self.size}")
+                image = to_rgb(opened)
+            return fit(image, self.size) if crop is None else fit_random(image, self.size, crop)
+        except FatalSourceError:
+            raise
+        except Exception as error:  # Pillow's readers raise many kinds on a broken file; the reason is kept
+            return Failure(self.source.name(row), reason(error), isinstance(error, TooSmall))
+
+
+Task = tuple[np.ndarray, np.ndarray | None]
+"""(b,) indices, and the (b, 3) numbers of their random crops or None for centred ones."""
+
+Answer = tuple[torch.Tensor, np.ndarray, tuple[Failure, ...], str]
+"""(b, size, size, 3) uint8, (b,) indices of the pictures they are, failures on the way, and why nothing goes on."""
+
+
+class Pictures(Dataset[Answer]):
+    """Answers to tasks.
+
+    replace  True: in the place of a picture that fails stands the next sound one; False: it is left out
+    """
+
+    def __init__(self, reader: Reader, replace: bool) -> None:
+        self.reader, self.replace = reader, replace
+
+    def __getitem__(self, task: Task) -> Answer:
+        indices, crops = task
+        images = np.empty((len(indices), self.reader.size, self.reader.size, 3), np.uint8)
+        used: list[int] = []
+        failures: list[Failure] = []
+        try:
+            for k, index in enumerate(indices):
+                for step in range(NEIGHBOURS if self.replace else 1):
+                    candidate = int(index + step) % len(self.reader)
+                    found = self.reader.read(candidate, None if crops is None else crops[k])
+                    if not isinstance(found, Failure):
+                        images[len(used)] = found
+                        used.append(candidate)
+                        break
+                    failures.append(found)
+                else:
+                    if self.replace:
+                        first = failures[-NEIGHBOURS]
+                        raise FatalSourceError(
+                            f"{NEIGHBOURS} pictures in a row of {self.reader.source.source} cannot be used; the first, "
+                            f"{first.name}: {first.reason}"
+                        )
+        except FatalSourceError as error:
+            return torch.from_numpy(images), indices, tuple(failures), str(error)
+        return torch.from_numpy(images[: len(used)]), np.array(used, np.int64), tuple(failures), ""
+
+
+class _Tasks(Sampler[Task]):
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self.tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+
+def answers(pictures: Pictures, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[Answer]:
+    """The answers in the order of the tasks, prepared ahead by `workers` processes (0: in this one).
+
+    Raises ValueError if the source cannot be read any more.
+    """
+    loader: DataLoader[Answer] = DataLoader(
+        pictures,
+        batch_size=None,  # a task is a batch
+        sampler=_Tasks(tasks),
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_leave_stopping_to_the_parent,
+        prefetch_factor=4 if workers else None,
+        pin_memory=pin,
+        generator=torch.Generator(),  # else starting it would draw from torch's global generator
+    )
+    for answer in loader:
+        if answer[3]:
+            raise ValueError(answer[3])
+        yield answer
+
+
+def _unchanged(answer: Any) -> Any:
+    return answer
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of a group; the trainer still needs its workers then."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def default_workers() -> int:
+    """One for each core that this rank may use but one, at most `MOST_WORKERS`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's
+    return min(MOST_WORKERS, max(1, cores // ranks - 1))
+
+
+def check_workers(workers: int | None) -> int:
+    """The number of workers asked for, None for the default. Raises ValueError for a negative one."""
+    if workers is None:
+        return default_workers()
+    if workers < 0:
+        raise ValueError(f"workers: expected at least 0 (0 decodes in the training process), got {workers}")
+    return workers

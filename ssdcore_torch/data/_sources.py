@@ -1,0 +1,180 @@
+"""Where images come from: folders and array files, opened one at a time by number."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ssdcore_torch.data._pixels import reason, to_bytes
+
+
+class Source(ABC):
+    """Pictures of any size, numbered from 0. It is pickled to worker processes, so it holds no open files.
+
+    source       what is read, for messages
+    labels       (n,) int64 indices into `class_names`, or None
+    class_names  names of the labels; empty without labels
+    passed_over  (path, reason) of what was found but is not even numbered
+    blocks       sizes of consecutive groups that are read together; () for none
+    """
+
+    source: str
+    labels: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+    passed_over: tuple[tuple[str, str], ...] = ()
+    blocks: tuple[int, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def open(self, index: int) -> Image.Image:
+        """The picture, closed by the caller. Raises whatever Pillow raises for a broken one."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call the picture in messages."""
+
+
+class FatalSourceError(Exception):
+    """The source as a whole cannot be read any more: not the fault of one picture."""
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every file below `folder` but hidden ones, in one order on every machine; linked folders are searched once."""
+    found: list[tuple[str, Path]] = []
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if (real := os.path.realpath(parent)) in seen:  # a link back up would never end
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in files:
+            if not name.startswith("."):
+                path = Path(parent, name)
+                found.append((path.relative_to(folder).as_posix(), path))
+    return [path for _, path in sorted(found)]
+
+
+class FolderSource(Source):
+    """The pictures below a folder, of every format that Pillow reads.
+
+    Labels are the sub-folders directly inside it, sorted by name, if there are several and every picture lies in one.
+    A file whose suffix is known and not a picture's (notes.txt) is passed over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.source, self.folder = str(folder), folder
+        files = image_files(folder)
+        if not files:
+            raise ValueError(f"{folder} holds no files: give a folder with images in it (subfolders are searched)")
+        suffixes = Image.registered_extensions()
+        self.files = [file for file in files if file.suffix == "" or file.suffix.lower() in suffixes]
+        chosen = set(self.files)
+        self.passed_over = tuple((str(file), "not an image") for file in files if file not in chosen)
+        first = [file.relative_to(folder).parts[0] for file in self.files]
+        names = sorted(set(first))
+        if len(names) > 1 and all(len(file.relative_to(folder).parts) > 1 for file in self.files):
+            numbers = {name: number for number, name in enumerate(names)}
+            self.class_names = tuple(names)
+            self.labels = np.array([numbers[name] for name in first], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, index: int) -> Image.Image:
+        return Image.open(self.files[index])
+
+    def name(self, index: int) -> str:
+        return str(self.files[index])
+
+
+class ArraySource(Source):
+    """The images of an .npz or .npy file, the latter mapped into memory, not read.
+
+    images  (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or uint16
+    """
+
+    def __init__(self, file: Path, source: str) -> None:
+        self.source, self.file = source, file
+        arrays = self._load()
+        self.images = _check_images(_only_images(arrays, file), file)
+        labels = arrays.get("labels")
+        self.class_names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else ()
+        if labels is not None:
+            if labels.shape != (len(self.images),) or labels.dtype.kind not in "iu":
+                raise ValueError(
+                    f"{file}: expected integer labels shaped ({len(self.images)},), got {labels.dtype} {labels.shape}"
+                )
+            self.labels = labels.astype(np.int64)
+
+    def _load(self) -> dict[str, np.ndarray]:
+        try:
+            loaded = np.load(self.file, mmap_mode="r", allow_pickle=False)
+            return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"images": loaded}
+        except Exception as error:  # zip, header and pickle errors alike mean: not an array file
+            raise ValueError(
+                f"{self.file} is not a readable .npz or .npy file of images ({reason(error)}); "
+                "save one with numpy.savez(file, images=array)"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(to_bytes(np.asarray(self.images[index])))
+
+    def name(self, index: int) -> str:
+        return f"image {index} of {self.file}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "images": None}  # a mapped array would travel whole
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.images = _check_images(_only_images(self._load(), self.file), self.file)
+
+
+def _only_images(arrays: dict[str, np.ndarray], file: Path) -> np.ndarray:
+    if "images" in arrays:
+        return arrays["images"]
+    if len(arrays) != 1:
+        raise ValueError(f"{file} holds {sorted(arrays)}: expected an array named 'images', or only one array")
+    return next(iter(arrays.values()))
+
+
+def _check_images(images: np.ndarray, file: Path) -> np.ndarray:
+    """The images as (n, h, w) or (n, h, w, 3 or 4)."""
+    if images.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"{file}: expected images of dtype uint8 or uint16, got {images.dtype}; "
+            "for values in [0, 1] save (255 * images).round().astype('uint8')"
+        )
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)) or images.size == 0:
+        raise ValueError(f"{file}: expected images shaped (n, h, w) or (n, h, w, 1, 3 or 4), got {images.shape}")
+    return images[..., 0] if images.ndim == 4 and images.shape[3] == 1 else images
+
+
+def classes_of(source: Source, classes: Sequence[str]) -> np.ndarray:
+    """(n,) int64: which of the source's images belong to these classes; all for ().
+
+    Raises ValueError for a class that the source has not.
+    """
+    if not classes:
+        return np.arange(len(source))
+    if source.labels is None or not source.class_names:
+        raise ValueError(f"data.classes = {tuple(classes)} needs class names, which {source.source} has not")
+    if unknown := [name for name in classes if name not in source.class_names]:
+        shown = list(source.class_names[:50]) + ["…"] * (len(source.class_names) > 50)
+        raise ValueError(f"data.classes: {source.source} has no class {unknown}; it has {shown}")
+    kept = np.flatnonzero(np.isin(source.labels, [source.class_names.index(name) for name in classes]))
+    if not len(kept):
+        raise ValueError(f"data.classes: {source.source} has no image of {list(classes)}")
+    return kept
