@@ -13,12 +13,12 @@ from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 from ssdcore.spectral import ConvergenceError
 
 if TYPE_CHECKING:
-    from ssdcore import oracle, plotting, testing, theorems
+    from ssdcore import interop, oracle, plotting, testing, theorems
 
 __version__ = "0.1.0"
 
 # Loaded on first use: they import sympy, hypothesis or matplotlib, or are not needed to use operators and processes.
-_LAZY_MODULES = ("oracle", "plotting", "testing", "theorems")
+_LAZY_MODULES = ("interop", "oracle", "plotting", "testing", "theorems")
 
 __all__ = [
     "Blur",
@@ -37,6 +37,7 @@ __all__ = [
     "Separable",
     "general_posterior",
     "general_transition",
+    "interop",
     "oracle",
     "plotting",
     "testing",

@@ -27,8 +27,8 @@ class NoiseSchedule:
     alpha   float64 (T + 1,), alpha[0] = 1, not negative
     sigma   float64 (T + 1,), sigma[0] = 0, positive afterwards
 
-    Build one with `linear`, `cosine` or `from_log_snr` (all variance preserving, alpha² + sigma² = 1), or from two
-    arrays of your own. Raises ValueError for arrays that break the above, naming the time.
+    Build one with `linear`, `cosine`, `from_betas` or `from_log_snr` (all variance preserving, alpha² + sigma² = 1), or
+    from two arrays of your own. Raises ValueError for arrays that break the above, naming the time.
     """
 
     alpha: np.ndarray
@@ -66,7 +66,11 @@ class NoiseSchedule:
             return 2 * (np.log(self.alpha[1:]) - np.log(self.sigma[1:]))
 
     @classmethod
-    def _from_betas(cls, betas: np.ndarray) -> NoiseSchedule:
+    def from_betas(cls, betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
+        """DDPM's form: alpha_t² = Π (1 − betas[i − 1]) over i = 1 … t, alpha² + sigma² = 1; every β in [0, 1]."""
+        betas = np.asarray(betas, dtype=np.float64)
+        if betas.ndim != 1 or len(betas) == 0 or not ((betas >= 0) & (betas <= 1)).all():
+            raise ValueError("NoiseSchedule.from_betas: expected T >= 1 numbers in [0, 1]")
         alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
         return cls(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
 
@@ -82,14 +86,14 @@ class NoiseSchedule:
                 f"NoiseSchedule.linear: {steps} steps would need β = 20/{steps} >= 1; take at least 21 "
                 "(and LinearDiffusion.respace to sample in fewer)"
             )
-        return cls._from_betas(np.linspace(0.1 / steps, 20 / steps, steps))
+        return cls.from_betas(np.linspace(0.1 / steps, 20 / steps, steps))
 
     @classmethod
     def cosine(cls, steps: int = 1000) -> NoiseSchedule:
         """Improved DDPM's schedule: ᾱ(τ) ∝ cos²(π/2 · (τ + 0.008)/1.008), with every β at most 0.999."""
         steps = _positive_int(steps, "NoiseSchedule.cosine: steps")
         alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-        return cls._from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
+        return cls.from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
 
     @classmethod
     def from_log_snr(cls, values: Sequence[float] | np.ndarray) -> NoiseSchedule:

@@ -143,3 +143,14 @@ def test_scaled_noise_keeps_the_total_power_and_scales_the_ratio():
     scaled = noise.scaled(factors)
     np.testing.assert_allclose(scaled.alpha**2 + scaled.sigma**2, 1, atol=8 * EPS)
     np.testing.assert_allclose(scaled.sigma / scaled.alpha, factors * noise.sigma / noise.alpha, rtol=16 * EPS)
+
+
+def test_betas_give_the_named_schedules_and_are_checked():
+    linear = ssd.NoiseSchedule.from_betas(np.linspace(1e-4, 0.02, 1000))
+    np.testing.assert_array_equal(linear.alpha, ssd.NoiseSchedule.linear(1000).alpha)
+    np.testing.assert_allclose(
+        ssd.NoiseSchedule.from_betas([0.25, 0.5, 1.0]).alpha ** 2, [1, 0.75, 0.375, 0], rtol=1e-15
+    )
+    for bad in ([], [[0.1]], [0.1, -0.1], [1.1], [np.nan]):
+        with pytest.raises(ValueError, match=r"from_betas: expected T >= 1 numbers in \[0, 1\]"):
+            ssd.NoiseSchedule.from_betas(bad)
