@@ -96,7 +96,7 @@ class Trainer:
             step=self.step,
             images=len(self.images),
             model=self.net.state_dict(),
-            ema=self.ema.state_dict(),
+            averages={"ema": self.ema.state_dict()},
             first_moments={n: m.get("exp_avg", torch.zeros_like(named[n])) for n, m in moments.items()},
             second_moments={n: m.get("exp_avg_sq", torch.zeros_like(named[n])) for n, m in moments.items()},
             updates={n: m.get("step", torch.tensor(0.0)) for n, m in moments.items()},
@@ -110,7 +110,7 @@ class Trainer:
                 "put the same images back, or start another run"
             )
         self.net.load_state_dict(state.model)
-        self.ema.load_state_dict(state.ema)
+        self.ema.load_state_dict(state.averages["ema"])
         packed = self.optimizer.state_dict()
         packed["state"] = {
             i: {
@@ -193,9 +193,9 @@ def train(trainer: Trainer, out: Path) -> bool:
                 mark, since = trainer.step, now
             if trainer.step % config.train.save_every == 0 and trainer.step < total:
                 _finite(losses, mark, trainer.step)
-                checkpoint.save_state(out, trainer.state())
+                checkpoint.save_state(out, trainer.state(), config.train.keep)
     _finite(losses, mark, trainer.step)
-    checkpoint.save_state(out, trainer.state())
+    checkpoint.save_state(out, trainer.state(), config.train.keep)
     return trainer.step >= total
 
 
@@ -307,7 +307,7 @@ def prepare(args: argparse.Namespace) -> tuple[Trainer, Path]:
         out = _run_folder(args, config, saved)
         data = load_images(config.data.path, config.size, config.data.classes)
         trainer = Trainer(config, data, device)
-        if saved is not None and (out / "trainer.safetensors").exists():  # else it was stopped before its first save
+        if saved is not None and checkpoint.was_saved(out):  # else it was stopped before its first save
             trainer.restore(checkpoint.load_state(out, trainer.net.state_dict()))
         if trainer.step > config.train.steps:
             raise ValueError(f"--steps {config.train.steps}: this run has done {trainer.step}; take at least as many")

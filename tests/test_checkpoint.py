@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,18 @@ from safetensors.torch import save_file
 
 from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate, load_run
 from ssdcore_torch.checkpoint import (
+    RESUMABLE,
+    Changes,
     State,
+    checkpoints,
     load_state,
     load_tensors,
+    resumable_changes,
     save_config,
     save_prior,
     save_state,
     save_tensors,
+    was_saved,
     write_atomically,
 )
 from ssdcore_torch.config import Config, preset
@@ -58,16 +65,22 @@ def advance(made: Trainer, steps: int) -> list[float]:
     return [made.train_step(next(batches)).item() for _ in range(steps)]
 
 
+def parts_of(state: State) -> dict[str, dict[str, torch.Tensor]]:
+    moments = {name: getattr(state, name) for name in ("first_moments", "second_moments", "updates")}
+    return {"model": state.model, **state.averages, **moments}
+
+
 def equal_states(a: State, b: State) -> bool:
-    return (a.step, a.images) == (b.step, b.images) and all(
-        getattr(a, part).keys() == getattr(b, part).keys()
-        and all(torch.equal(getattr(a, part)[name], getattr(b, part)[name]) for name in getattr(a, part))
-        for part in State.PARTS
+    ours, theirs = parts_of(a), parts_of(b)
+    return (a.step, a.images, a.extra, list(ours)) == (b.step, b.images, b.extra, list(theirs)) and all(
+        ours[part].keys() == theirs[part].keys()
+        and all(torch.equal(ours[part][name], theirs[part][name]) for name in ours[part])
+        for part in ours
     )
 
 
 def save_run(run: Path, made: Trainer) -> None:
-    run.mkdir()
+    run.mkdir(exist_ok=True)
     save_config(run, made.config)
     moments = fit_moments(made.images, made.process)
     assert moments is not None
@@ -81,7 +94,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, st
     losses = advance(whole, 8)
     first = trainer()
     head = advance(first, stop)
-    save_state(tmp_path, first.state())
+    save_run(tmp_path, first)
     torch.manual_seed(12345)  # a new process has another global generator
     second = trainer()
     second.restore(load_state(tmp_path, second.net.state_dict()))
@@ -151,32 +164,220 @@ def test_load_run_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 def break_file(path: Path, how: str) -> None:
     content = path.read_bytes()
+    path.unlink()  # whatever other name the file has keeps its content
     if how == "cut":
         path.write_bytes(content[: len(content) // 2])
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "foreign":
         path.write_bytes(b"not a checkpoint" * 100)
+    elif how == "one bit":
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     elif how == "other network":
         other = FlexiUNet(FlexiUNetConfig(((8, 8), (4, 4)), base_channels=64, channel_multipliers=(1, 1)))
         save_file(other.state_dict(), path)
-    elif how == "missing":
-        path.unlink()
+    else:
+        assert how == "missing"
+
+
+FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer, list[State]]:
+    """A run with checkpoints after 2 and 4 steps: its folder, the trainer, the states."""
+    run, made, states = tmp_path_factory.mktemp("runs") / "run", trainer(), []
+    for _ in range(2):
+        advance(made, 2)
+        save_run(run, made)
+        states.append(copy.deepcopy(made.state()))
+    return run, made, states
+
+
+def copied(saved: tuple[Path, Trainer, list[State]], to: Path) -> Path:
+    shutil.copytree(saved[0], to / "run")
+    return to / "run"
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "foreign", "one bit", "missing"])
+@pytest.mark.parametrize("name", FILES)
+def test_of_a_damaged_checkpoint_the_one_before_is_used(
+    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], caplog: pytest.LogCaptureFixture, name: str, how: str
+) -> None:
+    if (name, how) == ("manifest.json", "one bit"):
+        how = "foreign"
+    run = copied(saved, tmp_path)
+    network = saved[1].net.state_dict()
+    assert equal_states(load_state(run, network), saved[2][1])
+    assert caplog.text == ""
+    break_file(run / "checkpoints" / "step-00000004" / name, how)
+    assert equal_states(load_state(run, network), saved[2][0])
+    assert "step-00000004 is refused" in caplog.text
+    assert name in caplog.text
+    assert "step-00000002 is used instead" in caplog.text
+    if name != "optimizer.safetensors" or how != "one bit":  # of which drawing samples reads the size only
+        assert load_run(run).step == 2
+
+    break_file(run / "checkpoints" / "step-00000002" / name, how)
+    with pytest.raises(ValueError, match=rf"no sound checkpoint \(step-00000004: .*{name}.*; step-00000002: .*{name}"):
+        load_state(run, network)
+    assert (run / "model.safetensors").exists()
+
+
+def test_a_damaged_checkpoint_goes_when_its_step_was_passed_otherwise(
+    tmp_path: Path, saved: tuple[Path, Trainer, list[State]]
+) -> None:
+    run = copied(saved, tmp_path)
+    break_file(run / "checkpoints" / "step-00000004" / "model.safetensors", "cut")
+    state = load_state(run, saved[1].net.state_dict())
+    save_state(run, dataclasses.replace(state, step=3))
+    assert [folder.name for folder in checkpoints(run)] == ["step-00000003", "step-00000002"]
+
+
+def test_swapped_files_are_refused(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
+    run = copied(saved, tmp_path)
+    newest, before = checkpoints(run)
+    for name in ("model.safetensors", "state.json", "manifest.json"):
+        shutil.copy(before / name, newest / name)
+        assert load_run(run).step == 2, name
+    shutil.rmtree(newest)
+    before.rename(newest)
+    with pytest.raises(ValueError, match=r"step-00000004: .*manifest.json is of step 2, its folder's name says 4"):
+        load_run(run)
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "foreign", "other network", "missing"])
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "trainer.safetensors", "prior.safetensors"])
-def test_broken_files_are_refused_by_name(tmp_path: Path, name: str, how: str) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "prior.safetensors"])
+def test_broken_files_beside_no_checkpoint_are_refused_by_name(
+    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], name: str, how: str
+) -> None:
     if (name, how) == ("prior.safetensors", "missing"):
         pytest.skip("a run without a fitted prior has no such file")
-    made = trainer()
-    run = tmp_path / "run"
-    save_run(run, made)
+    run = copied(saved, tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    assert load_run(run).step == 4
     break_file(run / name, how)
-    read = (lambda: load_state(run, made.net.state_dict())) if name.startswith("trainer") else (lambda: load_run(run))
     with pytest.raises((ValueError, FileNotFoundError), match=name) as caught:
-        read()
+        load_run(run)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
+    run = copied(saved, tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    assert was_saved(run)
+    with pytest.raises(ValueError, match=r"weights without an optimizer's state.*--out"):
+        load_state(run, saved[1].net.state_dict())
+    (run / "model.safetensors").unlink()
+    assert not was_saved(run)
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
+        load_state(run, saved[1].net.state_dict())
+
+
+def test_the_top_of_the_run_shows_the_newest_checkpoint(saved: tuple[Path, Trainer, list[State]]) -> None:
+    run, _, states = saved
+    for name, expected in (("model", states[1].model), ("ema", states[1].averages["ema"])):
+        tensors, metadata = load_tensors(run / f"{name}.safetensors")
+        assert metadata["step"] == "4"
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+        assert (run / f"{name}.safetensors").samefile(run / "checkpoints" / "step-00000004" / f"{name}.safetensors")
+
+
+def test_where_there_are_no_hard_links_they_are_copies(
+    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    run = copied(saved, tmp_path)
+    folder = save_state(run, dataclasses.replace(saved[2][0], step=5))
+    assert (run / "ema.safetensors").read_bytes() == (folder / "ema.safetensors").read_bytes()
+    assert not (run / "ema.safetensors").samefile(folder / "ema.safetensors")
+    assert not list(run.glob(".*"))
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
+    run, state = copied(saved, tmp_path), saved[2][1]
+    for step in range(5, 9):
+        save_state(run, dataclasses.replace(state, step=step, extra={"best_step": 4, "score": 0.1}), keep=2)
+    assert [folder.name for folder in checkpoints(run)] == ["step-00000008", "step-00000007", "step-00000004"]
+    assert load_state(run, state.model).extra == {"best_step": 4, "score": 0.1}
+    save_state(run, dataclasses.replace(state, step=8), keep=1)  # a second one of the same step
+    assert [folder.name for folder in checkpoints(run)] == ["step-00000008"]
+    assert sorted(os.listdir(run / "checkpoints")) == ["step-00000008"]
+    assert load_state(run, state.model).extra == {}
+
+
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(
+    tmp_path: Path, saved: tuple[Path, Trainer, list[State]]
+) -> None:
+    run, state = copied(saved, tmp_path), saved[2][1]
+    before = sorted(path.relative_to(run) for path in run.rglob("*"))
+    for wrong, message in (
+        ({"extra": {"best": float("inf")}}, "extra holds what JSON cannot"),
+        ({"extra": {"image": object()}}, "extra holds what JSON cannot"),
+        ({"averages": {}}, "at least one average"),
+        ({"averages": {"../ema": state.model}}, "cannot name an average"),
+        ({"averages": {"optimizer": state.model}}, "cannot name an average"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            save_state(run, dataclasses.replace(state, step=9, **wrong))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1 checkpoint, got 0"):
+        save_state(run, state, keep=0)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        save_state(tmp_path / "elsewhere", state)
+    assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
+
+
+def test_a_mixed_up_run_is_noticed(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
+    run, network = copied(saved, tmp_path), saved[1].net.state_dict()
+    config = saved[1].config
+    save_config(run, dataclasses.replace(config, train=dataclasses.replace(config.train, steps=99, log_every=7)))
+    assert load_state(run, network).step == 4
+    save_config(run, dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8)))
+    with pytest.raises(
+        ValueError, match=r"config.json is not that of .*step-00000004 \(train.batch_size: 8 instead of 4"
+    ):
+        load_state(run, network)
+    assert load_run(run).step == 4  # drawing samples does not depend on it
+    save_config(run, dataclasses.replace(config, process=dataclasses.replace(config.process, matched=True)))
+    with pytest.raises(ValueError, match=r"process.matched: True instead of False"):
+        load_run(run)
+
+
+def test_another_torch_is_noted(
+    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copied(saved, tmp_path)
+    path = checkpoints(run)[0] / "manifest.json"
+    values = json.loads(path.read_text())
+    assert values["versions"].keys() == {"ssdcore", "torch", "python"}
+    values["versions"]["torch"] = "1.0"
+    path.write_text(json.dumps(values))
+    load_state(run, saved[1].net.state_dict())
+    assert "was written with torch 1.0" in caplog.text
+    assert "not as it would have bit for bit" in caplog.text
+
+
+def test_what_may_change_when_training_goes_on() -> None:
+    saved = tiny_config()
+    assert resumable_changes(saved, saved) == Changes((), ())
+    train = dataclasses.replace(saved.train, steps=20, keep=1, learning_rate=1.0, batch_size=8)
+    data = dataclasses.replace(saved.data, workers=3, flip=True)
+    changes = resumable_changes(saved, dataclasses.replace(saved, seed=7, train=train, data=data))
+    assert [text.split(":")[0] for text in changes.allowed] == ["data.workers", "train.steps", "train.keep"]
+    assert changes.allowed[1].startswith("train.steps: 20 instead of 8 (training goes on to it")
+    refused = [text.split(":")[0] for text in changes.refused]
+    assert refused == ["seed", "data.flip", "train.batch_size", "train.learning_rate"]
+    assert "seed: 7 instead of 0 (it decides order, times and noise)" in changes.refused
+
+
+def test_every_setting_that_may_change_exists() -> None:
+    config = json.loads(tiny_config().to_json())
+    for name in RESUMABLE:
+        section, _, setting = name.partition(".")
+        assert setting in config[section], name
 
 
 def test_broken_configurations_are_refused_by_name(tmp_path: Path) -> None:
@@ -194,8 +395,7 @@ def test_broken_configurations_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
-    made = trainer()
-    save_state(tmp_path, made.state())
+    save_run(tmp_path, trainer())
     other = Trainer(tiny_config(), tiny_data(11), torch.device("cpu"))
     with pytest.raises(ValueError, match="10 images, and its data now has 11"):
         other.restore(load_state(tmp_path, other.net.state_dict()))

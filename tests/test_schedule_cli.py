@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, schedule: Path) -> Path:
             if parameter.abs().max() < 0.01:
                 parameter.normal_(std=0.1)
     save_tensors(out / "ema.safetensors", ema.state_dict(), {"step": "2"})
+    shutil.rmtree(out / "checkpoints")
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def test_a_run_on_image_files(run_folder: tuple[Path, str, str], pictures: Path)
     out, text, error = run_folder
     assert {f.name for f in out.iterdir()} == {
         "config.json",
-        "trainer.safetensors",
+        "checkpoints",
         "model.safetensors",
         "ema.safetensors",
         "prior.safetensors",
@@ -134,7 +135,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: 
     assert train.main(["--out", str(broken), "--resume", "--device", "cpu"]) == 0
     whole = tmp_path / "whole"
     assert train.main([*options, "--out", str(whole)]) == 0
-    for name in ("model.safetensors", "ema.safetensors", "trainer.safetensors"):
+    for name in ("model.safetensors", "ema.safetensors", "checkpoints/step-00000120/optimizer.safetensors"):
         ours, theirs = load_file(broken / name), load_file(whole / name)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -192,7 +193,7 @@ def test_folders_in_use_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, run_folder: tuple[Path, str, str], pictures: Path
 ) -> None:
     out, _, _ = run_folder
-    before = {f: f.read_bytes() for f in out.iterdir()}
+    before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
     same = [*TINY, "--data", pictures, "--steps", 12, "--out", out]
     assert "add --resume" in refusal(capsys, train.main, *same)
     line = refusal(capsys, train.main, *same, "--seed", 5)
@@ -200,7 +201,7 @@ def test_folders_in_use_are_refused(
     line = refusal(capsys, train.main, *same, "--resume", "--batch-size", 8)
     assert "train.batch_size: 8 instead of 4" in line
     assert "this run has done 12" in refusal(capsys, train.main, "--out", out, "--resume", "--steps", 5)
-    assert {f: f.read_bytes() for f in out.iterdir()} == before
+    assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
 
     assert "needs --out" in refusal(capsys, train.main, "--resume")
     assert "no run folder" in refusal(capsys, train.main, "--resume", "--out", tmp_path / "nothing")
@@ -213,12 +214,11 @@ def test_folders_in_use_are_refused(
 def test_unreadable_checkpoints_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, run_folder: tuple[Path, str, str]
 ) -> None:
-    for name, command in (("trainer.safetensors", "train"), ("ema.safetensors", "sample")):
+    for name, command in (("optimizer.safetensors", "train"), ("ema.safetensors", "sample")):
         copy = tmp_path / command
-        copy.mkdir()
-        for file in run_folder[0].iterdir():
-            content = file.read_bytes()
-            (copy / file.name).write_bytes(content[: len(content) // 2] if file.name == name else content)
+        shutil.copytree(run_folder[0], copy)
+        file = copy / "checkpoints" / "step-00000012" / name
+        file.write_bytes(file.read_bytes()[:1000])
         if command == "train":
             line = refusal(capsys, train.main, "--out", copy, "--resume", "--device", "cpu")
         else:
@@ -268,7 +268,7 @@ def test_a_loss_that_is_not_finite_is_not_saved(
         cli.run(train.main, [*TINY, "--steps", "3", "--out", str(tmp_path / "run")])
     assert caught.value.code == cli.BAD_INPUT
     assert "the loss became nan between steps 0 and 3" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "trainer.safetensors").exists()
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_failing_disk_is_one_line(

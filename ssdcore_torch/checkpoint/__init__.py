@@ -1,0 +1,42 @@
+"""Run folders: safetensors and JSON, nothing that runs code when it is read, each file there as a whole or not at all.
+
+The files of a run:
+
+    config.json          the `Config`
+    checkpoints/         what training continues from, the newest few (`State`; the files of one: `_state.py`)
+    model.safetensors    the newest checkpoint's weights, for others to read
+    ema.safetensors      their moving average: what samples are drawn with
+    snapshots/           averages kept to make others from (`ssdcore_torch.ema`), where asked for
+    prior.safetensors    mean and covariance of the clean images at the smallest size, for the law of x_T (where fitted)
+    log.jsonl            one line an interval: step, loss, learning rate, images per second
+    samples.png  denoising.png
+
+A run without checkpoints/ holds weights of which no optimizer is known (`ssdcore_torch.convert`).
+"""
+
+from ssdcore_torch.checkpoint._files import Tensors, load_tensors, save_tensors, write_atomically
+from ssdcore_torch.checkpoint._resume import RESUMABLE, Changes, read_config, resumable_changes, save_config
+from ssdcore_torch.checkpoint._run import Run, load_run, save_prior
+from ssdcore_torch.checkpoint._state import State, checkpoints, load_state, save_state, was_saved
+from ssdcore_torch.official import import_official
+
+__all__ = [
+    "RESUMABLE",
+    "Changes",
+    "Run",
+    "State",
+    "Tensors",
+    "checkpoints",
+    "import_official",
+    "load_run",
+    "load_state",
+    "load_tensors",
+    "read_config",
+    "resumable_changes",
+    "save_config",
+    "save_prior",
+    "save_state",
+    "save_tensors",
+    "was_saved",
+    "write_atomically",
+]

@@ -1,0 +1,352 @@
+"""Checkpoints: folders that training continues from, whole or not there, the newest of them kept.
+
+    checkpoints/step-00002400/
+        model.safetensors       the weights
+        <average>.safetensors   each of their averages
+        optimizer.safetensors   both moments of every parameter, and how often it was updated
+        state.json              step, number of images, configuration, and what the trainer counts
+        manifest.json           size and SHA-256 of each of the others, and the versions that wrote them
+
+A checkpoint is written in a folder with a temporary name, every file and the folder brought to the disk, the manifest
+last; one rename then makes it a checkpoint. `model.safetensors` and `ema.safetensors` (the first average) at the top of
+the run are the newest checkpoint's files under a second name.
+
+No random generator has a state to keep: every random number of a step is drawn from one keyed by (seed, step). The
+loader's position, too, is the step, and the learning rate a function of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssdcore_torch.checkpoint._files import (
+    Tensors,
+    check_tensors,
+    digest,
+    json_writer,
+    load_tensors,
+    read_json,
+    sync_folder,
+    tensor_writer,
+    versions,
+    write_durably,
+)
+from ssdcore_torch.checkpoint._resume import check_unchanged, read_config
+from ssdcore_torch.config import Config
+
+log = logging.getLogger("ssdcore_torch")
+
+FOLDER = "checkpoints"
+STATE, MANIFEST = "ssdcore_torch state 1", "ssdcore_torch manifest 1"
+OPTIMIZER_PARTS = ("first_moments", "second_moments", "updates")
+# A checkpoint that is replaced by another of its step goes by the second name until the new one is in place.
+_CHECKPOINT = re.compile(r"step-(\d{8,18})(\.old)?")
+_AVERAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class State:
+    """What training continues from, by parameter name.
+
+    step      optimizer steps done; also the loader's position, and all that the random numbers depend on but the seed
+    images    number of training images: another number would mean another order
+    averages  averages of the weights by name, at least one; the first is what samples are drawn with
+    updates   how often the optimizer has changed each parameter (a path leaves out the parameters of other sizes)
+    extra     what else the trainer counts, as JSON has it; "best_step" names a checkpoint kept besides the newest
+    """
+
+    step: int
+    images: int
+    model: Tensors
+    averages: dict[str, Tensors]
+    first_moments: Tensors
+    second_moments: Tensors
+    updates: Tensors
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(run: Path, state: State, keep: int = 3) -> Path:
+    """Write a checkpoint of the run, whose config.json is there, then delete all but the newest `keep` up to this step
+    and the one that `state.extra["best_step"]` names. Its folder.
+
+    Checkpoints of later steps are deleted too: training went on from an older one because they were damaged.
+
+    Raises OSError where it cannot be written; the checkpoints that were there are then as they were.
+    """
+    if keep < 1:
+        raise ValueError(f"save_state: expected to keep at least 1 checkpoint, got {keep}")
+    folder = run / FOLDER / f"step-{state.step:08d}"
+    writers = _writers(state, read_config(run))
+    new = not folder.parent.exists()
+    folder.parent.mkdir(exist_ok=True)
+    if new:
+        sync_folder(run)
+    _sweep(run)
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        staged.mkdir()
+        for name, write in writers.items():
+            write_durably(staged / name, write)
+        files = {name: {"bytes": (staged / name).stat().st_size, "sha256": digest(staged / name)} for name in writers}
+        manifest = {"format": MANIFEST, "step": state.step, "files": files, "versions": versions()}
+        write_durably(staged / "manifest.json", json_writer({**manifest, "threads": torch.get_num_threads()}))
+        sync_folder(staged)
+        if folder.exists():
+            _remove(folder.with_name(f"{folder.name}.old"))
+            os.rename(folder, folder.with_name(f"{folder.name}.old"))
+        os.rename(staged, folder)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+    first = next(iter(state.averages))
+    publish(folder / "model.safetensors", run / "model.safetensors")
+    publish(folder / f"{first}.safetensors", run / "ema.safetensors")
+    _rotate(run, state.step, keep, state.extra.get("best_step"))
+    return folder
+
+
+def _writers(state: State, config: Config) -> dict[str, Callable[[Path], object]]:
+    """File name -> what writes it. Raises ValueError or TypeError for a state that cannot be kept."""
+    if not state.averages:
+        raise ValueError("save_state: expected at least one average of the weights, got none")
+    for name in state.averages:
+        if not _AVERAGE.fullmatch(name) or name in ("model", "optimizer"):
+            raise ValueError(f"save_state: {name!r} cannot name an average: it is to be a file's name")
+    values = {
+        "format": STATE,
+        "step": state.step,
+        "images": state.images,
+        "averages": list(state.averages),
+        "random_numbers": "keyed by (seed, step): no generator has a state to keep",
+        "loader": {"position": state.step, "order": "a function of (seed, step)"},
+        "learning_rate": "a function of (configuration, step)",
+        "config": json.loads(config.to_json()),
+        "extra": state.extra,
+    }
+    try:
+        write_json = json_writer(values)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"save_state: extra holds what JSON cannot: {error}") from error
+    step = {"step": str(state.step)}
+    optimizer = {f"{part}/{name}": x for part in OPTIMIZER_PARTS for name, x in getattr(state, part).items()}
+    return {
+        "model.safetensors": tensor_writer(state.model, step),
+        **{f"{name}.safetensors": tensor_writer(x, {**step, "average": name}) for name, x in state.averages.items()},
+        "optimizer.safetensors": tensor_writer(optimizer, step),
+        "state.json": write_json,
+    }
+
+
+def publish(source: Path, path: Path) -> None:
+    """Put `source` in the place of `path`, as a second name of the same file where the file system can."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:  # no hard links here
+            write_durably(temporary, lambda file: shutil.copyfile(source, file))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming a file to another of its names leaves both
+    sync_folder(path.parent)
+
+
+def _sweep(run: Path) -> None:
+    """Delete what a save that was killed has left."""
+    for folder in (run / FOLDER).glob(".step-*.tmp"):
+        shutil.rmtree(folder)
+    for name in ("model.safetensors", "ema.safetensors"):
+        for file in run.glob(f".{name}.*.tmp"):
+            file.unlink()
+
+
+def _rotate(run: Path, step: int, keep: int, best: object) -> None:
+    folders = checkpoints(run)
+    newest = [folder for folder in folders if _step(folder) <= step and folder.suffix != ".old"][:keep]
+    for folder in folders:
+        if folder not in newest and not (_step(folder) == best and folder.suffix != ".old"):
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; under another name first, so that a part of one is never taken for one."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Folders of the run's checkpoints, sound or not, newest first."""
+    if not (run / FOLDER).is_dir():
+        return []
+    found = [folder for folder in (run / FOLDER).iterdir() if _CHECKPOINT.fullmatch(folder.name)]
+    return sorted(found, key=lambda folder: (-_step(folder), folder.suffix))
+
+
+def _step(folder: Path) -> int:
+    match = _CHECKPOINT.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1])
+
+
+# ---- reading
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose files are those that were written: its folder, manifest, state.json, each file's tensors."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    values: dict[str, Any]
+    tensors: dict[str, Tensors]
+
+
+def open_newest(run: Path, everything: bool) -> Checkpoint:
+    """The newest sound checkpoint of the run: all of it, or the weights and their first average only.
+
+    A checkpoint that is not whole, or not what was written, is named in a warning, and the one before it taken.
+    Raises FileNotFoundError if the run has no checkpoint, ValueError naming each with its fault if none is sound.
+    """
+    faults: dict[str, str] = {}
+    folders = checkpoints(run)
+    for folder in folders:
+        try:
+            opened = _open(folder, everything)
+        except (ValueError, OSError) as error:
+            if folder.exists():  # else a trainer at work has just deleted it
+                faults[folder.name] = str(error)
+            continue
+        for name, fault in faults.items():
+            log.warning("checkpoint %s is refused: %s; %s is used instead", name, fault, folder.name)
+        return opened
+    if checkpoints(run) != folders:
+        return open_newest(run, everything)
+    if not faults:
+        raise FileNotFoundError(f"{run} has no checkpoint: {run / FOLDER} is empty or missing")
+    told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
+    raise ValueError(f"{run} has no sound checkpoint ({told})")
+
+
+def _open(folder: Path, everything: bool) -> Checkpoint:
+    """Raises ValueError or OSError unless every file is the size, and those read the content, that were written."""
+    manifest = _read_manifest(folder)
+    files = manifest["files"]
+    for name, entry in files.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if found != entry["bytes"]:
+            fault = "is missing" if found is None else f"is cut short or too long: {found} bytes, not {entry['bytes']}"
+            raise ValueError(f"{folder / name} {fault}")
+    _check_content(folder / "state.json", files)
+    values = _read_state(folder / "state.json")
+    needed = ["model", *values["averages"], "optimizer"] if everything else ["model", values["averages"][0]]
+    tensors = {}
+    for name in needed:
+        path = folder / f"{name}.safetensors"
+        _check_content(path, files)
+        tensors[name], _ = load_tensors(path)
+    return Checkpoint(folder, manifest, values, tensors)
+
+
+def _check_content(path: Path, files: Mapping[str, Any]) -> None:
+    if path.name not in files:
+        raise ValueError(f"{path.with_name('manifest.json')} does not list {path.name}")
+    if digest(path) != files[path.name]["sha256"]:
+        raise ValueError(f"{path} is not the file that was written: its SHA-256 is not the manifest's")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    values = read_json(path)
+    _check_fields(values, {"format": MANIFEST, "step": int, "files": dict, "versions": dict, "threads": int}, path)
+    if values["step"] != _step(folder):
+        raise ValueError(f"{path} is of step {values['step']}, its folder's name says {_step(folder)}")
+    for name, entry in values["files"].items():
+        if Path(name).name != name or not isinstance(entry, dict):
+            raise ValueError(f"{path}: files: expected names in this folder, each with bytes and sha256, got {name!r}")
+        _check_fields(entry, {"bytes": int, "sha256": str}, path)
+    return values
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    values = read_json(path)
+    numbers: dict[str, type | str] = {"step": int, "images": int}
+    _check_fields(values, {"format": STATE, **numbers, "averages": list, "config": dict, "extra": dict}, path)
+    if values["step"] != _step(path.parent):
+        raise ValueError(f"{path} is of step {values['step']}, its folder's name says {_step(path.parent)}")
+    averages = values["averages"]
+    if not averages or not all(isinstance(name, str) and _AVERAGE.fullmatch(name) for name in averages):
+        raise ValueError(f"{path}: averages: expected a list of names, got {averages!r:.60}")
+    return values
+
+
+def _check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | str], path: Path) -> None:
+    """Raises ValueError unless each value is there, of its type or, for a text, equal."""
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if value != kind if isinstance(kind, str) else type(value) is not kind:
+            expected = repr(kind) if isinstance(kind, str) else kind.__name__
+            raise ValueError(f"{path}: {name}: expected {expected}, got {value!r:.60}")
+
+
+def was_saved(run: Path) -> bool:
+    """Whether the run holds weights: False for one that was stopped before its first checkpoint."""
+    return bool(checkpoints(run)) or (run / "model.safetensors").exists()
+
+
+def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:
+    """What to continue from: the newest sound checkpoint, for a network whose state dict is `expected`.
+
+    A damaged checkpoint is named in a warning and the one before it taken; so is another version of torch, with which
+    training does not go on bit for bit. Raises FileNotFoundError if nothing was saved; ValueError for weights that
+    cannot be trained on (of `ssdcore_torch.convert`), if no checkpoint is sound, and if the newest is of another
+    network or of a config.json that decides the result otherwise.
+    """
+    if not checkpoints(run) and was_saved(run):
+        raise ValueError(
+            f"{run} holds weights without an optimizer's state, as ssdcore_torch.convert writes them: it can be "
+            "sampled from, but training cannot go on with it; train another with --out"
+        )
+    opened = open_newest(run, everything=True)
+    values, tensors = opened.values, opened.tensors
+    check_unchanged(values["config"], read_config(run), opened.folder / "state.json")
+    parts: dict[str, Tensors] = {part: {} for part in OPTIMIZER_PARTS}
+    path = opened.folder / "optimizer.safetensors"
+    for key, tensor in tensors.pop("optimizer").items():
+        part, _, name = key.partition("/")
+        if part not in parts:
+            raise ValueError(f"{path}: unknown tensor {key}")
+        parts[part][name] = tensor
+    for part, found in parts.items():
+        like = {name: torch.empty(()) for name in expected} if part == "updates" else expected
+        check_tensors(found, like, f"{path} ({part})")
+    for name, found in tensors.items():
+        check_tensors(found, expected, str(opened.folder / f"{name}.safetensors"))
+    _note_versions(opened)
+    model = tensors.pop("model")
+    return State(values["step"], values["images"], model, tensors, **parts, extra=values["extra"])
+
+
+def _note_versions(opened: Checkpoint) -> None:
+    """Say where training will not go on bit for bit."""
+    for name, ours in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
+        theirs = opened.manifest["versions"].get(name) if name == "torch" else opened.manifest[name]
+        if theirs != ours:
+            log.warning(
+                "%s was written with %s %s, this is %s: training goes on, but not as it would have bit for bit",
+                opened.folder, name, theirs, ours,
+            )  # fmt: skip
