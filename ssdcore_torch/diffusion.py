@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.randomness import Purpose, keyed
+from ssdcore_torch.unet import FlexiUNetConfig, forward_flops
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,50 @@ class Path:
 
 @dataclass(frozen=True)
 class Batch:
-    """A path and one of its times for each image: (batch,) int64."""
+    """A path and times of it for each image. ``batch[part]``, `part` a slice, is the same for a part of the images.
+
+    times   int64, (batch,), or (batch, repeats) where a step takes every image at several times
+    """
 
     path: Path
     times: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __getitem__(self, part: slice) -> Batch:
+        return Batch(self.path, self.times[part])
+
+    def noise_shape(self, channels: int) -> tuple[int, ...]:
+        """(*times.shape, channels, *path.size): of the noise that these images take."""
+        return (*self.times.shape, channels, *self.path.size)
+
+
+def paths_of(process: ssd.LinearDiffusion) -> tuple[Path, ...]:
+    """Every path, in order of its first time."""
+    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for t in range(1, process.steps + 1):
+        groups.setdefault((process.shape(t), process.shape(t - 1)), []).append(t)
+    return tuple(Path(tuple(times), size, out) for (size, out), times in groups.items())
+
+
+def equal_cost_repeats(process: ssd.LinearDiffusion, network: FlexiUNetConfig) -> tuple[int, ...]:
+    """How often each path can take every image, so that no step costs more than one at full size.
+
+    By the operations of the network's forward pass: a step at a low level then takes an image at several times, with
+    noise of its own for each, and all steps cost about the same. The order of the images is not touched, so what a step
+    takes remains a function of (seed, step).
+    """
+    level = {size: k for k, size in enumerate(network.level_sizes)}
+    paths = paths_of(process)
+    costs = [forward_flops(network, level[_plane(path.size)], level[_plane(path.out_size)]) for path in paths]
+    full = forward_flops(network, 0)
+    return tuple(max(1, full // cost) for cost in costs)
+
+
+def _plane(size: tuple[int, ...]) -> tuple[int, int]:
+    height, width = size
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -47,20 +89,25 @@ class Objective:
     change_share   share of the batches on size-changing paths, spread evenly over the changes; None: the paper's
                    batches (a time drawn uniformly decides the path; if its size equals that of t − 1, the batch is
                    filled with other times of the path)
+    repeats        times and noises that each image gets in a step, one number a path (`equal_cost_repeats`); (): one
     """
 
     process: ssd.LinearDiffusion
     snr_clamp: float = 5.0
     pixel_share: bool = False
     change_share: float | None = None
+    repeats: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.repeats and (len(self.repeats) != len(self.paths) or min(self.repeats) < 1):
+            raise ValueError(
+                f"repeats: expected a number >= 1 for each of the {len(self.paths)} paths, got {self.repeats}"
+            )
 
     @functools.cached_property
     def paths(self) -> tuple[Path, ...]:
         """Every path, in order of its first time."""
-        groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-        for t in range(1, self.process.steps + 1):
-            groups.setdefault((self.process.shape(t), self.process.shape(t - 1)), []).append(t)
-        return tuple(Path(tuple(times), size, out) for (size, out), times in groups.items())
+        return paths_of(self.process)
 
     @functools.cached_property
     def path_probabilities(self) -> np.ndarray:
@@ -72,28 +119,70 @@ class Objective:
         keeping = np.where(changes, 0.0, counts)
         return (1 - self.change_share) * keeping / keeping.sum() + self.change_share * changes / changes.sum()
 
-    def draw(self, batch_size: int, seed: int, step: int, rank: int = 0) -> Batch:
-        """The path and times of a step. The path hangs on (seed, step) alone, so all ranks take the same."""
-        which = np.random.default_rng((seed, step)).choice(len(self.paths), p=self.path_probabilities)
-        path = self.paths[which]
-        times = np.random.default_rng((seed, step, rank)).choice(np.array(path.times), size=batch_size)
-        return Batch(path, times)
+    def draw(self, batch_size: int, seed: int, step: int) -> Batch:
+        """The path and times of a step, for its whole batch: a function of the arguments alone."""
+        number = keyed(Purpose.PATH, seed, step).choice(len(self.paths), p=self.path_probabilities)
+        repeats = self.repeats[number] if self.repeats else 1
+        shape = batch_size if repeats == 1 else (batch_size, repeats)
+        path = self.paths[number]
+        return Batch(path, keyed(Purpose.TIMES, seed, step).choice(np.array(path.times), size=shape))
 
-    def __call__(self, net: Callable[..., Tensor], x0: Tensor, batch: Batch, noise: Tensor, out_level: int) -> Tensor:
-        """The loss, a scalar.
+    def __call__(
+        self,
+        net: Callable[..., Tensor],
+        x0: Tensor,
+        batch: Batch,
+        noise: Tensor,
+        out_level: int,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar: the mean of `losses`, of the same arguments."""
+        return self.losses(net, x0, batch, noise, out_level, labels).mean()
+
+    def losses(
+        self,
+        net: Callable[..., Tensor],
+        x0: Tensor,
+        batch: Batch,
+        noise: Tensor,
+        out_level: int,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """The weighted loss of every image and time: shaped like `batch.times`.
 
         x0         (batch, channels, *full size) clean images in [−1, 1]
-        noise      (batch, channels, *batch.path.size) standard normal
+        noise      standard normal, shaped `batch.noise_shape(channels)`
         out_level  the network's level of `batch.path.out_size`
+        labels     (batch,) int64 class labels, the network's null label among them; None for a network without classes
+
+        What the network is given and compared with is computed in the precision of x0, under autocast too.
+        Raises ValueError for noise or labels of another shape.
         """
-        table = torch.from_numpy(self._table[:, batch.times]).to(x0.device, non_blocking=True)
-        t, weight = table[0], table[3]
-        alpha, sigma = table[1, :, None, None, None], table[2, :, None, None, None]
-        first = batch.path.times[0]
-        x_t = alpha * self.process.clean(x0, first) + sigma * noise
-        target = self.process.clean(x0, first - 1)
-        error = (net(x_t, t, out_level=out_level).float() - target).square().mean(dim=(1, 2, 3))
-        return (weight * error).mean()
+        if noise.shape != (expected := batch.noise_shape(x0.shape[1])):
+            raise ValueError(f"noise: expected the shape {expected} for this batch, got {tuple(noise.shape)}")
+        if labels is not None and labels.shape != (len(batch),):
+            raise ValueError(f"labels: expected shape ({len(batch)},), one an image, got {tuple(labels.shape)}")
+        repeats = batch.times.size // len(batch)
+        with torch.autocast(x0.device.type, enabled=False):
+            t, alpha, sigma, weight = self._on_device(batch.times, x0.device)
+            first = batch.path.times[0]
+            seen = target = self.process.clean(x0, first)
+            if batch.path.size != batch.path.out_size:
+                target = self.process.clean(x0, first - 1)
+            if repeats > 1:
+                seen, target = seen.repeat_interleave(repeats, 0), target.repeat_interleave(repeats, 0)
+            x_t = alpha[:, None, None, None] * seen + sigma[:, None, None, None] * noise.view(seen.shape)
+        condition = {} if labels is None else {"label": labels.repeat_interleave(repeats)}
+        prediction = net(x_t, t, out_level=out_level, **condition)
+        error = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+        return (weight * error).view(batch.times.shape)
+
+    def _on_device(self, times: np.ndarray, device: torch.device) -> Tensor:
+        """(4, times.size): time, α, σ, weight; copied without waiting for the device."""
+        rows = torch.from_numpy(self._table[:, times.reshape(-1)])
+        if device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(device, non_blocking=True)
 
     @functools.cached_property
     def _table(self) -> np.ndarray:

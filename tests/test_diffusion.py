@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.diffusion import Objective
+from ssdcore_torch.diffusion import Batch, Objective, equal_cost_repeats, paths_of
+from ssdcore_torch.unet import FlexiUNetConfig, forward_flops
 
 
 def process(matched: bool = True) -> ssd.LinearDiffusion:
@@ -57,13 +58,12 @@ def test_draws_follow_the_probabilities_and_the_seed() -> None:
     assert any(objective.draw(3, seed=6, step=step).path != drawn[step].path for step in range(20))
 
 
-def test_ranks_take_the_same_path_and_other_times() -> None:
-    objective = Objective(process())
-    for step in range(50):
-        batches = [objective.draw(16, seed=1, step=step, rank=rank) for rank in range(3)]
-        assert len({batch.path for batch in batches}) == 1
-    several = [objective.draw(16, seed=1, step=0, rank=rank).times.tolist() for rank in range(3)]
-    assert len({tuple(times) for times in several}) == 3
+def test_a_part_of_a_batch() -> None:
+    batch = Objective(process()).draw(16, seed=1, step=0)
+    parts = [batch[0:4], batch[4:16]]
+    assert [len(part) for part in parts] == [4, 12]
+    assert {part.path for part in parts} == {batch.path}
+    np.testing.assert_array_equal(np.concatenate([part.times for part in parts]), batch.times)
 
 
 @pytest.mark.parametrize("matched", [True, False])
@@ -98,3 +98,100 @@ def test_loss_is_the_weighted_error_of_the_marginal_draws(matched: bool, pixel_s
         assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
         seen.add((*batch.path.size, *batch.path.out_size))
     assert len(seen) == 5
+
+
+class TimesLabel:
+    """Predicts 0.1 t, and 1 more for label 1: what a network is told shows in its loss."""
+
+    def __init__(self, sizes: list[tuple[int, ...]]) -> None:
+        self.sizes = sizes
+
+    def __call__(self, x: Tensor, t: Tensor, out_level: int, label: Tensor | None = None) -> Tensor:
+        value = 0.1 * t if label is None else 0.1 * t + label
+        return value.view(-1, 1, 1, 1).expand(len(x), 3, *self.sizes[out_level])
+
+
+def images(count: int) -> Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_slices_of_a_batch_have_the_losses_of_the_whole() -> None:
+    """With several times an image and labels, too: what accumulation and several processes rely on."""
+    proc = process()
+    objective = Objective(proc, repeats=(1, 2, 3, 4, 5))
+    net, x0, labels = TimesLabel([(8, 8), (4, 4), (2, 2)]), images(6), torch.tensor([0, 1, 0, 1, 1, 0])
+    seen = set()
+    for step in range(60):
+        batch = objective.draw(6, seed=2, step=step)
+        number = objective.paths.index(batch.path)
+        assert batch.times.shape == ((6,) if number == 0 else (6, number + 1))
+        noise = torch.randn(batch.noise_shape(3), generator=torch.Generator().manual_seed(step))
+        level = net.sizes.index(batch.path.out_size)
+        whole = objective.losses(net, x0, batch, noise, level, labels)
+        assert whole.shape == batch.times.shape
+        parts = [
+            objective.losses(net, x0[part], batch[part], noise[part], level, labels[part])
+            for part in (slice(0, 1), slice(1, 4), slice(4, 6))
+        ]
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)
+        mean = objective(net, x0, batch, noise, level, labels)
+        assert float(mean) == pytest.approx(float(whole.mean()), rel=1e-6)
+        if whole.ndim == 2:  # each repeat is what an image of its own would have
+            for k in range(whole.shape[1]):
+                one = Batch(batch.path, batch.times[:, k])
+                alone = objective.losses(net, x0, one, noise[:, k], level, labels)
+                torch.testing.assert_close(alone, whole[:, k], rtol=1e-5, atol=1e-5)
+        without = objective.losses(net, x0, batch, noise, level)
+        assert (without != whole).view(6, -1).any(1).tolist() == [bool(n) for n in labels]
+        seen.add(number)
+    assert seen == set(range(5))
+
+
+def test_a_step_takes_low_levels_more_often_at_equal_cost() -> None:
+    proc = process()
+    config = FlexiUNetConfig(((8, 8), (4, 4), (2, 2)), base_channels=32, channel_multipliers=(1, 1, 1))
+    repeats = equal_cost_repeats(proc, config)
+    levels = [(config.level_sizes.index(p.size), config.level_sizes.index(p.out_size)) for p in paths_of(proc)]
+    full = forward_flops(config, 0)
+    for repeat, (level, out_level) in zip(repeats, levels):
+        cost = forward_flops(config, level, out_level)
+        assert repeat == 1 or full / 2 < repeat * cost <= full
+    assert repeats[0] == 1
+    assert repeats[-1] > 3
+    drawn = [Objective(proc, repeats=repeats).draw(4, seed=0, step=step) for step in range(20)]
+    assert {batch.path for batch in drawn} == {Objective(proc).draw(4, 0, step).path for step in range(20)}
+
+
+def test_the_network_is_given_full_precision_under_autocast() -> None:
+    """x_t and the target are those without autocast; only the network's own arithmetic is lowered."""
+    proc = process()
+    objective, x0 = Objective(proc), images(4)
+    batch = Objective(proc).draw(
+        4, seed=0, step=next(s for s in range(99) if objective.draw(4, 0, s).path.size == (2, 2))
+    )
+    noise = torch.randn(batch.noise_shape(3), generator=torch.Generator().manual_seed(1))
+    inputs: list[Tensor] = []
+
+    def net(x: Tensor, t: Tensor, out_level: int) -> Tensor:
+        inputs.append(x)
+        return torch.zeros_like(x)
+
+    expected = objective(net, x0, batch, noise, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(net, x0, batch, noise, 2)
+    assert torch.equal(inputs[0], inputs[1])
+    assert torch.equal(loss, expected)
+
+
+def test_wrong_shapes_are_refused() -> None:
+    proc = process()
+    objective, x0 = Objective(proc), images(4)
+    batch = objective.draw(4, seed=0, step=0)
+    noise = torch.zeros(batch.noise_shape(3))
+    with pytest.raises(ValueError, match="noise: expected the shape"):
+        objective(TimesLabel([]), x0, batch, noise[:3], 0)
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), one an image, got \(3,\)"):
+        objective(TimesLabel([]), x0, batch, noise, 0, torch.zeros(3, dtype=torch.int64))
+    for repeats in ((1, 2), (1, 1, 0, 1, 1)):
+        with pytest.raises(ValueError, match="repeats: expected a number >= 1 for each of the 5 paths"):
+            Objective(proc, repeats=repeats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -163,6 +165,7 @@ class FlexiUNet(nn.Module):
         return True
 
 
+@functools.lru_cache(maxsize=256)
 def forward_flops(config: FlexiUNetConfig, level: int, out_level: int | None = None) -> int:
     """Floating-point operations of one image's forward pass from `level` to `out_level`: twice the
     multiply-adds of convolutions, linear layers and attention, counted on shapes alone."""
