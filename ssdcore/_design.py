@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore import oracle
+from ssdcore import _plot, oracle
 from ssdcore._data import read_images
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
@@ -75,7 +74,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nats", type=float, default=1.0, help="a level change that loses less than this a channel is called free"
     )
-    parser.add_argument("--plot", metavar="FILE", help="write a figure (png, pdf, svg); needs matplotlib")
+    _plot.add_option(parser)
 
 
 def _setting(arguments: argparse.Namespace) -> tuple[np.ndarray, str, NoiseSchedule]:
@@ -83,12 +82,10 @@ def _setting(arguments: argparse.Namespace) -> tuple[np.ndarray, str, NoiseSched
         raise ValueError(f"expected a positive size and levels, got {arguments.size} and {arguments.levels}")
     if not arguments.nats > 0:
         raise ValueError(f"--nats: expected a positive number, got {arguments.nats}")
-    if arguments.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib: pip install matplotlib")
-    for name in ("plot", "out"):
-        target = getattr(arguments, name, None)
-        if target is not None and not Path(target).absolute().parent.is_dir():
-            raise ValueError(f"--{name}: no such folder: {Path(target).absolute().parent}")
+    _plot.check(arguments.plot)
+    target = getattr(arguments, "out", None)  # of `design` alone
+    if target is not None and not Path(target).absolute().parent.is_dir():
+        raise ValueError(f"--out: no such folder: {Path(target).absolute().parent}")
     noise = _NOISES[arguments.noise](arguments.process_steps)
     images, source = read_images(arguments.data, arguments.size)
     return images, source, noise
@@ -173,7 +170,7 @@ def _run_design(arguments: argparse.Namespace) -> None:
         information = oracle.level_information(shape, noise, covariance, arguments.levels, matched)
         shown = {name: processes[name] for name in ("ConvexDecay 0.5, paper noise", designed)}
         figure = plotting.design(shown, points, information, [size[0] for size in sizes], arguments.nats)
-        _save(figure, arguments.plot)
+        _plot.write(figure, arguments.plot)
 
 
 def _run_info(arguments: argparse.Namespace) -> None:
@@ -213,9 +210,4 @@ def _run_info(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         from ssdcore import plotting
 
-        _save(plotting.information(signal, shares, mutual, sizes), arguments.plot)
-
-
-def _save(figure: Any, path: str) -> None:
-    figure.savefig(path, dpi=150)
-    print(f"wrote {path}")
+        _plot.write(plotting.information(signal, shares, mutual, sizes), arguments.plot)

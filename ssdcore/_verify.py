@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ssdcore import _plot
 from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
@@ -48,6 +49,7 @@ def add_parser(commands: Any) -> None:
         "Exit status: 0 if all hold, 1 if anything failed, 2 if it could not run.",
     )
     parser.add_argument("--json", metavar="PATH", help="also write the results as JSON; - for standard output alone")
+    _plot.add_option(parser)
     parser.add_argument("--thorough", action="store_true", help=f"{_THOROUGH} random examples each; many minutes")
     parser.add_argument(
         "--backend", action="append", choices=sorted(BACKENDS), help="only this one; may be given several times"
@@ -147,6 +149,11 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         print(f"verify needs {' and '.join(missing)}: {_EXTRA}", file=sys.stderr)
         return 2
+    try:
+        _plot.check(args.plot)
+    except ValueError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 2
     present, absent = _find_backends(args.backend or list(BACKENDS))
     if args.backend and absent:
         print(f"verify: not installed: {', '.join(absent)}", file=sys.stderr)
@@ -173,6 +180,12 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             with open(args.json, "w", encoding="utf-8") as file:
                 json.dump(result, file, indent=1)
+    if args.plot:
+        from ssdcore import plotting
+
+        plotting.save(plotting.checks(_worst_ratios(result["checks"]), "Conformance of what is shipped"), args.plot)
+        if args.json != "-":
+            print(f"wrote {args.plot}")
     return 0 if result["passed"] else 1
 
 
@@ -364,6 +377,19 @@ def _table(result: dict[str, Any]) -> str:
     verdict = "all passed" if result["passed"] else "FAILED"
     text.append(f"{len(result['proofs'])} proofs, {total} measurements in {result['seconds']:.1f} s: {verdict}")
     return "\n".join(text)
+
+
+def _worst_ratios(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """backend -> check -> the worst error as a share of its tolerance over the dtypes, of the rows of a result."""
+    worst: dict[str, dict[str, float]] = {}
+    for row in rows:
+        ratio = row["ratio"]
+        if ratio is None and not row["failed"]:
+            continue  # skipped
+        series = worst.setdefault(row["backend"], {})
+        name = f"{row['kind']}: {row['check']}"
+        series[name] = max(series.get(name, 0.0), math.inf if ratio is None else ratio)
+    return worst
 
 
 def _number(value: float | None) -> str:

@@ -1,33 +1,105 @@
-"""Figures. Each function returns a matplotlib Figure for the caller to show or save; matplotlib is imported inside."""
+"""Figures. Each function returns a matplotlib Figure for the caller to show or `save`; matplotlib is imported inside.
+
+    plotting.save(plotting.schedules({"mine": proc}), "schedules.png")
+
+In a notebook a Figure that ends a cell is shown after ``%matplotlib inline``. The same arguments give the same figure.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssdcore.operators.blur import spectral_basis
 from ssdcore.process import LinearDiffusion
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, distinct under the common colour vision deficiencies; the line styles differ as well.
+# Okabe and Ito's colours, distinct under the common colour vision deficiencies; line styles and markers differ as well.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+FORMATS = ("png", "pdf", "svg")
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
+_MARKERS = "osD^vPX*"
+_UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_LEAST_RATIO = 1e-4  # of a measurement to its tolerance; smaller ones, zero among them, are drawn there
 
 
-def _figure(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained")
+def _figure(rows: int, columns: int, width: float = 5.2, height: float = 3.6) -> tuple[Figure, np.ndarray]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('figures need matplotlib: pip install "ssdcore[plot]"') from error
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _line(axes: Axes, index: int, x: np.ndarray, y: np.ndarray, label: str, step: bool = False) -> None:
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError unless `path` names a format that `save` writes, in a folder that exists."""
+    target = Path(path)
+    if target.suffix.lower().removeprefix(".") not in FORMATS:
+        raise ValueError(f"{target} names no figure format; end it in one of {', '.join(f'.{f}' for f in FORMATS)}")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"no such folder: {target.absolute().parent}")
+
+
+def save(figure: Figure, path: str | os.PathLike[str], dpi: float = 150) -> None:
+    """Write a figure as png, pdf or svg, as the suffix says: whole or not at all, the same bytes for the same figure.
+
+    Raises ValueError for another suffix or a folder that is not there.
+    """
+    from matplotlib import rc_context
+
+    check_target(path)
+    target = Path(path)
+    kind = target.suffix.lower().removeprefix(".")
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "ssdcore"}):  # else every id in the file is random
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=_UNDATED[kind])
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---- curves
+
+
+def _line(axes: Axes, index: int, x: Any, y: Any, label: str, step: bool = False) -> None:
     kind = "steps-post" if step else "default"
     axes.plot(x, y, color=COLOURS[index % 7], linestyle=_STYLES[index % 7], label=label, drawstyle=kind)
+
+
+def lines(curves: Mapping[str, Sequence[Any]], x: str, y: str, title: str = "", log: str = "") -> Figure:
+    """Named curves in one pair of axes.
+
+    curves   name -> (x values, y values), or (x values, y values, spread): bars of ± spread about y
+    x, y     labels of the axes, with units
+    log      which axes are logarithmic: "", "x", "y" or "xy"
+    """
+    if log not in ("", "x", "y", "xy"):
+        raise ValueError(f'log: expected "", "x", "y" or "xy", got {log!r}')
+    figure, ((axes,),) = _figure(1, 1, 6.4)
+    for i, (name, curve) in enumerate(curves.items()):
+        if len(curve) not in (2, 3) or any(len(values) != len(curve[0]) for values in curve):
+            raise ValueError(f"curve {name!r}: expected (x, y) or (x, y, spread) of one length")
+        _line(axes, i, curve[0], curve[1], name)
+        if len(curve) == 3:
+            axes.errorbar(*curve, fmt="none", ecolor=COLOURS[i % 7], capsize=3)
+    axes.set(xlabel=x, ylabel=y, title=title)
+    axes.set(**{f"{axis}scale": "log" for axis in log})
+    if len(curves) > 1:
+        axes.legend(fontsize="small")
+    return figure
 
 
 def _resolution(axes: Axes, processes: Mapping[str, LinearDiffusion]) -> None:
@@ -41,13 +113,71 @@ def _resolution(axes: Axes, processes: Mapping[str, LinearDiffusion]) -> None:
 
 
 def schedules(processes: Mapping[str, LinearDiffusion]) -> Figure:
-    """Size and log signal-to-noise ratio over time of named processes."""
-    figure, ((left, right),) = _figure(1, 2)
+    """Sizes and log signal-to-noise ratios over time of named processes.
+
+    In the middle the ratio of a pixel, log α_t²/σ_t². To the right that of the mode that the degradation keeps best,
+    log ‖M_{0→t}‖²/σ_t²: averaging pixels lowers its noise as well as its signal, so that a process which adds the noise
+    of a pixel back at a change of size loses signal there.
+    """
+    figure, ((left, middle, right),) = _figure(1, 3)
     _resolution(left, processes)
     for i, (name, proc) in enumerate(processes.items()):
-        _line(right, i, np.arange(1, proc.steps + 1), proc.noise.log_snr(), name)
-    right.set(xlabel="time t (steps)", ylabel="log(α²/σ²) (nats)", title="Signal-to-noise ratio of x_t")
+        t = np.arange(1, proc.steps + 1)
+        _line(middle, i, t, proc.noise.log_snr(), name)
+        with np.errstate(divide="ignore"):
+            kept = np.log([proc.degradation(0, int(k)).norm() for k in t])
+        _line(right, i, t, 2 * (kept - np.log(proc.noise.sigma[1:])), name)
+    middle.set(xlabel="time t (steps)", ylabel="log α²/σ² (nats)", title="Signal-to-noise ratio of a pixel")
+    right.set(xlabel="time t (steps)", ylabel="log ‖M‖²/σ² (nats)", title="… of the mode kept best")
     return figure
+
+
+def radial_spectrum(images: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Power of images over spatial frequency: (frequencies in cycles a side, mean square of the cosine modes there).
+
+        power(k/2) = mean of c_ij² over the modes with k − ½ <= √(i² + j²) < k + ½,   k = 1 … min(h, w) − 1
+
+    with c the orthonormal DCT-II of an image, so that white noise of standard deviation σ has the power σ² everywhere.
+
+    images   (..., h, w), leading axes averaged over; floating point as they are, uint8 as byte/127.5 − 1
+    """
+    array = np.asarray(images)
+    if array.ndim < 2 or min(array.shape[-2:]) < 2 or array.size == 0:
+        raise ValueError(f"radial_spectrum: expected images (..., h, w) of at least 2×2 pixels, got {array.shape}")
+    values = array / 127.5 - 1 if array.dtype == np.uint8 else array.astype(np.float64)
+    rows, columns = (spectral_basis(n, "reflect")[0].value for n in array.shape[-2:])
+    power = ((rows.T @ values @ columns) ** 2).reshape(-1, *array.shape[-2:]).mean(axis=0)
+    ring = np.floor(np.hypot(*np.ogrid[: power.shape[0], : power.shape[1]]) + 0.5).astype(int)
+    whole = range(1, min(power.shape))
+    return np.array(whole) / 2, np.array([power[ring == k].mean() for k in whole])
+
+
+def spectra(images: Mapping[str, Any], noise: Mapping[str, float] | None = None) -> Figure:
+    """Radial power spectra of named sets of images, and of the white noise that is added to them.
+
+    images   name -> (..., h, w), as `radial_spectrum` takes them
+    noise    name -> standard deviation of white noise: a thin line in the colour of the images of that name, as far as
+             their pixels resolve it
+    """
+    figure, ((axes,),) = _figure(1, 1, 6.4)
+    levels = {} if noise is None else noise
+    if unknown := [name for name in levels if name not in images]:
+        raise ValueError(f"noise: there are no images named {unknown[0]!r}; they are {', '.join(images)}")
+    for i, (name, values) in enumerate(images.items()):
+        frequencies, power = radial_spectrum(values)
+        _line(axes, i, frequencies, power, name)
+        if name in levels:
+            level = np.full(len(frequencies), levels[name] ** 2)
+            axes.plot(frequencies, level, color=COLOURS[i % 7], linewidth=0.8)
+    if levels:
+        axes.plot([], [], color="0.4", linewidth=0.8, label="thin: the noise")
+    axes.set(xscale="log", yscale="log", title="Radial power spectra")
+    axes.set(xlabel="spatial frequency (cycles a side)", ylabel="power of a mode (pixel value²)")
+    axes.legend(fontsize="small")
+    return figure
+
+
+# ---- design and information
 
 
 def design(
@@ -64,14 +194,8 @@ def design(
     information  (levels, T) in nats, from `ssdcore.oracle.level_information`;  sizes  pixels a side of each level
     nats         the loss below which a level change counts as free: the bound that is drawn
     """
-    figure, ((resolution, pareto, loss),) = _figure(1, 3)
+    figure, ((resolution, loss, pareto),) = _figure(1, 3)
     _resolution(resolution, processes)
-    for i, (name, (cost, error)) in enumerate(points.items()):
-        pareto.plot([cost], [error], linestyle="none", marker="osD^vPX*"[i % 8], color=COLOURS[i % 7], label=name)
-    pareto.set_yscale("log")
-    pareto.set(xlabel="cost (share of full size)", ylabel="squared Fréchet error (multiple of full size)")
-    pareto.set_title("Error against cost")
-    pareto.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     times = np.arange(1, information.shape[1] + 1)
     for k in range(1, len(information)):
         lost = np.maximum(information[k - 1] - information[k], np.finfo(np.float64).tiny)
@@ -82,6 +206,12 @@ def design(
     loss.set_ylim(bottom=nats / 1e3)
     loss.set_title("What a level change loses")
     loss.legend(fontsize="small")
+    for i, (name, (cost, error)) in enumerate(points.items()):
+        pareto.plot([cost], [error], linestyle="none", marker=_MARKERS[i % 8], color=COLOURS[i % 7], label=name)
+    pareto.set_yscale("log")
+    pareto.set(xlabel="cost (share of full size)", ylabel="squared Fréchet error (multiple of full size)")
+    pareto.set_title("Error against cost")
+    pareto.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -105,4 +235,178 @@ def information(
     right.set(xlabel="time t (steps)", ylabel="I(x_0; x_t) (nats a channel)", yscale="log")
     right.set_title("Mutual information, Gaussian model")
     right.legend(fontsize="small")
+    return figure
+
+
+def pareto(rows: Sequence[tuple[str, float, float, float]], cost: str, quality: str, title: str = "") -> Figure:
+    """Quality against cost, lower being better in both, and the front of what is worth its cost.
+
+    rows      (label, cost, quality, spread): bars of ± spread (0: none); rows of one label are joined in order of cost
+    cost      label of the cost axis, with units;  quality  of the quality axis
+
+    The grey line is the best quality to be had up to each cost. An axis is logarithmic where its values are positive
+    and span at least a factor of ten. Raises ValueError for no rows or a number that is not finite.
+    """
+    if not rows:
+        raise ValueError("pareto: expected at least one row (label, cost, quality, spread)")
+    for row in rows:
+        if not all(math.isfinite(value) for value in row[1:]):
+            raise ValueError(f"pareto: expected finite numbers, got {tuple(row)}")
+    figure, ((axes,),) = _figure(1, 1, 7.0, 4.4)
+    front: list[tuple[float, float]] = []
+    for _, price, value, _ in sorted(rows, key=lambda row: (row[1], row[2])):
+        if not front or value < front[-1][1]:
+            front.append((price, value))
+    last = max(row[1] for row in rows)
+    axes.step(
+        [p for p, _ in front] + [last],
+        [v for _, v in front] + [front[-1][1]],
+        where="post",
+        color="0.7",
+        linewidth=4,
+        solid_capstyle="butt",
+        zorder=0,
+        label="best up to this cost",
+    )
+    for i, label in enumerate(dict.fromkeys(row[0] for row in rows)):
+        points = sorted(row[1:] for row in rows if row[0] == label)
+        prices, values, spreads = (np.array(column) for column in zip(*points))
+        axes.errorbar(
+            prices,
+            values,
+            yerr=spreads if spreads.any() else None,
+            color=COLOURS[i % 7],
+            marker=_MARKERS[i % 8],
+            linestyle=_STYLES[i % 7],
+            capsize=3,
+            label=label,
+        )
+    for axis, numbers in (("x", [row[1] for row in rows]), ("y", [row[2] for row in rows])):
+        if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
+            axes.set(**{f"{axis}scale": "log"})
+    axes.set(xlabel=cost, ylabel=quality, title=title)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def checks(ratios: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
+    """How near each conformance check came to its tolerance: beyond the line it failed.
+
+    ratios   series (a backend, a dtype, a subject) -> check -> worst measured error as a share of its tolerance;
+             infinite where the check broke off
+    """
+    names = list(dict.fromkeys(name for series in ratios.values() for name in series))
+    if not names:
+        raise ValueError("checks: expected at least one series of at least one check")
+    finite = [ratio for series in ratios.values() for ratio in series.values() if math.isfinite(ratio)]
+    most = 10 * max(1.0, *finite, 0.0)
+    figure, ((axes,),) = _figure(1, 1, 7.0, 0.9 + 0.24 * len(names))
+    for i, (label, series) in enumerate(ratios.items()):
+        shown = [min(max(ratio, _LEAST_RATIO), most) for ratio in series.values()]
+        shift = 0.6 * ((i + 0.5) / len(ratios) - 0.5)  # series side by side within a check's row
+        where = [names.index(name) + shift for name in series]
+        style: dict[str, Any] = {"linestyle": "none", "marker": _MARKERS[i % 8], "color": COLOURS[i % 7]}
+        axes.plot(shown, where, label=label, markersize=5, **style)
+    axes.axvline(1.0, color="0.2", linewidth=1)
+    axes.set(xscale="log", xlim=(_LEAST_RATIO / 2, 2 * most), xlabel="worst error as a share of its tolerance")
+    axes.set_yticks(range(len(names)), names, fontsize="small")
+    axes.set(ylim=(len(names) - 0.5, -0.5), title=title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+# ---- pictures
+
+
+def images(rows: Mapping[str, Sequence[Any]], titles: Sequence[str] = ()) -> Figure:
+    """Rows of images, a pixel as large everywhere, so that each image shows its true size.
+
+    rows     name -> images (h, w), (1, h, w) or (3, h, w) with values in [−1, 1], clipped
+    titles   one above each column
+
+    Where sizes differ, each is written below its image.
+    """
+    pixels = {name: [_pixels(image, name) for image in row] for name, row in rows.items()}
+    sizes = {image.shape[:2] for row in pixels.values() for image in row}
+    if not sizes:
+        raise ValueError("images: expected at least one row of at least one image")
+    columns = max(len(row) for row in pixels.values())
+    if titles and len(titles) != columns:
+        raise ValueError(f"titles: expected {columns}, one a column, got {len(titles)}")
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    tile = 1.15
+    caption = 0.22 if len(sizes) > 1 else 0.05
+    figure, grid = _figure(len(pixels), columns, tile * width / max(height, width), tile + caption)
+    for cells, (name, row) in zip(grid, pixels.items()):
+        cells[0].set_ylabel(name, fontsize="small")
+        for j, axes in enumerate(cells):
+            axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal")
+            axes.spines[:].set_visible(False)
+            if j >= len(row):
+                continue
+            image = row[j]
+            top, left = (height - image.shape[0]) / 2, (width - image.shape[1]) / 2
+            extent = (left, left + image.shape[1], top + image.shape[0], top)
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+            axes.set(xlim=(0, width), ylim=(height, 0))  # imshow has set them to its own
+            if len(sizes) > 1:
+                axes.set_xlabel(f"{image.shape[0]}×{image.shape[1]}", fontsize="x-small")
+    for axes, title in zip(grid[0], titles):
+        axes.set_title(title, fontsize="small")
+    return figure
+
+
+def _pixels(image: Any, name: str) -> np.ndarray:
+    """(h, w) or (h, w, 3) in [0, 1]."""
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim == 3 and array.shape[0] == 3:
+        array = np.moveaxis(array, 0, -1)
+    elif array.ndim != 2:
+        raise ValueError(f"row {name!r}: expected images (h, w), (1, h, w) or (3, h, w), got {np.shape(image)}")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise TypeError(f"row {name!r}: expected floating-point images in [−1, 1], got {array.dtype}")
+    return np.clip((array.astype(np.float64) + 1) / 2, 0, 1)
+
+
+def process_strip(processes: Mapping[str, LinearDiffusion], image: Any, times: Sequence[int], seed: int = 0) -> Figure:
+    """x_t ~ q(x_t | x_0) at its true size over time, a row for each named process.
+
+    image   x_0 in [−1, 1], (h, w), (1, h, w) or (3, h, w), a numpy array
+    seed    of the noise, drawn anew for each time; processes with states of one size share it
+    """
+    rows = {}
+    for name, proc in processes.items():
+        states = []
+        for t in times:
+            law = proc.marginal(image, t)
+            states.append(law.sample(np.random.default_rng((seed, t)).standard_normal(law.mean.shape)))
+        rows[name] = states
+    return images(rows, [f"t = {t}" for t in times])
+
+
+def heatmaps(
+    maps: Mapping[str, np.ndarray], x: str, y: str, value: str, centre: float | None = None, first: int = 0
+) -> Figure:
+    """Named matrices side by side on one colour scale.
+
+    x, y     labels of the axes (columns, rows);  value  of the colours, with units
+    centre   the value that is drawn white, for values that differ in sign from it; None: from the least to the most
+    first    number of the first row and column
+    """
+    figure, (cells,) = _figure(1, len(maps), 4.2, 3.4)
+    values = np.concatenate([np.ravel(matrix) for matrix in maps.values()])
+    if centre is None:
+        scale: dict[str, Any] = {"cmap": "cividis", "vmin": values.min(), "vmax": values.max()}
+    else:
+        reach = np.abs(values - centre).max()
+        scale = {"cmap": "PuOr", "vmin": centre - reach, "vmax": centre + reach}
+    for axes, (name, matrix) in zip(cells, maps.items()):
+        rows, columns = np.shape(matrix)
+        extent = (first - 0.5, first + columns - 0.5, first + rows - 0.5, first - 0.5)
+        drawn = axes.imshow(matrix, extent=extent, interpolation="nearest", **scale)
+        axes.set(title=name, xlabel=x, ylabel=y)
+    figure.colorbar(drawn, ax=list(cells), label=value)
     return figure

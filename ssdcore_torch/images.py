@@ -55,6 +55,54 @@ def denoising_strip(steps: Sequence[tuple[int, Tensor, Tensor]], samples: int = 
     return page
 
 
+def denoising_frames(
+    steps: Sequence[tuple[int, Tensor, Tensor]], samples: int = 6, frames: int = 50
+) -> list[Image.Image]:
+    """The chain of the first `samples` images, a frame a step: x_t at the true size of its level above, growing, and
+    below it what the network predicts from it, for `save_animation`.
+
+    steps    (t, x_t, prediction) in the order of sampling, as `generate` reports them for one batch
+    frames   at most as many, spread evenly over the steps
+    """
+    if not steps:
+        raise ValueError("denoising_frames: expected at least one step (t, x_t, prediction), got none")
+    picked = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(frames, len(steps)))]
+    size = max(prediction.shape[-1] for _, _, prediction in picked)
+    scale = max(1, math.ceil(TILE / size))
+    count = min(samples, len(picked[0][1]))
+    cell, line, margin = size * scale + GAP, 14, 62
+    font = ImageFont.load_default()
+    shown = []
+    for t, x_t, prediction in picked:
+        page = Image.new("RGB", (margin + count * cell + GAP, line + 2 * cell + GAP), "white")
+        draw = ImageDraw.Draw(page)
+        height, width = x_t.shape[-2:]
+        draw.text((margin + GAP, 1), f"t = {t}, {height} by {width} pixels", fill="black", font=font)
+        for row, (name, images) in enumerate((("x_t", x_t), ("prediction", prediction))):
+            top = line + GAP + row * cell
+            draw.text((GAP, top + cell // 2 - 8), name, fill="black", font=font)
+            for sample, tile in enumerate(_tiles(images[:count], scale)):
+                inset = (size * scale - tile.shape[0]) // 2
+                page.paste(Image.fromarray(tile), (margin + GAP + sample * cell + inset, top + inset))
+        shown.append(page)
+    return shown
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 100, hold: int = 2000) -> None:
+    """Write frames as an endless GIF, whole or not at all; the last one stays for `hold` milliseconds."""
+    if path.suffix.lower() != ".gif":
+        raise ValueError(f"{path}: an animation is written as GIF; end the name in .gif")
+    if not frames:
+        raise ValueError("save_animation: expected at least one frame, got none")
+    first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    durations = [milliseconds] * len(others) + [hold]
+
+    def write(file: Path) -> None:
+        first.save(file, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+    write_atomically(path, write)
+
+
 def picture_format(path: Path) -> str:
     """Pillow's name of the format that the file's suffix says; empty for none."""
     return Image.registered_extensions().get(path.suffix.lower(), "")
