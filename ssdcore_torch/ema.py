@@ -117,7 +117,7 @@ class Averages:
 # ---- afterwards
 
 
-def save_snapshots(run: Path, averages: Averages, step: int) -> None:
+def save_snapshot(run: Path, step: int, averages: Averages) -> None:
     """Keep the averages of every width as they are after `step` steps, each an atomic file in run/snapshots/."""
     folder = run / "snapshots"
     folder.mkdir(exist_ok=True)

@@ -205,7 +205,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(
     tmp_path: Path, saved: tuple[Path, Trainer, list[State]], caplog: pytest.LogCaptureFixture, name: str, how: str
 ) -> None:
     if (name, how) == ("manifest.json", "one bit"):
-        how = "foreign"
+        pytest.skip("the manifest is believed; a changed one no longer fits its files")
     run = copied(saved, tmp_path)
     network = saved[1].net.state_dict()
     assert equal_states(load_state(run, network), saved[2][1])
@@ -300,9 +300,9 @@ def test_where_there_are_no_hard_links_they_are_copies(
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
     run, state = copied(saved, tmp_path), saved[2][1]
     for step in range(5, 9):
-        save_state(run, dataclasses.replace(state, step=step, extra={"best_step": 4, "score": 0.1}), keep=2)
+        save_state(run, dataclasses.replace(state, step=step, extra={"best": {"step": 4, "frechet": 0.1}}), keep=2)
     assert [folder.name for folder in checkpoints(run)] == ["step-00000008", "step-00000007", "step-00000004"]
-    assert load_state(run, state.model).extra == {"best_step": 4, "score": 0.1}
+    assert load_state(run, state.model).extra == {"best": {"step": 4, "frechet": 0.1}}
     save_state(run, dataclasses.replace(state, step=8), keep=1)  # a second one of the same step
     assert [folder.name for folder in checkpoints(run)] == ["step-00000008"]
     assert sorted(os.listdir(run / "checkpoints")) == ["step-00000008"]

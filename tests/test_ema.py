@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ssdcore_torch import FlexiUNet, FlexiUNetConfig, cli, ema
-from ssdcore_torch.ema import Averages, exponent, mixture, reconstruct, save_snapshots
+from ssdcore_torch.ema import Averages, exponent, mixture, reconstruct, save_snapshot
 
 WIDTHS = (0.05, 0.1)
 
@@ -45,7 +45,7 @@ def track(path: Path1D, widths: tuple[float, ...], run: Path | None = None, ever
     for step in range(steps):
         averages.update(path.parameters_at(step), step)  # type: ignore[arg-type]
         if run is not None and (step + 1) % every == 0:
-            save_snapshots(run, averages, step + 1)
+            save_snapshot(run, step + 1, averages)
     return torch.stack([tensors["weight"].clone() for tensors in averages.state().values()])
 
 
@@ -207,7 +207,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         averages.update(net, step)
         if step % 4 == 3:
-            save_snapshots(tmp_path, averages, step + 1)
+            save_snapshot(tmp_path, step + 1, averages)
     out = tmp_path / "wide.safetensors"
     assert ema.main([str(tmp_path), "--width", "0.1", "--out", str(out)]) == 0
     assert "average of width 0.1 after step 12, mixed from 6 snapshots" in capsys.readouterr().out

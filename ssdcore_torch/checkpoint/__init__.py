@@ -16,7 +16,7 @@ A run without checkpoints/ holds weights of which no optimizer is known (`ssdcor
 
 from ssdcore_torch.checkpoint._files import Tensors, load_tensors, save_tensors, write_atomically
 from ssdcore_torch.checkpoint._resume import RESUMABLE, Changes, read_config, resumable_changes, save_config
-from ssdcore_torch.checkpoint._run import Run, load_run, save_prior
+from ssdcore_torch.checkpoint._run import Run, load_prior, load_run, load_weights, save_prior
 from ssdcore_torch.checkpoint._state import State, checkpoints, load_state, save_state, was_saved
 from ssdcore_torch.official import import_official
 
@@ -28,9 +28,11 @@ __all__ = [
     "Tensors",
     "checkpoints",
     "import_official",
+    "load_prior",
     "load_run",
     "load_state",
     "load_tensors",
+    "load_weights",
     "read_config",
     "resumable_changes",
     "save_config",

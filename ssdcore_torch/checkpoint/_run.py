@@ -81,6 +81,13 @@ def _network(config: Config, tensors: Tensors, file: Path) -> FlexiUNet:
     return net.eval()
 
 
+def load_weights(net: FlexiUNet, path: Path) -> None:
+    """Put the weights of a safetensors file into `net`. Raises ValueError where they are of another network."""
+    tensors, _ = load_tensors(path)
+    check_tensors(tensors, net.state_dict(), str(path))
+    net.load_state_dict(tensors)
+
+
 def save_prior(run: Path, moments: tuple[np.ndarray, np.ndarray]) -> None:
     """Keep `sampling.fit_moments`."""
     mean, covariance = (torch.from_numpy(values) for values in moments)

@@ -63,7 +63,8 @@ class State:
     images    number of training images: another number would mean another order
     averages  averages of the weights by name, at least one; the first is what samples are drawn with
     updates   how often the optimizer has changed each parameter (a path leaves out the parameters of other sizes)
-    extra     what else the trainer counts, as JSON has it; "best_step" names a checkpoint kept besides the newest
+    extra     what else the trainer counts, as JSON has it; the checkpoint of extra["best"]["step"] is kept besides the
+              newest
     """
 
     step: int
@@ -78,7 +79,7 @@ class State:
 
 def save_state(run: Path, state: State, keep: int = 3) -> Path:
     """Write a checkpoint of the run, whose config.json is there, then delete all but the newest `keep` up to this step
-    and the one that `state.extra["best_step"]` names. Its folder.
+    and the one of step `state.extra["best"]["step"]`, where there is a best. Its folder.
 
     Checkpoints of later steps are deleted too: training went on from an older one because they were damaged.
 
@@ -113,7 +114,7 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
     first = next(iter(state.averages))
     publish(folder / "model.safetensors", run / "model.safetensors")
     publish(folder / f"{first}.safetensors", run / "ema.safetensors")
-    _rotate(run, state.step, keep, state.extra.get("best_step"))
+    _rotate(run, state.step, keep, (state.extra.get("best") or {}).get("step"))
     return folder
 
 
