@@ -1,0 +1,164 @@
+"""Evaluating samples, from a network or from elsewhere, against a reference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ssdcore as ssd
+from ssdcore_torch.distributed import World
+from ssdcore_torch.metrics._distances import (
+    ClassBalance,
+    Memorisation,
+    class_balance,
+    figures,
+    memorisation,
+    nearest,
+)
+from ssdcore_torch.metrics._features import Extractor
+from ssdcore_torch.metrics._reference import Measured, Reference, measure, progress
+from ssdcore_torch.sampling import Denoiser, generate, to_bytes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """n samples against the first n images of a reference, and against all of it for memorisation.
+
+    figures         by name: those of `metrics.figures`, "nearest_ratio" and "close_share" of `Memorisation`, and
+                    "detail_ratio", the samples' power over the data's in the upper half of the spatial frequencies
+    spectrum_ratio  the samples' `radial_power` over the data's, by frequency
+    memorisation    neighbours are rows of the reference
+    classes         None where the reference has no labels
+    """
+
+    n: int
+    figures: dict[str, float]
+    spectrum_ratio: Tensor
+    memorisation: Memorisation
+    classes: ClassBalance | None
+
+
+def evaluate(samples: Measured, reference: Reference, *, held_out: Tensor | None = None, seed: int = 0) -> Evaluation:
+    """Compare measured samples with a reference on the same device.
+
+    held_out   features of images that were not trained on, the baseline of `memorisation`
+    seed       of the subsets of the kernel distance
+    Raises ValueError if the reference has fewer images than there are samples.
+    """
+    n = len(samples.features)
+    check_count(n, reference)
+    compared = reference.features[:n]
+    baseline = reference.baseline if held_out is None else nearest(held_out, reference.features)[0]
+    near = memorisation(samples.features, reference.features, baseline)
+    upper = slice(len(reference.power) // 2, None)
+    found = figures(samples.features, compared, seed=seed) | {
+        "nearest_ratio": near.median_ratio,
+        "close_share": near.close_share,
+        "detail_ratio": (samples.power[upper].sum() / reference.power[upper].sum()).item(),
+    }
+    labels = reference.labels
+    classes = None if labels is None else class_balance(samples.features, compared, labels[:n])
+    return Evaluation(n, found, samples.power / reference.power, near, classes)
+
+
+def check_count(n: int, reference: Reference) -> None:
+    """Raises ValueError unless n samples can be compared with the reference."""
+    if n < 4:
+        raise ValueError(f"expected at least 4 samples, got {n}")
+    if n > len(reference):
+        raise ValueError(
+            f"{n} samples against {len(reference)} reference images: the figures depend on n, so they take as many of "
+            f"one as of the other; draw at most {len(reference)}, or give more data"
+        )
+
+
+class Drawing:
+    """The samples of this rank's share of 0 … n − 1, batch after batch as uint8 (b, 3, h, w), kept in `images`.
+
+    Sample i is a function of the seed and i, up to rounding the same on any number of ranks. `seconds` is the time that
+    drawing took.
+    """
+
+    def __init__(
+        self,
+        net: Denoiser,
+        process: ssd.LinearDiffusion,
+        n: int,
+        *,
+        world: World,
+        prior: ssd.Gaussian | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        """labels: (n,) the class of each sample. options: of `generate`, as steps, sampler, eta, placement, times."""
+        if n < world.size:
+            raise ValueError(f"expected at least one sample a rank, got {n} on {world.size} ranks")
+        self.share, self.batch_size, self.seconds = world.share(n), batch_size, 0.0
+        self._labels, self._parts = labels, list[Tensor]()
+        self._call = (net, process)
+        self._options = dict(prior=prior, seed=seed, batch_size=batch_size, **options)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for first in range(self.share.start, self.share.stop, self.batch_size):
+            count = min(self.batch_size, self.share.stop - first)
+            labels = None if self._labels is None else self._labels[first : first + count]
+            since = time.perf_counter()
+            drawn = to_bytes(generate(*self._call, count, first=first, labels=labels, **self._options)).cpu()
+            self.seconds += time.perf_counter() - since
+            self._parts.append(drawn)
+            yield drawn
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 (b, 3, h, w), all of this rank's share."""
+        return torch.cat(self._parts)
+
+
+def evaluate_network(
+    net: Denoiser,
+    process: ssd.LinearDiffusion,
+    reference: Reference,
+    n: int,
+    *,
+    extractor: Extractor,
+    world: World,
+    prior: ssd.Gaussian | None = None,
+    seed: int = 0,
+    steps: int = 100,
+    batch_size: int = 64,
+    labels: Tensor | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """The figures of `Evaluation` for n samples of a network: what training watches. The same on every rank.
+
+    The ranks share the drawing; each computes the figures. The other arguments are those of `Drawing`.
+    """
+    check_count(n, reference)
+    drawing = Drawing(
+        net,
+        process,
+        n,
+        world=world,
+        prior=prior,
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        labels=labels,
+        **options,
+    )
+    measured = measure(progress(drawing, len(drawing.share), "evaluating", world), extractor, world)
+    return evaluate(measured, reference, seed=seed).figures
+
+
+def collect(images: Tensor, rows: Tensor, share: range, world: World) -> Tensor:
+    """Images of these sample numbers, in their order, on every rank; `images` are those of this rank's share."""
+    here = sorted(row for row in rows.tolist() if row in share)
+    gathered = world.gather(images[[row - share.start for row in here]])
+    return gathered[rows.argsort().argsort()]
