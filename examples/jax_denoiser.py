@@ -23,7 +23,7 @@ import optax
 
 import ssdcore as ssd
 
-LENGTH, STEPS, WIDTH, BATCH = 32, 32, 128, 128
+LENGTH, STEPS, WIDTH, BATCH = 32, 24, 128, 128
 PROCESS = ssd.LinearDiffusion.resize(
     (LENGTH,), ssd.NoiseSchedule.cosine(STEPS), ssd.ResolutionSchedule.equal(STEPS, levels=3)
 )
