@@ -127,9 +127,9 @@ def test_evaluating_a_network(data: ImageSet) -> None:
 
     found = evaluate()
     assert set(found) == {
-        "frechet_distance",
-        "kernel_distance",
-        "kernel_distance_std",
+        "frechet",
+        "kernel",
+        "kernel_std",
         "precision",
         "recall",
         "nearest_ratio",
@@ -155,7 +155,7 @@ def test_the_data_itself_is_a_perfect_sample(data: ImageSet) -> None:
     itself = metrics.measure([reference.images(torch.arange(100))], extractor, ALONE)
     found = metrics.evaluate(itself, reference)
     assert found.n == 100
-    assert found.figures["frechet_distance"] <= ROUNDING * reference.features.var(0).sum().item()
+    assert found.figures["frechet"] <= ROUNDING * reference.features.var(0).sum().item()
     assert found.figures["precision"] == found.figures["recall"] == found.figures["close_share"] == 1.0
     assert found.figures["nearest_ratio"] < 1e-5
     assert found.figures["detail_ratio"] == pytest.approx(1, abs=0.5)

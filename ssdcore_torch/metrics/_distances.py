@@ -214,9 +214,9 @@ def figures(samples: Tensor, reference: Tensor, *, seed: int = 0) -> dict[str, f
     kernel, deviation = kernel_distance(samples, reference, seed=seed)
     precision, recall = precision_recall(samples, reference)
     return {
-        "frechet_distance": frechet_distance(samples, reference),
-        "kernel_distance": kernel,
-        "kernel_distance_std": deviation,
+        "frechet": frechet_distance(samples, reference),
+        "kernel": kernel,
+        "kernel_std": deviation,
         "precision": precision,
         "recall": recall,
     }
