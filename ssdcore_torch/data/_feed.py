@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,10 @@ import torch
 from torch import Tensor
 
 from ssdcore_torch.data._images import ImageSet, ImageStream
-from ssdcore_torch.data._order import Order
+from ssdcore_torch.data._order import WINDOW, Order
 from ssdcore_torch.data._reading import Task, check_workers
-
-FLIPS, CROPS = 0xF11B, 0xC409
-"""Keys, beside (seed, step), of the random numbers that a step draws here."""
+from ssdcore_torch.data._shards import Prefetcher, ShardSource
+from ssdcore_torch.randomness import Purpose, keyed
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Feed:
     def _deliver(self, pixels: Tensor, indices: np.ndarray, step: int) -> ImageBatch:
         images = self._send(pixels).permute(0, 3, 1, 2)
         if self.flip:
-            tosses = np.random.default_rng((self.seed, step, FLIPS)).random(self.order.batch_size)[self.slice]
+            tosses = keyed(Purpose.FLIP, self.seed, step).random(self.order.batch_size)[self.slice]
             flipped = self._send(torch.from_numpy(tosses < 0.5))
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         labels = self.images.labels
@@ -118,8 +118,26 @@ class Feed:
 
     def _tasks(self, first_step: int) -> Iterator[Task]:
         assert isinstance(self.images, ImageStream)
+        prefetch = self._prefetch(first_step)
         for step, batch in enumerate(self.order.batches(first_step), first_step):
+            next(prefetch)
             crops = None
             if self.images.crop == "random":
-                crops = np.random.default_rng((self.seed, step, CROPS)).random((self.order.batch_size, 3))[self.slice]
+                crops = keyed(Purpose.CROP, self.seed, step).random((self.order.batch_size, 3))[self.slice]
             yield batch[self.slice], crops
+
+    def _prefetch(self, first_step: int) -> Iterator[None]:
+        """At each step, ask for what is read a window of shards later, if that has to come from another machine."""
+        assert isinstance(self.images, ImageStream)
+        source = self.images.reader.source
+        if not (isinstance(source, ShardSource) and source.remote):
+            yield from itertools.repeat(None)
+            return
+        ahead = WINDOW * len(self.images) // max(1, len(self.order.blocks)) // self.order.batch_size
+        prefetcher = Prefetcher(source)
+        try:
+            for batch in self.order.batches(first_step + ahead):
+                prefetcher.want(self.images.reader.rows[batch])
+                yield
+        finally:
+            prefetcher.close()

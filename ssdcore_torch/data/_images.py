@@ -17,8 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from ssdcore_torch.data._hub import HUB, HubSource, is_saved_dataset
 from ssdcore_torch.data._order import Order
 from ssdcore_torch.data._reading import Failure, Pictures, Reader, Task, answers, check_workers
+from ssdcore_torch.data._shards import holds_shards, open_shards
 from ssdcore_torch.data._sources import ArraySource, FolderSource, Source, classes_of
 
 if TYPE_CHECKING:
@@ -111,7 +113,7 @@ class ImageStream:
                 if failure.name not in self._failed:
                     self._failed[failure.name] = failure.reason
                     log.warning("skipped %s: %s", failure.name, failure.reason)
-            _check_share(self._read[1], self._read[0], self._failed, self.broken_share, self.source)
+            check_share(self._read[1], self._read[0], self._failed, self.broken_share, self.source)
             yield images, used
 
 
@@ -128,8 +130,15 @@ def open_images(
 ) -> ImageSet | ImageStream:
     """The images of `path`, cropped to a square and resized (antialiased) to `size` × `size` RGB.
 
-    path          `EMBEDDED`, a folder (searched through; any format that Pillow reads), an .npz or .npy file of images
-                  shaped (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or uint16
+    path          one of
+                  `EMBEDDED`
+                  a folder, searched through, of any format that Pillow reads; with several sub-folders and every
+                  picture in one, those directly inside it are the classes
+                  an .npz or .npy file of images shaped (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or
+                  uint16; in an .npz also `labels` (n,) and `class_names`
+                  tar shards in WebDataset's layout: what `python -m ssdcore_torch.prepare` wrote, a folder of .tar
+                  files, a .tar, a pattern (train-{000..123}.tar, train-*.tar); any of them may be a URL
+                  a Hugging Face dataset: a folder that `save_to_disk` wrote, or "hf:NAME", "hf:NAME:SPLIT"
     classes       keep only these classes, for a source with class names; empty keeps all
     crop          "center": the largest centred square; "random": a square of at least 0.8 of the shorter side anywhere,
                   another one each time, which is why such images are never cached
@@ -140,7 +149,8 @@ def open_images(
     world         with several ranks on a machine, one decodes and the others share its memory
 
     Raises ValueError if nothing is readable, if too much is broken, or for images that are smaller than `size` where
-    all are decoded at once; FileNotFoundError for no such path.
+    all are decoded at once; FileNotFoundError for no such path; ImportError where shards or Hugging Face datasets need
+    the extra `ssdcore[data]`.
     """
     if size < 1:
         raise ValueError(f"size: expected at least 1, got {size}")
@@ -151,10 +161,9 @@ def open_images(
     if not memory_gib >= 0:
         raise ValueError(f"data.memory_gib: expected at least 0, got {memory_gib}")
     workers = check_workers(workers)
-    source = _open_source(path)
+    source = open_source(path)
     reader = Reader(source, classes_of(source, classes), size)
-    if isinstance(source, ArraySource):
-        _check_size(source, size)
+    _check_size(source, size)
     if not len(reader):
         name, reason = source.passed_over[0]
         count = len(source.passed_over)
@@ -182,21 +191,29 @@ def load_images(path: str | os.PathLike[str], size: int, classes: Sequence[str] 
     return images
 
 
-def _open_source(path: str | os.PathLike[str]) -> Source:
-    if str(path) == EMBEDDED:
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """The pictures of whatever `open_images` takes, as they are. Raises as it does."""
+    text = os.fspath(path)
+    if text == EMBEDDED:
         with resources.as_file(resources.files("ssdcore_torch") / "assets" / "drawings64.npz") as packed:
             return ArraySource(packed, "the embedded drawings")
-    file = Path(path)
+    file = Path(text)
+    if text.startswith(HUB) or is_saved_dataset(file):
+        return HubSource(text)
+    if holds_shards(text):
+        return open_shards(text)
     if not file.exists():
-        raise FileNotFoundError(f"no such data: {file}; give an image folder, an .npz or an .npy file")
+        raise FileNotFoundError(
+            f"no such data: {file}; give an image folder, an .npz or .npy file, tar shards, or {HUB}NAME"
+        )
     return FolderSource(file) if file.is_dir() else ArraySource(file, str(file))
 
 
-def _check_size(source: ArraySource, size: int) -> None:
-    height, width = source.images.shape[1:3]
-    if min(height, width) < size:
+def _check_size(source: Source, size: int) -> None:
+    if source.size is not None and min(source.size) < size:
+        height, width = source.size
         raise ValueError(
-            f"{source.file}: its images are {width}×{height} pixels, smaller than size {size}: choose a smaller size"
+            f"{source.source}: its images are {width}×{height} pixels, smaller than size {size}: choose a smaller size"
         )
 
 
@@ -239,18 +256,19 @@ def _decode_all(reader: Reader, workers: int, broken_share: float, room: Room) -
         )
     for failure in failures:
         log.warning("skipped %s: %s", failure.name, failure.reason)
-    _check_share(len(failures), count, {f.name: f.reason for f in failures}, broken_share, source.source)
+    check_share(len(failures), count, {f.name: f.reason for f in failures}, broken_share, source.source)
     log.info("%d images of %s in memory: %.1f MiB", len(images), source.source, images.nbytes / 2**20)
     labels = None if source.labels is None else source.labels[reader.rows[kept]]
     return ImageSet(images, labels, source.class_names, source.source, skipped)
 
 
-def _check_share(broken: int, read: int, failed: dict[str, str], share: float, source: str) -> None:
+def check_share(broken: int, read: int, failed: dict[str, str], share: float, source: str) -> None:
+    """Raises ValueError if, of enough pictures read, more than this share were broken; `failed`: names and reasons."""
     if read >= LEAST_READ and broken > share * read:
         name, reason = next(iter(failed.items()))
         raise ValueError(
-            f"{broken} of {read} pictures read from {source} are broken or too small, more than data.broken_share = "
-            f"{share:g} allows; the first, {name}: {reason}"
+            f"{broken} of {read} pictures read from {source} are broken or too small, more than the "
+            f"broken share of {share:g} allows; the first, {name}: {reason}"
         )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssdcore_torch.randomness import Purpose, keyed
+
 WINDOW = 8
 """Blocks (tar shards) that are mixed with each other at any moment of an epoch."""
 
@@ -34,7 +36,7 @@ class Order:
 
     def permutation(self, epoch: int) -> np.ndarray:
         """(count,) int64, the order of the images in this epoch."""
-        random = np.random.default_rng((self.seed, epoch))
+        random = keyed(Purpose.ORDER, self.seed, epoch)
         if len(self.blocks) <= WINDOW:
             return random.permutation(self.count)
         ends = np.cumsum(self.blocks)

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from ssdcore_torch.data._sources import FatalSourceError, Source
 
 MOST_WORKERS = 8
 NEIGHBOURS = 16
+
+
+T = TypeVar("T")
 
 
 class TooSmall(ValueError):
@@ -105,21 +108,18 @@ class Pictures(Dataset[Answer]):
         return torch.from_numpy(images[: len(used)]), np.array(used, np.int64), tuple(failures), ""
 
 
-class _Tasks(Sampler[Task]):
-    def __init__(self, tasks: Iterable[Task]) -> None:
+class _Tasks(Sampler[Any]):
+    def __init__(self, tasks: Iterable[Any]) -> None:
         self.tasks = tasks
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.tasks)
 
 
-def answers(pictures: Pictures, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[Answer]:
-    """The answers in the order of the tasks, prepared ahead by `workers` processes (0: in this one).
-
-    Raises ValueError if the source cannot be read any more.
-    """
-    loader: DataLoader[Answer] = DataLoader(
-        pictures,
+def in_workers(work: Dataset[T], tasks: Iterable[Any], workers: int, pin: bool = False) -> Iterator[T]:
+    """`work[task]` for each task, in their order, prepared ahead by `workers` processes (0: in this one)."""
+    loader: DataLoader[T] = DataLoader(
+        work,
         batch_size=None,  # a task is a batch
         sampler=_Tasks(tasks),
         num_workers=workers,
@@ -129,7 +129,12 @@ def answers(pictures: Pictures, tasks: Iterable[Task], workers: int, pin: bool =
         pin_memory=pin,
         generator=torch.Generator(),  # else starting it would draw from torch's global generator
     )
-    for answer in loader:
+    return iter(loader)
+
+
+def answers(pictures: Pictures, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[Answer]:
+    """The answers to the tasks. Raises ValueError if the source cannot be read any more."""
+    for answer in in_workers(pictures, tasks, workers, pin):
         if answer[3]:
             raise ValueError(answer[3])
         yield answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ class Source(ABC):
     class_names  names of the labels; empty without labels
     passed_over  (path, reason) of what was found but is not even numbered
     blocks       sizes of consecutive groups that are read together; () for none
+    size         (height, width) of every picture, where they are known to be equal
+    files        that are read; () where it is not files of one's own
     """
 
     source: str
@@ -29,6 +32,8 @@ class Source(ABC):
     class_names: tuple[str, ...] = ()
     passed_over: tuple[tuple[str, str], ...] = ()
     blocks: tuple[int, ...] = ()
+    size: tuple[int, int] | None = None
+    files: Sequence[Path] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -42,7 +47,16 @@ class Source(ABC):
         """What to call the picture in messages."""
 
 
-class FatalSourceError(Exception):
+def need(module: str) -> Any:
+    """A module of an optional package. Raises ImportError that names the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ImportError(f'reading this data needs {package}: pip install "ssdcore[data]"') from error
+
+
+class FatalSourceError(ValueError):
     """The source as a whole cannot be read any more: not the fault of one picture."""
 
 
@@ -103,9 +117,10 @@ class ArraySource(Source):
     """
 
     def __init__(self, file: Path, source: str) -> None:
-        self.source, self.file = source, file
+        self.source, self.file, self.files = source, file, [file]
         arrays = self._load()
         self.images = _check_images(_only_images(arrays, file), file)
+        self.size = self.images.shape[1:3]
         labels = arrays.get("labels")
         self.class_names = tuple(str(name) for name in arrays["class_names"]) if "class_names" in arrays else ()
         if labels is not None:

@@ -1,0 +1,384 @@
+"""python -m ssdcore_torch.prepare: pack images, once, into tar shards that training reads.
+
+Each recipe is one command:
+
+    python -m ssdcore_torch.prepare celeba   --from img_align_celeba --size 64  --out celeba64
+    python -m ssdcore_torch.prepare celeba   --from img_align_celeba --size 128 --out celeba128
+    python -m ssdcore_torch.prepare celebahq --from CelebA-HQ-img    --size 256 --out celebahq256
+    python -m ssdcore_torch.prepare imagenet --from Imagenet64_train --size 64  --out imagenet64
+    python -m ssdcore_torch.prepare folder   --from my_pictures      --size 64  --out my_shards
+    python -m ssdcore_torch.train --preset celeba64 --data celeba64
+
+A shard is written under another name and renamed when it is whole, the manifest after all shards: what has its name is
+complete, and the same command goes on after a crash with the shard that is missing. The shards are in WebDataset's
+layout: KEY.png, lossless, and KEY.cls with the class where there are classes; the images in an order drawn from --seed.
+
+The paper reports the Fréchet distance between 50,000 samples and the training images in Inception's features:
+`python -m ssdcore_torch.evaluate RUN --data SHARDS --n 50000`, with the Inception weights named by path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ssdcore_torch import cli
+from ssdcore_torch.checkpoint import write_atomically
+from ssdcore_torch.data._images import FEW, LEAST_READ, check_share
+from ssdcore_torch.data._manifest import INDEX, MANIFEST, Index, Manifest, Shard
+from ssdcore_torch.data._pixels import reason, to_rgb
+from ssdcore_torch.data._reading import Failure, check_workers, in_workers
+from ssdcore_torch.data._shards import open_shards, scan
+from ssdcore_torch.data._sources import FatalSourceError, Source, need
+from ssdcore_torch.recipes import RECIPES, DownsampledImageNet, Recipe
+
+log = logging.getLogger("ssdcore_torch")
+
+PREPARING = "preparing.json"
+"""What is being made here, until the manifest takes its place."""
+
+CHUNK = 32
+
+EVALUATION = (
+    "Evaluation as in the paper: the Fréchet distance between 50,000 samples and all training images (these shards), "
+    "in the features of the Inception network, whose weights you name by path; python -m ssdcore_torch.evaluate --help."
+)
+
+
+class _Packer(Dataset[list[tuple[int, bytes | Failure]]]):
+    """Row numbers to PNG files."""
+
+    def __init__(self, source: Source, recipe: Recipe, size: int) -> None:
+        self.source, self.recipe, self.size = source, recipe, size
+
+    def __getitem__(self, rows: np.ndarray) -> list[tuple[int, bytes | Failure]]:
+        return [(int(row), self._pack(int(row))) for row in rows]
+
+    def _pack(self, row: int) -> bytes | Failure:
+        try:
+            with self.source.open(row) as opened:
+                width, height = opened.size
+                if why := self.recipe.check((width, height)):
+                    return Failure(self.source.name(row), why, small=False)
+                if min(width, height) < self.size:
+                    why = f"is {width}×{height} pixels, smaller than size {self.size}"
+                    return Failure(self.source.name(row), why, small=True)
+                pixels = self.recipe.crop(to_rgb(opened), self.size)
+        except FatalSourceError:
+            raise
+        except Exception as error:  # Pillow's readers raise many kinds on a broken file; the reason is kept
+            return Failure(self.source.name(row), reason(error), small=False)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format="PNG")
+        return file.getvalue()
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 of the names and sizes of the files that are read; of a source without files, of its name and length."""
+    digest = hashlib.sha256(f"{len(source)} {'' if source.files else source.source}".encode())
+    for file in source.files:
+        digest.update(f"\n{Path(os.path.relpath(file, source.source)).as_posix()} {file.stat().st_size}".encode())
+    return digest.hexdigest()
+
+
+def shard_rows(source: Source, per_shard: int, seed: int) -> list[np.ndarray]:
+    """The row numbers in each shard: a permutation drawn from the seed, within each block where there are blocks."""
+    random = np.random.default_rng(seed)
+    ends = np.cumsum(source.blocks or (len(source),))
+    blocks = [
+        random.permutation(np.arange(end - count, end)) for end, count in zip(ends, source.blocks or (len(source),))
+    ]
+    rows = np.concatenate(blocks)
+    return [rows[first : first + per_shard] for first in range(0, len(rows), per_shard)]
+
+
+def prepare(
+    recipe: str,
+    folder: Path,
+    size: int,
+    out: Path,
+    *,
+    per_shard: int = 8192,
+    seed: int = 0,
+    workers: int | None = None,
+    broken_share: float = 0.01,
+) -> Manifest:
+    """Write the shards of `folder` into `out`, or those still missing there, and last the manifest.
+
+    recipe        a name in `RECIPES`
+    size          height and width of the images
+    per_shard     pictures of the input that go into a shard
+    seed          of the order
+    broken_share  share of the pictures that may be broken or too small; they are left out
+
+    Raises ValueError if the input is not what the recipe reads, too much of it is broken, or `out` holds anything
+    else; OSError if `out` cannot be written.
+    """
+    need("webdataset")
+    kind = RECIPES[recipe]
+    source = kind.open(folder)
+    if not len(source):
+        raise ValueError(f"--from {folder} holds no pictures")
+    if source.size is not None and min(source.size) < size:
+        raise ValueError(f"--from {folder}: its images are {source.size[0]} pixels high, smaller than --size {size}")
+    made = {"name": recipe, "inputs": len(source), "listing": fingerprint(source), "per_shard": per_shard, "seed": seed}
+    done = _begin(out, {"recipe": made, "size": size, "class_names": list(source.class_names)})
+    if done is not None:
+        return done
+    packer = _Packer(source, kind, size)
+    # The batches of ImageNet are unpacked pixels: processes would each hold a file, and have nothing to decode.
+    in_one = len(source) <= FEW or isinstance(source, DownsampledImageNet)
+    parts = shard_rows(source, per_shard, seed)
+    paths = [out / f"shard-{k:06d}.tar" for k in range(len(parts))]
+    missing = [(path, rows) for path, rows in zip(paths, parts) if not path.exists()]
+    before = sum(len(rows) for path, rows in zip(paths, parts) if path.exists())
+    chunks = [rows[first : first + CHUNK] for _, rows in missing for first in range(0, len(rows), CHUNK)]
+    packed = itertools.chain.from_iterable(in_workers(packer, chunks, 0 if in_one else check_workers(workers)))
+    bar = tqdm(total=len(source), initial=before, unit="image", disable=None, delay=1, dynamic_ncols=True)
+    with bar:
+        sound = _Sound(packed, broken_share, str(folder), bar)
+        for path, rows in missing:
+            pictures = sound.take(len(rows))
+            write_atomically(path, functools.partial(_write_shard, pictures=pictures, labels=source.labels))
+    return _finish(out, paths, made, size, source, broken_share)
+
+
+class _Sound:
+    """The pictures that were packed; the others are named in the log and counted."""
+
+    def __init__(self, packed: Iterator[tuple[int, bytes | Failure]], share: float, source: str, bar: Any) -> None:
+        self.packed, self.share, self.source, self.bar = packed, share, source, bar
+        self.read, self.broken = 0, dict[str, str]()
+
+    def take(self, count: int) -> Iterator[tuple[int, bytes]]:
+        """Those of the next `count`. Raises ValueError once too many are broken."""
+        for row, found in itertools.islice(self.packed, count):
+            self.read += 1
+            self.bar.update()
+            if isinstance(found, Failure):
+                log.warning("skipped %s: %s", found.name, found.reason)
+                self.broken[found.name] = found.reason
+                check_share(len(self.broken), self.read, self.broken, self.share, self.source)
+            else:
+                yield row, found
+
+
+def _write_shard(path: Path, pictures: Iterable[tuple[int, bytes]], labels: np.ndarray | None) -> None:
+    with (
+        open(path, "wb") as file,
+        need("webdataset").TarWriter(file, encoder=False, mtime=0, user="", group="", mode=0o644) as tar,
+    ):
+        for row, png in pictures:
+            label = {} if labels is None else {"cls": str(int(labels[row])).encode()}
+            tar.write({"__key__": f"{row:09d}", "png": png, **label})
+
+
+def _begin(out: Path, plan: dict[str, Any]) -> Manifest | None:
+    """Make `out` ready for this plan; its manifest if all is done. Raises ValueError if something else is there."""
+    if (out / MANIFEST).exists():
+        found = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST))
+        there = {"recipe": dict(found.recipe), "size": found.size, "class_names": list(found.class_names)}
+    elif (out / PREPARING).exists():
+        found = None
+        try:
+            there = json.loads((out / PREPARING).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{out / PREPARING} is not readable ({error}): choose another --out") from error
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} {'is not empty' if out.is_dir() else 'is a file'}: choose a new folder")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / PREPARING, lambda file: file.write_text(json.dumps(plan), encoding="utf-8"))
+        return None
+    if there != plan:
+        changed = _differences(there, plan)
+        raise ValueError(f"--out {out} was begun otherwise ({changed}): choose another folder, or remove that one")
+    for part in out.glob(".*.tmp"):  # of a process that was killed
+        part.unlink()
+    return found
+
+
+def _differences(there: object, plan: dict[str, Any]) -> str:
+    """The settings that differ, in one line."""
+    if not isinstance(there, dict):
+        return "unreadable"
+    recipe = there.get("recipe")
+    old, new = {**there, **(recipe if isinstance(recipe, dict) else {})}, {**plan, **plan["recipe"]}
+    names = [name for name in new if name not in ("recipe", "listing", "class_names") and old.get(name) != new[name]]
+    return ", ".join(f"{name} {old.get(name)} instead of {new[name]}" for name in names) or "from other files"
+
+
+def _finish(out: Path, paths: list[Path], made: dict[str, Any], size: int, source: Source, share: float) -> Manifest:
+    """Read every shard back, and write what is in them."""
+    shards, index = _read_back(paths)
+    images = sum(shard.images for shard in shards)
+    if not images:
+        raise ValueError(f"none of the {len(source)} pictures of {source.source} is readable and large enough")
+    skipped = len(source) - images
+    if skipped > share * len(source) and len(source) >= LEAST_READ:
+        raise ValueError(
+            f"{skipped} of {len(source)} pictures of {source.source} are broken or too small, more than --broken-share "
+            f"{share:g} allows"
+        )
+    return _write_manifest(out, made, size, source.class_names, skipped, shards, index)
+
+
+def _read_back(paths: list[Path]) -> tuple[tuple[Shard, ...], Index]:
+    shards, parts = [], []
+    for path in tqdm(paths, desc="reading back", unit="shard", disable=None, delay=1, leave=False, dynamic_ncols=True):
+        parts.append(scan(str(path)))
+        shards.append(Shard(path.name, len(parts[-1].offsets), path.stat().st_size, _sha256(path)))
+    return tuple(shards), Index.join([part for part in parts if len(part.offsets)] or parts)
+
+
+def _write_manifest(
+    out: Path,
+    recipe: dict[str, Any],
+    size: int,
+    class_names: tuple[str, ...],
+    skipped: int,
+    shards: tuple[Shard, ...],
+    index: Index,
+) -> Manifest:
+    packed = index.to_bytes()
+    manifest = Manifest(recipe, size, class_names, skipped, shards, hashlib.sha256(packed).hexdigest())
+    write_atomically(out / INDEX, lambda file: file.write_bytes(packed))
+    write_atomically(out / MANIFEST, lambda file: file.write_text(manifest.to_json(), encoding="utf-8"))
+    (out / PREPARING).unlink(missing_ok=True)
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def index_shards(out: Path) -> Manifest:
+    """Write the manifest of tar shards of another origin that lie in `out`, so that opening them reads nothing else.
+
+    Raises ValueError if there are none, one is unsound, or there is a manifest.
+    """
+    if (out / MANIFEST).exists() or (out / PREPARING).exists():
+        raise ValueError(
+            f"--out {out} has been prepared: it has a manifest, or gets one from the command that began it"
+        )
+    source = open_shards(str(out))
+    shards, index = _read_back([Path(shard.path) for shard in source.shards])
+    return _write_manifest(out, {"name": "index"}, 0, source.class_names, 0, shards, index)
+
+
+def check_shards(out: Path) -> Manifest:
+    """Compare all shards in `out` with the manifest. Raises ValueError that names the first that differs."""
+    if not (out / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"--out {out}: there is no {MANIFEST} in it; run the command that makes these shards again"
+        )
+    manifest = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST))
+    open_shards(str(out))  # the index, and every length
+    for shard in tqdm(manifest.shards, desc="checking", unit="shard", disable=None, delay=1, dynamic_ncols=True):
+        if _sha256(out / shard.name) != shard.sha256:
+            raise ValueError(f"{out / shard.name} is not what was written: remove {MANIFEST} and it, and prepare again")
+    return manifest
+
+
+def parser() -> argparse.ArgumentParser:
+    options = cli.Parser(
+        "ssdcore_torch.prepare", "Pack images into tar shards with a manifest, for data larger than memory or disk."
+    )
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
+    width = 116
+    options.epilog = "\n".join(
+        [
+            "recipes:",
+            *(f"  {line}" for name, kind in RECIPES.items() for line in _wrapped(f"{name}: {kind.about}", width)),
+            "  index: no pictures are read from anywhere; write the manifest of the tar shards already in --out",
+            "  check: compare the shards in --out with the SHA-256 in their manifest",
+            "",
+            *_wrapped(EVALUATION, width),
+        ]
+    )
+    add = options.add_argument
+    add("recipe", choices=[*RECIPES, "index", "check"], metavar="RECIPE", help=", ".join([*RECIPES, "index", "check"]))
+    add("--from", dest="source", metavar="FOLDER", help="the pictures, where you have them")
+    add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
+    add("--out", type=Path, metavar="SHARDS", required=True, help="folder to make; go on there if it was begun")
+    add("--per-shard", type=cli.whole_number(1), default=8192, metavar="N", help="pictures a shard (default: 8192)")
+    add("--seed", type=cli.whole_number(0), default=0, metavar="N", help="of the order in the shards (default: 0)")
+    add(
+        "--workers",
+        type=cli.whole_number(0),
+        metavar="N",
+        help="processes (default: one for each core but one, at most 8)",
+    )
+    add(
+        "--broken-share",
+        type=cli.number,
+        default=0.01,
+        help="share of the pictures that may be broken or too small, and are left out (default: 0.01)",
+    )
+    return options
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    out: Path = args.out
+    try:
+        if args.recipe == "check":
+            manifest = check_shards(out)
+            print(f"{out}: {manifest.images} images in {len(manifest.shards)} shards, all as they were written")
+            return 0
+        if args.recipe == "index":
+            manifest = index_shards(out)
+        else:
+            if args.source is None or args.size is None:
+                raise ValueError(f"{args.recipe} needs --from FOLDER and --size PX")
+            source = Path(args.source) if Path(args.source).exists() else args.source
+            manifest = prepare(
+                args.recipe,
+                source,
+                args.size,
+                out,
+                per_shard=args.per_shard,
+                seed=args.seed,
+                workers=args.workers,
+                broken_share=args.broken_share,
+            )
+    except (ValueError, ImportError) as error:
+        raise cli.UserError(str(error)) from error
+    except OSError as error:
+        raise cli.UserError(f"{error}; whole shards are kept, and the same command goes on from there") from error
+    usual = RECIPES[args.recipe].usual if args.recipe in RECIPES else 0
+    of = f" of the {usual} that the whole set has" if usual and manifest.images != usual else ""
+    classes = f", {len(manifest.class_names)} classes" if manifest.class_names else ""
+    skipped = f"; {manifest.skipped} were broken or too small" if manifest.skipped else ""
+    print(f"{manifest.images} images{of}{classes} in {len(manifest.shards)} shards: {out}{skipped}")
+    print(f"next: python -m ssdcore_torch.train --data {out}" + (f" --size {args.size}" if args.size else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
