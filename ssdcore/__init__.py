@@ -1,4 +1,10 @@
-"""Diffusion with linear degradations: operators, schedules, and exact transitions and posteriors."""
+"""Diffusion with linear degradations: operators, schedules, and exact transitions and posteriors.
+
+Examples in this reference assume
+
+    import numpy as np
+    import ssdcore as ssd
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,13 @@ _ROUNDING = 64 * np.finfo(np.float64).eps
 
 
 class InadmissibleProcess(ValueError):
-    """The marginals asked for would need a transition with negative noise: Σ_t − M Σ_s Mᵀ is not a covariance."""
+    """The marginals asked for would need a transition with negative noise: Σ_t − M Σ_s Mᵀ is not a covariance.
+
+    >>> ops = [None, 2.0 * ssd.Identity((8,))]
+    >>> ssd.LinearDiffusion.from_operators(ops, ssd.NoiseSchedule.from_log_snr([0.0, -1.0]))
+    Traceback (most recent call last):
+    ssdcore.conditioning.InadmissibleProcess: step 2: the transition would need negative noise: ...
+    """
 
 
 def general_transition(

@@ -36,6 +36,12 @@ class Covariance(abc.ABC):
     """A symmetric positive semi-definite operator on arrays with trailing axes `shape`; leading axes are independent.
 
     Made by `Covariance.isotropic`, `.dense`, `.cosine` and `.of_modes`; calling one applies it to an array.
+
+    >>> covariance = ssd.Covariance.dense([[2.0, 1.0], [1.0, 2.0]])
+    >>> covariance(np.array([1.0, 0.0])).round(12)
+    array([2., 1.])
+    >>> covariance.solve(np.array([3.0, 3.0])).round(12)
+    array([1., 1.])
     """
 
     shape: Shape
@@ -256,6 +262,15 @@ class Gaussian:
 
     mean         (*batch, *covariance.shape)
     covariance   a Covariance; ``g.covariance(x)`` applies it
+
+    >>> g = ssd.Gaussian(np.zeros((2, 3)), ssd.Covariance.isotropic(3, variance=4.0))
+    >>> g.sample(np.ones((2, 3)))
+    array([[2., 2., 2.],
+           [2., 2., 2.]])
+    >>> g.log_prob(np.zeros((2, 3))).round(3)
+    array([-4.836, -4.836])
+    >>> g.kl(ssd.Gaussian(np.ones((2, 3)), g.covariance))
+    array([0.375, 0.375])
     """
 
     mean: Array

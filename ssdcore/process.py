@@ -132,6 +132,11 @@ class LinearDiffusion:
 
     The transition x_s → x_t is a Gaussian only if sigma_t² >= sigma_s² ‖M_{s→t}‖² (theorem 1 of the paper). A process
     that breaks this at any step is refused with InadmissibleProcess, naming the step and both sides.
+
+    >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.equal(1000, levels=3)
+    >>> proc = ssd.LinearDiffusion.resize((64, 64), noise, levels)
+    >>> proc.shapes, proc.size_changes
+    (((64, 64), (32, 32), (16, 16)), (334, 667))
     """
 
     noise: NoiseSchedule
@@ -155,7 +160,11 @@ class LinearDiffusion:
 
     @classmethod
     def identity(cls, shape: Shape | int, noise: NoiseSchedule) -> LinearDiffusion:
-        """Ordinary diffusion: the state keeps its size and nothing degrades it but noise."""
+        """Ordinary diffusion: the state keeps its size and nothing degrades it but noise.
+
+        >>> ssd.LinearDiffusion.identity((64, 64), ssd.NoiseSchedule.cosine(500)).shape(500)
+        (64, 64)
+        """
         checked = positive_shape(shape, "LinearDiffusion.identity")
         return cls._checked(noise, _Chain(checked, [None] * noise.steps))
 
@@ -192,6 +201,14 @@ class LinearDiffusion:
         that of the full-size process. What it costs: low levels are less noisy at the end, so x_T should be
         drawn from `prior` fitted to data, and a loss weight written for one size must account for the level's share
         of pixels.
+
+        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
+        >>> for matched in (True, False):
+        ...     proc = ssd.LinearDiffusion.resize((64, 64), noise, levels, matched=matched)
+        ...     high, low = (proc.sigma(t) / proc.alpha(t) for t in (499, 500))
+        ...     print(f"σ/α {high:.2f} at 64×64, {low:.2f} at 32×32")
+        σ/α 3.41 at 64×64, 1.71 at 32×32
+        σ/α 3.41 at 64×64, 3.42 at 32×32
         """
         base = positive_shape(shape, "LinearDiffusion.resize")
         if levels.steps is not None and levels.steps != noise.steps:
@@ -225,6 +242,10 @@ class LinearDiffusion:
         """Blurring diffusion: R_{0→t} is a Gaussian blur of standard deviation widths[t] samples, t = 0 … T.
 
         widths must start at 0 and not fall. Heat dissipation for a time τ is the width √(2τ).
+
+        >>> proc = ssd.LinearDiffusion.blur((32, 32), ssd.NoiseSchedule.linear(100), np.linspace(0, 4, 101))
+        >>> proc.degradation(0, 100).in_shape
+        (32, 32)
         """
         checked = positive_shape(shape, "LinearDiffusion.blur")
         w = np.array(widths, dtype=np.float64)
@@ -240,7 +261,14 @@ class LinearDiffusion:
 
     @classmethod
     def from_operators(cls, ops: Sequence[LinearOperator | None], noise: NoiseSchedule) -> LinearDiffusion:
-        """Any chain of linear operators: ops[t − 1] is the unscaled R_{t−1→t}, None the identity."""
+        """Any chain of linear operators: ops[t − 1] is the unscaled R_{t−1→t}, None the identity.
+
+        >>> ops = [None] * 100
+        >>> ops[49] = ssd.Matrix(np.kron(np.eye(4), [[0.5, 0.5]]))  # 8 nodes become 4 at t = 50
+        >>> proc = ssd.LinearDiffusion.from_operators(ops, ssd.NoiseSchedule.linear(100))
+        >>> proc.shape(49), proc.shape(50)
+        ((8,), (4,))
+        """
         if len(ops) != noise.steps:
             raise ValueError(
                 f"LinearDiffusion.from_operators: expected one operator (or None) for each of the {noise.steps} steps, "
@@ -324,7 +352,12 @@ class LinearDiffusion:
         return self._unscaled(0, self._time(t))(x0)
 
     def marginal(self, x0: Array, t: int) -> Gaussian:
-        """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I). x0 is (*batch, *shape(0))."""
+        """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I). x0 is (*batch, *shape(0)).
+
+        >>> proc = ssd.LinearDiffusion.identity((3,), ssd.NoiseSchedule.from_log_snr([0.0]))
+        >>> proc.marginal(np.ones(3), 1).sample(np.array([-1.0, 0.0, 1.0])).round(4)
+        array([0.    , 0.7071, 1.4142])
+        """
         t = self._time(t)
         mean = self.degradation(0, t)(x0) if t else self.clean(x0, 0)
         return Gaussian(mean, Covariance.isotropic(self.shape(t), self.sigma(t) ** 2))
@@ -335,6 +368,11 @@ class LinearDiffusion:
             mean = M x_s,   covariance = σ_t² I − σ_s² M Mᵀ,   M = M_{s→t}
 
         x_s   (*batch, *shape(s)). Raises ValueError if s >= t or the trailing shape is not that of time s.
+
+        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
+        >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
+        >>> proc.transition(np.zeros((3, 8, 8)), 499, 500).mean.shape
+        (3, 4, 4)
         """
         s, t = self._pair(s, t)
         return Gaussian(self.degradation(s, t)(x_s), self._memo.get(self._transition_covariance, s, t))
@@ -353,6 +391,12 @@ class LinearDiffusion:
         clean_s  (*batch, *shape(s))   unscaled clean image at the size of s: what a network predicts
         eta      in [0, 1]: factor on the standard deviation of theorem 3's noise, on the modes that M keeps
         Raises ValueError if s >= t, eta is outside [0, 1], or a trailing shape is not that of its time.
+
+        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
+        >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
+        >>> law = proc.posterior(np.ones((3, 4, 4)), np.zeros((3, 8, 8)), 499, 500)
+        >>> law.sample(np.zeros((3, 8, 8))).shape
+        (3, 8, 8)
         """
         s, t = self._pair(s, t)
         if not 0 <= eta <= 1:
@@ -386,6 +430,11 @@ class LinearDiffusion:
 
         N(0, I) is this law only where α_T vanishes, which scale-matched noise at a low level is far from.
         Draw n states with ``.sample(noise)``, noise shaped (n, *mean.shape).
+
+        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
+        >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
+        >>> proc.prior(mean=np.zeros((3, 4, 4))).sample(np.zeros((10, 3, 4, 4))).shape
+        (10, 3, 4, 4)
         """
         t = self.steps
         shape, alpha, variance = self.shape(t), self.alpha(t), self.sigma(t) ** 2
@@ -413,6 +462,10 @@ class LinearDiffusion:
                 trained on it is asked with those).
 
         Exact: marginals, transitions and posteriors hold for any pair of times.
+
+        >>> proc = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(1000)).respace([10, 100, 1000])
+        >>> proc.steps, proc.times
+        (3, (10, 100, 1000))
         """
         chosen = [self._time(t) for t in times]
         if not chosen or chosen[0] < 1 or any(b <= a for a, b in pairwise(chosen)):

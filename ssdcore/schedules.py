@@ -29,6 +29,12 @@ class NoiseSchedule:
 
     Build one with `linear`, `cosine`, `from_betas` or `from_log_snr` (all variance preserving, alpha² + sigma² = 1), or
     from two arrays of your own. Raises ValueError for arrays that break the above, naming the time.
+
+    >>> noise = ssd.NoiseSchedule.linear(1000)
+    >>> noise.steps, noise.sigma[[0, 1, 500, 1000]].round(3).tolist()
+    (1000, [0.0, 0.01, 0.96, 1.0])
+    >>> ssd.NoiseSchedule.from_log_snr([8, 0, -8]).alpha.round(3).tolist()
+    [1.0, 1.0, 0.707, 0.018]
     """
 
     alpha: np.ndarray
@@ -128,6 +134,12 @@ class ResolutionSchedule:
 
     Build one with `equal`, `convex`, `sigmoid`, `tanh` or `thresholds`. The named shapes put level
     min(⌊levels · u(τ)⌋, levels − 1) at time t, with τ = (t − 1)/(T − 1).
+
+    >>> levels = ssd.ResolutionSchedule.convex(1000, levels=4)
+    >>> levels.starts
+    (439, 751, 938)
+    >>> [levels.level(t) for t in (0, 438, 439, 1000)]
+    [0, 0, 1, 3]
     """
 
     starts: tuple[int, ...]

@@ -45,6 +45,10 @@ class LinearOperator(abc.ABC):
     To write an operator of your own, prefer ``Functional``, ``Matrix`` or ``Separable``. A subclass sets ``in_shape``
     and ``out_shape`` and implements ``_apply(xp, x)`` and ``_apply_adjoint(xp, y)``, which get the array namespace
     and an array whose trailing shape and dtype have been checked.
+
+    >>> op = 0.5 * ssd.Resize((8, 8), (4, 4)) @ ssd.Blur((8, 8), 1.0)
+    >>> op.in_shape, op.out_shape, op.T(np.zeros((10, 4, 4))).shape
+    ((8, 8), (4, 4), (10, 8, 8))
     """
 
     in_shape: Shape

@@ -59,6 +59,12 @@ class Blur(LinearOperator):
 
     Symmetric and positive, of norm one. The degradation of blurring diffusion and, as `Blur.heat`, of heat dissipation.
     Raises ValueError for a negative or non-finite width or an unknown boundary.
+
+    >>> op = ssd.Blur((64, 64), 3.0)
+    >>> op @ ssd.Blur((64, 64), 4.0)
+    Blur((64, 64), sigma=5.0, boundary='reflect')
+    >>> bool(np.allclose(op(np.ones((64, 64))), 1))  # a constant passes unchanged
+    True
     """
 
     in_shape: Shape

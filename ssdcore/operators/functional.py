@@ -24,6 +24,17 @@ class Functional(LinearOperator):
     Whether `adjoint` is one is not checked here: put the operator through ``ssdcore.testing.check_operator``, which
     measures the mismatch. Raises TypeError where no adjoint is given and the arrays' library has no automatic
     differentiation, ValueError where a function returns another shape than declared.
+
+    >>> first_half = ssd.Functional(
+    ...     apply=lambda x: x[..., :2],
+    ...     adjoint=lambda y: np.concatenate([y, 0 * y], axis=-1),
+    ...     in_shape=(4,),
+    ...     out_shape=(2,),
+    ... )
+    >>> first_half(np.arange(4.0))
+    array([0., 1.])
+    >>> ssd.testing.check_operator(first_half).passed
+    True
     """
 
     apply: Callable[[Array], Array]

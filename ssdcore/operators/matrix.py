@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Identity(LinearOperator):
-    """The identity on trailing axes `shape`: ordinary diffusion. It returns its input itself, not a copy."""
+    """The identity on trailing axes `shape`: ordinary diffusion. It returns its input itself, not a copy.
+
+    >>> x = np.ones((2, 8, 8))
+    >>> ssd.Identity((8, 8))(x) is x
+    True
+    """
 
     in_shape: Shape
 
@@ -59,6 +64,12 @@ class Separable(LinearOperator):
     matrices   one real, finite matrix an axis (anything numpy.asarray takes), kept in float64
 
     Raises ValueError or TypeError for an empty list, a non-finite entry, or anything that is not a real matrix.
+
+    >>> op = ssd.Separable([[[1.0, 1.0]], np.eye(3)])  # adds two rows, keeps three columns
+    >>> op(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))
+    array([[11., 22., 33.]])
+    >>> print(f"{op.norm():.4f}")
+    1.4142
     """
 
     axes: tuple[AxisMatrix, ...]
@@ -111,6 +122,12 @@ class Matrix(LinearOperator):
     A dense matrix is kept in float64. A sparse one is applied by gathering the entries of its rows, on every backend:
     memory and work are rows × longest row, in both directions.
     Raises ValueError or TypeError for non-finite entries, complex numbers, or shapes that do not match.
+
+    >>> op = ssd.Matrix([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])  # nodes 0 and 1 become one
+    >>> op(np.array([2.0, 4.0, 6.0]))
+    array([3., 6.])
+    >>> op.gram_function(np.sqrt, np.array([1.0, 1.0, 1.0])).round(4)  # (MᵀM)^(1/2) x
+    array([0.7071, 0.7071, 1.    ])
     """
 
     matrix: Any

@@ -91,6 +91,16 @@ class Resize(LinearOperator):
 
     Separable: one matrix an axis. This is the degradation of Scale Space Diffusion (with kernel="bilinear").
     Raises ValueError for an empty axis, shapes with different numbers of axes, or an unknown kernel.
+
+    >>> op = ssd.Resize((4,), (2,), kernel="box")
+    >>> op(np.array([1.0, 3.0, 5.0, 7.0]))
+    array([2., 6.])
+    >>> op.T(np.array([1.0, 1.0]))
+    array([0.5, 0.5, 0.5, 0.5])
+    >>> print(f"{op.norm():.4f}")
+    0.7071
+    >>> ssd.Resize((64, 64), (32, 32))(np.zeros((8, 3, 64, 64))).shape
+    (8, 3, 32, 32)
     """
 
     in_shape: Shape

@@ -43,6 +43,13 @@ def check_operator(
     tolerance, if one does not or if none ran. Tolerances follow from the dtype, the size and the norm: rounding errors
     are taken as a random walk (probabilistic error analysis of Higham and Mary, 2019) with a false alarm of 1e-9.
     Spaces of more than 1,024 elements get no comparison with a dense matrix; the report says so.
+
+    >>> ssd.testing.check_operator(ssd.Resize((6,), (3,))).passed
+    True
+    >>> wrong = ssd.Functional(lambda x: 2 * x, lambda y: 3 * y, in_shape=(4,), out_shape=(4,))
+    >>> ssd.testing.check_operator(wrong)
+    Traceback (most recent call last):
+    ssdcore.testing._report.CheckFailed: Functional((4,) -> (4,)) on numpy fails ...
     """
     return _require_passed(run_operator_checks(op, xp, dtypes, device, examples, seed, expected_failures or {}))
 
@@ -67,6 +74,10 @@ def check_process(
     The other arguments, the result and the errors are those of `check_operator`. Transitions and posteriors are
     compared with brute-force conditioning of the joint Gaussian in float64 at the times where states have at most 256
     elements.
+
+    >>> noise, levels = ssd.NoiseSchedule.linear(50), ssd.ResolutionSchedule.equal(50, levels=2)
+    >>> ssd.testing.check_process(ssd.LinearDiffusion.resize((6, 6), noise, levels), dtypes="float64").passed
+    True
     """
     return _require_passed(run_process_checks(proc, xp, dtypes, device, examples, seed, expected_failures or {}))
 

@@ -63,6 +63,12 @@ def prove(name: str, variant: str | None = None) -> Proof:
 
     Returns a Proof(name, statement, steps, holds); `str()` writes it out. `holds` is computed from the steps: True for
     each theorem, False for each variant. Raises ValueError, listing what there is, for an unknown name or variant.
+
+    >>> proof = ssd.theorems.prove("isotropic_posterior")
+    >>> proof.holds, len(proof.steps) > 0
+    (True, True)
+    >>> ssd.theorems.prove("isotropic_posterior", "plus_sign").holds
+    False
     """
     derive, variants = _find(name)
     if variant is not None and variant not in variants:
