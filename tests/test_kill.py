@@ -22,7 +22,7 @@ import torch
 from test_checkpoint import equal_states, tiny_config
 
 from ssdcore_torch import cli, load_run
-from ssdcore_torch.checkpoint import State, load_state, load_tensors, save_config, save_state
+from ssdcore_torch.checkpoint import State, checkpoints, load_state, load_tensors, save_config, save_state
 
 CALLS = ("fsync", "rename", "replace", "link", "unlink", "rmdir", "mkdir")
 
@@ -35,6 +35,7 @@ def state_after(step: int) -> State:
 
 
 PARTS = ("model", "ema", "first", "second")
+FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
 OLD, NEW, LATER = (state_after(step) for step in (2, 4, 6))
 
 
@@ -99,6 +100,8 @@ def test_a_save_killed_at_any_call_leaves_the_old_state_or_the_new(tmp_path: Pat
         for name in ("model", "ema"):  # what others read is whole, too
             tensors, _ = load_tensors(run / f"{name}.safetensors")
             assert any(torch.equal(tensors["weight"], s.averages.get(name, s.model)["weight"]) for s in (OLD, new))
+        for folder in checkpoints(run):  # none is there in part
+            assert {path.name for path in folder.iterdir()} == FILES
         save_state(run, LATER, keep=1)
         assert equal_states(load_state(run, OLD.model), LATER)
         assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000006"]

@@ -112,8 +112,8 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
         raise
     sync_folder(folder.parent)
     first = next(iter(state.averages))
-    publish(folder / "model.safetensors", run / "model.safetensors")
-    publish(folder / f"{first}.safetensors", run / "ema.safetensors")
+    _publish(folder / "model.safetensors", run / "model.safetensors")
+    _publish(folder / f"{first}.safetensors", run / "ema.safetensors")
     _rotate(run, state.step, keep, (state.extra.get("best") or {}).get("step"))
     return folder
 
@@ -150,18 +150,18 @@ def _writers(state: State, config: Config) -> dict[str, Callable[[Path], object]
     }
 
 
-def publish(source: Path, path: Path) -> None:
+def _publish(source: Path, path: Path) -> None:
     """Put `source` in the place of `path`, as a second name of the same file where the file system can."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
         try:
             os.link(source, temporary)
         except OSError:  # no hard links here
             write_durably(temporary, lambda file: shutil.copyfile(source, file))
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # renaming a file to another of its names leaves both
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
