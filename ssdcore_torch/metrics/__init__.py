@@ -18,24 +18,43 @@ from ssdcore_torch.metrics._distances import (
     nearest_others,
     precision_recall,
 )
-from ssdcore_torch.metrics._evaluation import Drawing, Evaluation, check_count, collect, evaluate, evaluate_network
+from ssdcore_torch.metrics._evaluation import (
+    Evaluation,
+    Samples,
+    check_count,
+    collect,
+    draw,
+    evaluate,
+    evaluate_network,
+)
 from ssdcore_torch.metrics._features import NAMED, Extractor, open_extractor
-from ssdcore_torch.metrics._reference import Measured, Reference, cache_folder, image_batches, measure, open_reference
+from ssdcore_torch.metrics._reference import (
+    MOST,
+    Measured,
+    Reference,
+    cache_folder,
+    image_batches,
+    measure,
+    open_reference,
+    progress,
+)
 from ssdcore_torch.metrics._spectrum import radial_power, radial_spectrum_ratio
 
 __all__ = [
+    "MOST",
     "NAMED",
     "ClassBalance",
-    "Drawing",
     "Evaluation",
     "Extractor",
     "Measured",
     "Memorisation",
     "Reference",
+    "Samples",
     "cache_folder",
     "check_count",
     "class_balance",
     "collect",
+    "draw",
     "evaluate",
     "evaluate_network",
     "figures",
@@ -49,6 +68,7 @@ __all__ = [
     "open_extractor",
     "open_reference",
     "precision_recall",
+    "progress",
     "radial_power",
     "radial_spectrum_ratio",
 ]

@@ -32,6 +32,11 @@ class _Given(nn.Module):
         return features
 
 
+def require_torchmetrics() -> None:
+    """Raises ImportError, naming what to install, without torchmetrics."""
+    _torchmetrics("fid")
+
+
 def _torchmetrics(module: str) -> ModuleType:
     try:
         return importlib.import_module(f"torchmetrics.image.{module}")

@@ -77,48 +77,70 @@ def check_count(n: int, reference: Reference) -> None:
         )
 
 
-class Drawing:
-    """The samples of this rank's share of 0 … n − 1, batch after batch as uint8 (b, 3, h, w), kept in `images`.
+class Samples:
+    """This rank's share of samples, batch after batch as uint8 (b, 3, h, w), kept in `images` as they pass.
 
-    Sample i is a function of the seed and i, up to rounding the same on any number of ranks. `seconds` is the time that
-    drawing took.
+    share     their numbers
+    seconds   the time that making them took so far
     """
 
-    def __init__(
-        self,
-        net: Denoiser,
-        process: ssd.LinearDiffusion,
-        n: int,
-        *,
-        world: World,
-        prior: ssd.Gaussian | None = None,
-        seed: int = 0,
-        batch_size: int = 64,
-        labels: Tensor | None = None,
-        **options: Any,
-    ) -> None:
-        """labels: (n,) the class of each sample. options: of `generate`, as steps, sampler, eta, placement, times."""
-        if n < world.size:
-            raise ValueError(f"expected at least one sample a rank, got {n} on {world.size} ranks")
-        self.share, self.batch_size, self.seconds = world.share(n), batch_size, 0.0
-        self._labels, self._parts = labels, list[Tensor]()
-        self._call = (net, process)
-        self._options = dict(prior=prior, seed=seed, batch_size=batch_size, **options)
+    def __init__(self, share: range, batches: Iterator[Tensor]) -> None:
+        self.share, self.seconds = share, 0.0
+        self._batches, self._parts = batches, list[Tensor]()
 
     def __iter__(self) -> Iterator[Tensor]:
-        for first in range(self.share.start, self.share.stop, self.batch_size):
-            count = min(self.batch_size, self.share.stop - first)
-            labels = None if self._labels is None else self._labels[first : first + count]
+        while True:
             since = time.perf_counter()
-            drawn = to_bytes(generate(*self._call, count, first=first, labels=labels, **self._options)).cpu()
+            batch = next(self._batches, None)
+            if batch is None:
+                return
+            self._parts.append(batch.cpu())  # which waits for the device
             self.seconds += time.perf_counter() - since
-            self._parts.append(drawn)
-            yield drawn
+            yield batch
 
     @property
     def images(self) -> Tensor:
-        """uint8 (b, 3, h, w), all of this rank's share."""
         return torch.cat(self._parts)
+
+
+def draw(
+    net: Denoiser,
+    process: ssd.LinearDiffusion,
+    n: int,
+    *,
+    world: World,
+    prior: ssd.Gaussian | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    labels: Tensor | None = None,
+    **options: Any,
+) -> Samples:
+    """This rank's share of n samples, drawn as they are asked for.
+
+    labels    (n,) the class of each
+    options   of `generate`: steps, sampler, eta, placement, times, guidance
+    Sample i is a function of the seed and i, and up to rounding the same on any number of ranks.
+    """
+    share = world.share(n)
+
+    def batches() -> Iterator[Tensor]:
+        for first in range(share.start, share.stop, batch_size):
+            count = min(batch_size, share.stop - first)
+            chosen = None if labels is None else labels[first : first + count]
+            drawn = generate(
+                net,
+                process,
+                count,
+                first=first,
+                seed=seed,
+                prior=prior,
+                batch_size=batch_size,
+                labels=chosen,
+                **options,
+            )
+            yield to_bytes(drawn)
+
+    return Samples(share, batches())
 
 
 def evaluate_network(
@@ -138,10 +160,10 @@ def evaluate_network(
 ) -> dict[str, float]:
     """The figures of `Evaluation` for n samples of a network: what training watches. The same on every rank.
 
-    The ranks share the drawing; each computes the figures. The other arguments are those of `Drawing`.
+    The ranks share the drawing; each computes the figures. The other arguments are those of `draw`.
     """
     check_count(n, reference)
-    drawing = Drawing(
+    samples = draw(
         net,
         process,
         n,
@@ -153,12 +175,12 @@ def evaluate_network(
         labels=labels,
         **options,
     )
-    measured = measure(progress(drawing, len(drawing.share), "evaluating", world), extractor, world)
+    measured = measure(progress(samples, len(samples.share), "evaluating", world), extractor, world)
     return evaluate(measured, reference, seed=seed).figures
 
 
-def collect(images: Tensor, rows: Tensor, share: range, world: World) -> Tensor:
-    """Images of these sample numbers, in their order, on every rank; `images` are those of this rank's share."""
-    here = sorted(row for row in rows.tolist() if row in share)
-    gathered = world.gather(images[[row - share.start for row in here]])
+def collect(samples: Samples, rows: Tensor, world: World) -> Tensor:
+    """The samples of these numbers, in their order, on every rank: uint8 (k, 3, h, w)."""
+    here = sorted(row - samples.share.start for row in rows.tolist() if row in samples.share)
+    gathered = world.gather(samples.images[here])
     return gathered[rows.argsort().argsort()]

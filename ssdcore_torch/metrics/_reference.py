@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ssdcore_torch.checkpoint import load_tensors, save_tensors
 from ssdcore_torch.data import ImageSet, ImageStream
 from ssdcore_torch.distributed import World
-from ssdcore_torch.metrics._distances import nearest_others
+from ssdcore_torch.metrics._distances import nearest_others, require_torchmetrics
 from ssdcore_torch.metrics._features import Extractor
 from ssdcore_torch.metrics._spectrum import radial_power
 
@@ -45,7 +45,7 @@ class Measured:
 def measure(batches: Iterable[Tensor], extractor: Extractor, world: World) -> Measured:
     """Measure the uint8 images (b, 3, h, w) of this rank's batches together with the other ranks' batches.
 
-    Every rank must have at least one; the features are in the order of the ranks.
+    The features are in the order of the ranks. Raises ValueError, on all of them, if one has no images.
     """
     features, powers, count = [], [], 0
     for images in batches:
@@ -53,6 +53,8 @@ def measure(batches: Iterable[Tensor], extractor: Extractor, world: World) -> Me
         features.append(extractor(images))
         powers.append(radial_power(images) * len(images))
         count += len(images)
+    if world.any(not count):
+        raise ValueError(f"expected at least one image a rank, got too few for {world.size}")
     total = world.gather(torch.stack(powers).sum(0, keepdim=True)).sum(0)
     joined = world.gather(torch.cat(features))
     return Measured(joined, total / len(joined))
@@ -118,10 +120,12 @@ def open_reference(
     What was kept is taken only if its description agrees in everything: the pixels' SHA-256, the number and order of
     the images, the extractor's fingerprint, the kind of device and torch's version. The ranks share the work; rank 0
     reads and writes the cache. A cache that cannot be written is named in the log, and costs only time.
+    Raises ImportError if what compares features is not installed, before the work of measuring them.
     """
+    require_torchmetrics()
     count = min(most, len(data))
-    if count < max(2, world.size):
-        raise ValueError(f"{data.source} has {len(data)} images: expected 2 at least, and one a rank")
+    if count < 2:
+        raise ValueError(f"{data.source} has {len(data)} images: expected 2 at least")
     indices = np.random.default_rng(0).permutation(len(data))[:count]
     about = _describe(data, indices, extractor, world, batch_size)
     file = None if cache is None else cache / f"{extractor.name}-{_digest(about)[:16]}.safetensors"
