@@ -1,166 +1,112 @@
-"""Reference sets, their cache, and the evaluation of a network against them."""
+"""The API reference: it builds without a warning, holds every public name, and our docstrings read well in it."""
 
 from __future__ import annotations
 
-import logging
-import math
-from dataclasses import dataclass, field
+import importlib.util
+import subprocess
+import sys
+import warnings
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
-import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-import ssdcore as ssd
-from ssdcore_torch import metrics
-from ssdcore_torch.data import EMBEDDED, ImageSet, load_images
-from ssdcore_torch.distributed import World
-
-ALONE = World(0, 1, 0, torch.device("cpu"))
-ROUNDING = 2 * 6 * math.sqrt(6 * torch.finfo(torch.float64).eps)  # of six eigenvalues near zero, their roots
-
-
-@dataclass
-class Counted:
-    """The means of an image's channels and of its top rows, counting the images it is asked for."""
-
-    name: str = "counted"
-    num_features: int = 6
-    fingerprint: str = "one"
-    asked: list[int] = field(default_factory=list)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        self.asked.append(len(images))
-        return torch.cat([images.float().mean((2, 3)), images[:, :, 0].float().mean(2)], 1)
-
-
-@pytest.fixture(scope="module")
-def data() -> ImageSet:
-    return load_images(EMBEDDED, 8)
-
-
-def first(data: ImageSet, count: int) -> ImageSet:
-    assert data.labels is not None
-    return ImageSet(data.images[:count], data.labels[:count], data.class_names, data.source)
+# fmt: off
+NAMES = {
+    "ssdcore": [
+        "Resize", "Blur", "Blur.heat", "Identity", "Separable", "Matrix", "Functional", "LinearOperator",
+        "LinearOperator.in_shape", "LinearOperator.out_shape", "LinearOperator.T", "LinearOperator.norm",
+        "LinearOperator.as_matrix", "LinearOperator.gram_function", "NoiseSchedule", "NoiseSchedule.linear",
+        "NoiseSchedule.cosine", "NoiseSchedule.from_log_snr", "NoiseSchedule.alpha", "NoiseSchedule.sigma",
+        "ResolutionSchedule", "ResolutionSchedule.convex", "ResolutionSchedule.equal", "ResolutionSchedule.sigmoid",
+        "ResolutionSchedule.tanh", "ResolutionSchedule.thresholds", "ResolutionSchedule.level", "LinearDiffusion",
+        "LinearDiffusion.resize", "LinearDiffusion.identity", "LinearDiffusion.blur", "LinearDiffusion.from_operators",
+        "LinearDiffusion.steps", "LinearDiffusion.shape", "LinearDiffusion.alpha", "LinearDiffusion.sigma",
+        "LinearDiffusion.clean", "LinearDiffusion.degradation", "LinearDiffusion.marginal",
+        "LinearDiffusion.transition", "LinearDiffusion.posterior", "LinearDiffusion.prior", "LinearDiffusion.respace",
+        "LinearDiffusion.times", "Gaussian", "Gaussian.mean", "Gaussian.covariance", "Gaussian.log_prob",
+        "Gaussian.sample", "InadmissibleProcess", "Covariance", "general_transition", "general_posterior",
+    ],
+    "ssdcore/oracle": ["sampler_error", "design_levels", "Design", "EmpiricalDenoiser"],
+    "ssdcore/testing": ["check_operator", "check_process", "Report", "Report.passed", "Report.to_markdown",
+                        "CheckFailed", "parametrize_with_checks"],
+    "ssdcore/theorems": ["names", "prove", "Proof", "Proof.name", "Proof.statement", "Proof.steps", "Proof.holds"],
+    "ssdcore/interop": ["to_scipy", "from_scipy", "to_pylops", "from_pylops"],
+    "ssdcore_torch": ["FlexiUNet", "FlexiUNetConfig", "generate", "load_run", "Run", "Run.net", "Run.ema",
+                      "Run.process", "Run.config", "encode", "decode", "interpolate", "restore"],
+    "ssdcore_torch/checkpoint": ["import_official"],
+    "ssdcore_torch/interop": ["SSDScheduler", "SSDPipeline", "to_deepinv", "from_deepinv"],
+}
+# fmt: on
 
 
-def test_a_reference_is_a_fixed_sample_of_the_data(data: ImageSet) -> None:
-    reference = metrics.open_reference(data, Counted(), world=ALONE, most=300, batch_size=37)
-    assert len(reference) == 300
-    assert len(set(reference.indices.tolist())) == 300
-    rows = torch.tensor([5, 0, 299])
-    images = reference.images(rows)
-    assert torch.equal(Counted()(images), reference.features[rows])
-    assert reference.labels is not None
-    assert torch.bincount(reference.labels, minlength=16).min() > 5  # not a prefix, which a sorted folder would give
-    assert np.array_equal(metrics.open_reference(data, Counted(), world=ALONE, most=50).indices, reference.indices[:50])
-    assert torch.allclose(reference.power, metrics.radial_power(reference.images(torch.arange(300))))
-    assert torch.equal(reference.baseline, metrics.nearest_others(reference.features))
-    with pytest.raises(ValueError, match="has 1 images: expected 2 at least"):
-        metrics.open_reference(first(data, 1), Counted(), world=ALONE)
+@pytest.fixture
+def make() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_make", Path(__file__).parents[1] / "docs" / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    pytest.importorskip("pdoc")
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_kept_measures_are_used_only_if_everything_agrees(
-    data: ImageSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def measured(extractor: Counted, images: ImageSet, most: int = 100) -> tuple[metrics.Reference, int]:
-        extractor.asked.clear()
-        found = metrics.open_reference(images, extractor, world=ALONE, most=most, cache=tmp_path / "cache")
-        return found, sum(extractor.asked)
-
-    extractor, few = Counted(), first(data, 200)
-    fresh, asked = measured(extractor, few)
-    assert asked == 100
-    kept, asked = measured(extractor, few)
-    assert asked == 0
-    assert torch.equal(kept.features, fresh.features)
-    assert torch.equal(kept.power, fresh.power)
-    (file,) = (tmp_path / "cache").iterdir()
-    whole = file.read_bytes()
-
-    changed = few.images.copy()
-    changed[few.images.shape[0] // 2 :, 0, 0, 0] ^= 1
-    others = [
-        (extractor, few, 101),
-        (extractor, first(data, 201), 100),
-        (extractor, ImageSet(changed, few.labels, few.class_names, few.source), 100),
-        (Counted(fingerprint="two"), few, 100),
-        (Counted(name="another"), few, 100),
+@pytest.mark.slow
+def test_reference_builds_without_warnings_and_holds_every_public_name(make, tmp_path):
+    for package in ("torch", "diffusers", "matplotlib", "sympy", "hypothesis", "safetensors"):
+        pytest.importorskip(package)
+    # in a process of its own: pdoc imports every module and runs what stands under TYPE_CHECKING
+    run = subprocess.run([sys.executable, make.__file__, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    missing = [
+        f"{page}.{name}"
+        for page, names in NAMES.items()
+        for html in [(tmp_path / f"{page}.html").read_text(encoding="utf-8")]
+        for name in names
+        if f'id="{name}"' not in html
     ]
-    for other, images, most in others:
-        assert measured(other, images, most)[1] == most
-    assert measured(extractor, few)[1] == 0
-
-    for spoilt in (whole[: len(whole) // 2], whole.replace(b"one", b"two"), b""):
-        file.write_bytes(spoilt)
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            again, asked = measured(extractor, few)
-        assert asked == 100
-        assert str(file) in caplog.text
-        assert torch.equal(again.features, fresh.features)
-        assert file.read_bytes() == whole
-
-    blocked = tmp_path / "blocked"
-    blocked.write_text("a file where the folder should be")
-    with caplog.at_level(logging.WARNING):
-        found = metrics.open_reference(few, extractor, world=ALONE, most=100, cache=blocked)
-    assert "cannot be kept" in caplog.text
-    assert torch.equal(found.features, fresh.features)
+    assert not missing
+    resize = (tmp_path / "ssdcore.html").read_text(encoding="utf-8").split('id="Resize"')[1]
+    assert "<li><strong>kernel</strong>: " in resize.split('id="Resize.__init__"')[0]
 
 
-def halved(x: Tensor, t: Tensor, out_level: int) -> Tensor:
-    """A network of sorts."""
-    return (x / 2).clamp(-1, 1)
+def test_a_warning_ends_the_build(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "pages", list)
+    monkeypatch.setattr(make.pdoc, "pdoc", lambda *_, **__: warnings.warn("does not resolve", stacklevel=1))
+    with pytest.raises(UserWarning, match="does not resolve"):
+        make.build(tmp_path)
 
 
-def test_evaluating_a_network(data: ImageSet) -> None:
-    process = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(30))
-    extractor = Counted()
-    reference = metrics.open_reference(data, extractor, world=ALONE, most=60)
+def test_columns_become_a_list_and_formulas_and_examples_code(make):
+    docstring = """q(x_s | x_t) for s < t, of `times`.
 
-    def evaluate(n: int = 40, **options: Any) -> dict[str, float]:
-        settings = {"seed": 3, "steps": 4, "extractor": extractor, "world": ALONE} | options
-        return metrics.evaluate_network(halved, process, reference, n, **settings)
+    mean = a_s * x,   covariance = I
 
-    found = evaluate()
-    assert set(found) == {
-        "frechet",
-        "kernel",
-        "kernel_std",
-        "precision",
-        "recall",
-        "nearest_ratio",
-        "close_share",
-        "detail_ratio",
-    }
-    assert all(math.isfinite(value) for value in found.values())
-    assert evaluate() == found
-    in_parts = evaluate(batch_size=7)
-    assert in_parts == pytest.approx(found, rel=1e-4)
-    assert evaluate(seed=4) != found
-    with pytest.raises(
-        ValueError, match=r"61 samples against 60 reference images: .* draw at most 60, or give more data"
-    ):
-        evaluate(61)
-    with pytest.raises(ValueError, match="at least 4 samples, got 3"):
-        evaluate(3)
+x_t   (*batch, n)   state
+eta   in [0, 1]: a factor
+      on the noise
+times   increasing;  cost   of each
+Raises ValueError for n < 1.
 
+>>> 1 + 1
+2"""
+    assert (
+        make.to_markdown(docstring)
+        == """q(x\\_s | x\\_t) for s &lt; t, of `times`.
 
-def test_the_data_itself_is_a_perfect_sample(data: ImageSet) -> None:
-    extractor = Counted()
-    reference = metrics.open_reference(data, extractor, world=ALONE, most=200)
-    itself = metrics.measure([reference.images(torch.arange(100))], extractor, ALONE)
-    found = metrics.evaluate(itself, reference)
-    assert found.n == 100
-    assert found.figures["frechet"] <= ROUNDING * reference.features.var(0).sum().item()
-    assert found.figures["precision"] == found.figures["recall"] == found.figures["close_share"] == 1.0
-    assert found.figures["nearest_ratio"] < 1e-5
-    assert found.figures["detail_ratio"] == pytest.approx(1, abs=0.5)
-    assert torch.equal(found.memorisation.neighbours, torch.arange(100))
-    assert found.classes is not None
-    assert found.classes.degrees <= 15
-    held_out = metrics.evaluate(itself, reference, held_out=reference.features[:100])
-    assert held_out.figures["close_share"] == 0.0  # by this baseline copies are no nearer than real images
+```text
+mean = a_s * x,   covariance = I
+```
+
+- **x\\_t**: (\\*batch, n) – state
+- **eta**: in \\[0, 1\\]: a factor on the noise
+- **times**: increasing
+- **cost**: of each
+
+Raises ValueError for n &lt; 1.
+
+```pycon
+>>> 1 + 1
+2
+```"""
+    )
