@@ -109,7 +109,7 @@ def shard_rows(source: Source, per_shard: int, seed: int) -> list[np.ndarray]:
 
 def prepare(
     recipe: str,
-    folder: Path,
+    folder: str | Path,
     size: int,
     out: Path,
     *,
@@ -121,6 +121,7 @@ def prepare(
     """Write the shards of `folder` into `out`, or those still missing there, and last the manifest.
 
     recipe        a name in `RECIPES`
+    folder        what it reads; "folder" reads whatever `ssdcore_torch.data.open_images` does
     size          height and width of the images
     per_shard     pictures of the input that go into a shard
     seed          of the order
@@ -356,10 +357,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             if args.source is None or args.size is None:
                 raise ValueError(f"{args.recipe} needs --from FOLDER and --size PX")
-            source = Path(args.source) if Path(args.source).exists() else args.source
             manifest = prepare(
                 args.recipe,
-                source,
+                args.source,
                 args.size,
                 out,
                 per_shard=args.per_shard,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ssdcore_torch.data._images import open_source
 from ssdcore_torch.data._pixels import fit, reason
-from ssdcore_torch.data._sources import FolderSource, Source
+from ssdcore_torch.data._sources import FatalSourceError, FolderSource, Source
 
 
 def paper_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -43,7 +43,7 @@ class Recipe:
     """
 
     about: str
-    open: Callable[[Path], Source]
+    open: Callable[[str | Path], Source]
     crop: Callable[[Image.Image, int], np.ndarray] = paper_crop
     check: Callable[[tuple[int, int]], str] = lambda size: ""
     usual: int = 0
@@ -80,7 +80,7 @@ class DownsampledImageNet(Source):
             data = self._array(self.files[number], "data")
             side = round((data.shape[-1] / 3) ** 0.5)
             if data.dtype != np.uint8 or data.shape != (self.blocks[number], 3 * side * side):
-                raise ValueError(
+                raise FatalSourceError(
                     f"{self.files[number]}: expected bytes shaped (n, 3·s·s), got {data.dtype} {data.shape}"
                 )
             self._loaded = number, data.reshape(-1, 3, side, side)  # one file at a time is in memory
@@ -96,7 +96,9 @@ class DownsampledImageNet(Source):
             with np.load(file, allow_pickle=False) as arrays:
                 return np.asarray(arrays[name])
         except Exception as error:  # zip, header and key errors alike
-            raise ValueError(f"{file} is no batch of the downsampled ImageNet release: {reason(error)}") from error
+            raise FatalSourceError(
+                f"{file} is no batch of the downsampled ImageNet release: {reason(error)}"
+            ) from error
 
 
 def _names_of_classes(file: Path, count: int) -> tuple[str, ...]:
@@ -111,21 +113,21 @@ def _names_of_classes(file: Path, count: int) -> tuple[str, ...]:
     return tuple(names[k] for k in sorted(names))
 
 
-def _pictures(folder: Path) -> FolderSource:
-    if not folder.is_dir():
+def _pictures(folder: str | Path) -> FolderSource:
+    if not Path(folder).is_dir():
         raise FileNotFoundError(f"--from {folder}: there is no such folder")
-    return FolderSource(folder)
+    return FolderSource(Path(folder))
 
 
-def _faces(folder: Path) -> Source:
+def _faces(folder: str | Path) -> Source:
     source = _pictures(folder)
     source.labels, source.class_names = None, ()  # its sub-folders are not classes
     return source
 
 
-def _imagenet(folder: Path) -> Source:
-    if folder.is_dir() and any(folder.glob("train_data_batch_*.npz")):
-        return DownsampledImageNet(folder)
+def _imagenet(folder: str | Path) -> Source:
+    if any(Path(folder).glob("train_data_batch_*.npz")):
+        return DownsampledImageNet(Path(folder))
     source = _pictures(folder)
     if source.labels is None:
         raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdcore_torch.data import EMBEDDED, Order, load_images, to_rgb
+from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, Order, load_images, open_images, to_rgb
 
 
 def save(path: Path, array: np.ndarray, mode: str | None = None, **options: object) -> Path:
@@ -75,6 +75,18 @@ def test_pixel_modes(tmp_path: Path, gradient: np.ndarray) -> None:
 
     save(tmp_path / "cmyk" / "x.tif", gradient, mode="CMYK")
     assert np.abs(only("cmyk").astype(int) - gradient).max() <= 2
+    # In a JPEG, Adobe's CMYK is stored inverted; JPEG itself loses some.
+    save(tmp_path / "adobe" / "x.jpg", gradient, mode="CMYK", quality=100, subsampling=0)
+    assert b"Adobe" in (tmp_path / "adobe" / "x.jpg").read_bytes()
+    assert np.abs(only("adobe").astype(int) - gradient).mean() <= 3
+
+    few = (gradient // 64) * 64
+    save(tmp_path / "palette" / "x.gif", few, mode="P")
+    np.testing.assert_array_equal(
+        only("palette"), np.asarray(Image.open(tmp_path / "palette" / "x.gif").convert("RGB"))
+    )
+    save(tmp_path / "bits" / "x.png", 255 * (grey > 100).astype(np.uint8), mode="1")
+    np.testing.assert_array_equal(only("bits")[..., 0], 255 * (grey > 100))
 
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise to be upright
@@ -92,6 +104,102 @@ def test_centre_crop(tmp_path: Path, gradient: np.ndarray) -> None:
     wide[:, 12:36] = gradient
     save(tmp_path / "x.png", wide)
     np.testing.assert_array_equal(load_images(tmp_path, 24).images[0], gradient)
+
+
+@pytest.mark.parametrize("suffix", ["bmp", "gif", "jpg", "png", "ppm", "tga", "tiff", "webp", "JPEG"])
+def test_formats(suffix: str, tmp_path: Path, gradient: np.ndarray) -> None:
+    save(tmp_path / f"x.{suffix}", gradient)
+    assert np.abs(load_images(tmp_path, 24).images[0].astype(int) - gradient).mean() < 6  # GIF's 256 colours, JPEG
+
+
+def test_folders_are_classes_where_every_picture_lies_in_one_of_several(tmp_path: Path, gradient: np.ndarray) -> None:
+    for name in ("dog/b/1.png", "dog/2.png", "cat/3.png", "cat/4.png"):
+        save(tmp_path / name, gradient)
+    (tmp_path / "readme.txt").write_text("no picture")
+    (tmp_path / "LICENSE").write_text("nor this")
+    for images in (open_images(tmp_path, 16), open_images(tmp_path, 16, memory_gib=0)):
+        assert images.class_names == ("cat", "dog")
+        assert images.labels.tolist() == [0, 0, 1, 1]
+        assert [Path(name).name for name, _ in images.skipped] == ["LICENSE", "readme.txt"]
+    assert len(load_images(tmp_path, 16, ("dog",))) == 2
+    assert load_images(tmp_path / "dog", 16).labels is None  # pictures beside the only folder
+    (tmp_path / "cat" / "3.png").write_bytes(b"broken")
+    assert load_images(tmp_path, 16).labels.tolist() == [0, 1, 1]
+    save(tmp_path / "loose.png", gradient)
+    assert load_images(tmp_path, 16).labels is None
+
+
+def test_linked_folders_are_searched_once(tmp_path: Path, gradient: np.ndarray) -> None:
+    save(tmp_path / "store" / "x.png", gradient)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "link").symlink_to(tmp_path / "store", target_is_directory=True)
+    (data / "round").symlink_to(data, target_is_directory=True)
+    assert len(load_images(data, 16)) == 1
+
+
+def test_files_without_any_suffix(tmp_path: Path, gradient: np.ndarray) -> None:
+    save(tmp_path / "x.png", gradient).rename(tmp_path / "0001")
+    np.testing.assert_array_equal(load_images(tmp_path, 24).images[0], gradient)
+
+
+def test_what_fits_is_resident_and_the_rest_streams(
+    tmp_path: Path, gradient: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(tmp_path / "x.npy", np.stack([gradient] * 8))
+    room = 8 * 16 * 16 * 3 / 2**30
+    with caplog.at_level("INFO", "ssdcore_torch"):
+        assert isinstance(open_images(tmp_path / "x.npy", 16, memory_gib=room), ImageSet)
+    assert "8 images" in caplog.text
+    assert "0.0 MiB" in caplog.text
+    assert isinstance(open_images(tmp_path / "x.npy", 16, memory_gib=room * 0.99), ImageStream)
+    assert isinstance(open_images(tmp_path / "x.npy", 16, crop="random"), ImageStream)  # another crop each time
+    # A file larger than memory is mapped: opening it reads nothing.
+    mapped = open_images(tmp_path / "x.npy", 16, memory_gib=0).reader.source.images
+    assert isinstance(mapped.base, np.memmap) or isinstance(mapped, np.memmap)
+
+
+def test_a_resident_set_with_too_many_broken_files_is_refused(
+    tmp_path: Path, gradient: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k in range(100):
+        save(tmp_path / f"{k:03d}.png", gradient)
+    for k in (13, 17):
+        (tmp_path / f"{k:03d}.png").write_bytes(b"broken")
+    with pytest.raises(
+        ValueError, match=r"2 of 100 pictures .* more than the broken share of 0\.01 .*013\.png: not an"
+    ):
+        open_images(tmp_path, 16)
+    caplog.clear()
+    assert len(open_images(tmp_path, 16, broken_share=0.02).skipped) == 2
+    assert [Path(record.args[0]).name for record in caplog.records] == ["013.png", "017.png"]
+
+
+@pytest.mark.multiprocess
+def test_workers_decode_the_same_set(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k in range(1100):  # more than are decoded without workers
+        save(tmp_path / f"{k:04d}.png", rng.integers(0, 256, (8, 9, 3), dtype=np.uint8))
+    (tmp_path / "0700.png").write_bytes(b"broken")
+    ours, alone = (open_images(tmp_path, 8, workers=workers) for workers in (2, 0))
+    np.testing.assert_array_equal(ours.images, alone.images)
+    assert len(ours) == 1099
+    assert ours.skipped == alone.skipped
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 0}, "size: expected at least 1, got 0"),
+        ({"crop": "middle"}, "data.crop: expected 'center' or 'random', got 'middle'"),
+        ({"broken_share": 1.5}, "data.broken_share: expected a share from 0 to 1"),
+        ({"memory_gib": -1}, "data.memory_gib: expected at least 0"),
+        ({"workers": -1}, "workers: expected at least 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_images(**{"path": EMBEDDED, "size": 8, **change})
 
 
 def test_arrays(tmp_path: Path, gradient: np.ndarray) -> None:

@@ -290,6 +290,8 @@ def _shared(decode: Callable[[Room], ImageSet], world: World | None) -> ImageSet
         for _, _, other in told:
             if isinstance(other, Exception):  # of any machine: no rank may wait for one that has stopped
                 raise other
+        if len(counts := sorted({count for path, count, _ in told if path})) > 1:
+            raise ValueError(f"the machines hold different data: {counts[0]} and {counts[-1]} images at the same path")
         path_here, count, shown = told[world.rank - world.local_rank]  # torchrun numbers a machine's ranks in a row
         assert isinstance(shown, ImageSet)
         if not isinstance(found, ImageSet):
@@ -305,18 +307,19 @@ def _decode_into(path: Path, decode: Callable[[Room], ImageSet]) -> ImageSet | E
     """The images in a file of that name, mapped; or why there are none."""
 
     def room(shape: tuple[int, ...]) -> np.ndarray:
-        mapped = np.memmap(path, np.uint8, "w+", shape=shape)
-        if hasattr(os, "posix_fallocate"):  # else a full disk would be a bus error when it is written to
-            with open(path, "rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        try:
+            mapped = np.memmap(path, np.uint8, "w+", shape=shape)
+            if hasattr(os, "posix_fallocate"):  # else a full disk would be a bus error when it is written to
+                with open(path, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            raise ValueError(
+                f"the ranks cannot share {math.prod(shape) / 2**30:.2g} GiB of decoded images in {path.parent} "
+                f"({error.strerror}): set TMPDIR to a folder with room, or lower data.memory_gib"
+            ) from error
         return mapped
 
     try:
         return decode(room)
-    except OSError as error:
-        return ValueError(
-            f"the decoded images cannot be shared between ranks in {path.parent} ({error}): set TMPDIR to a folder "
-            "with room, or lower data.memory_gib"
-        )
     except Exception as error:  # sent to every rank
         return error

@@ -140,7 +140,16 @@ def holds_shards(path: str) -> bool:
     """Whether `open_shards` is what reads this."""
     if is_remote(path) or path.startswith("pipe:") or path.endswith((".tar", MANIFEST)):
         return True
-    return os.path.isdir(path) and (Path(path, MANIFEST).is_file() or any(Path(path).glob("*.tar")))
+    if not os.path.isdir(path):
+        return False
+    inside = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    names = [entry.name for entry in inside]
+    if MANIFEST in names:
+        return True
+    pictures = any(
+        entry.is_dir() or Path(entry.name).suffix.lower() in Image.registered_extensions() for entry in inside
+    )
+    return not pictures and any(name.endswith(".tar") for name in names)
 
 
 def open_shards(path: str) -> ShardSource:
@@ -289,7 +298,8 @@ def _open_here(shard: Place) -> IO[bytes]:
 def _cache_folder() -> Path:
     """Where fetched shards are kept: $SSDCORE_CACHE, or a folder in that for temporary files."""
     chosen = os.environ.get("SSDCORE_CACHE")
-    folder = Path(chosen) if chosen else Path(tempfile.gettempdir(), f"ssdcore-shards-{getpass.getuser()}")
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(chosen) if chosen else Path(tempfile.gettempdir(), f"ssdcore-shards-{user}")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return folder
 

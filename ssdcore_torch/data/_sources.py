@@ -81,7 +81,7 @@ class FolderSource(Source):
     """The pictures below a folder, of every format that Pillow reads.
 
     Labels are the sub-folders directly inside it, sorted by name, if there are several and every picture lies in one.
-    A file whose suffix is known and not a picture's (notes.txt) is passed over.
+    A file whose suffix is not a picture's (notes.txt) is passed over; so is one without a suffix, unless none has one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +90,8 @@ class FolderSource(Source):
         if not files:
             raise ValueError(f"{folder} holds no files: give a folder with images in it (subfolders are searched)")
         suffixes = Image.registered_extensions()
-        self.files = [file for file in files if file.suffix == "" or file.suffix.lower() in suffixes]
+        self.files = [file for file in files if file.suffix.lower() in suffixes]
+        self.files = self.files or [file for file in files if file.suffix == ""]
         chosen = set(self.files)
         self.passed_over = tuple((str(file), "not an image") for file in files if file not in chosen)
         first = [file.relative_to(folder).parts[0] for file in self.files]
