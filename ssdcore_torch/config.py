@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -16,6 +17,9 @@ import yaml
 import ssdcore as ssd
 from ssdcore_torch.data import EMBEDDED
 from ssdcore_torch.unet import FlexiUNetConfig, level_sizes
+
+# Far beyond what anyone trains; a damaged config.json is refused before it asks for memory.
+MOST_STEPS, LARGEST_SIZE = 1_000_000, 16_384
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class ProcessConfig:
     times: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if not 2 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"process.steps: expected 2 to {MOST_STEPS}, got {self.steps}")
         if (self.starts is None) != (self.schedule != "thresholds"):
             raise ValueError(
                 f"process.starts: schedule {self.schedule!r} takes "
@@ -189,6 +195,8 @@ class Config:
         height, width = self.network.level_sizes[0]
         if height != width:
             raise ValueError(f"network.level_sizes: the trainer's images are square, got {height}×{width}")
+        if height > LARGEST_SIZE:
+            raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels a side, got {height}")
 
     @property
     def size(self) -> int:
@@ -253,7 +261,7 @@ class Config:
         """Raises ValueError that names the key which is unknown, missing or of the wrong type."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON: {error}") from error
         return _read(cls, values, "")
 
@@ -342,6 +350,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     fits = type(value) is kind or (kind is float and type(value) is int)
     if not fits:
         raise ValueError(f"{where}: expected {kind.__name__}, got {value!r}")
+    if kind is float and not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{where}: expected a finite number, got {value!r:.60}")
     return value
 
 
