@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Run:
 
     @functools.cached_property
     def process(self) -> ssd.LinearDiffusion:
-        return self.config.build_process()
+        return _process(self.config, self.path)
 
 
 def load_run(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Run:
@@ -74,8 +75,11 @@ def _network(config: Config, tensors: Tensors, file: Path) -> FlexiUNet:
             f"{file} does not fit the network of config.json: it holds {len(tensors)} tensors, and the network has "
             f"{shape.stages} stages of {shape.blocks_per_stage} blocks"
         )
-    with torch.device("meta"):
-        net = FlexiUNet(shape)
+    try:
+        with torch.device("meta"):
+            net = FlexiUNet(shape)
+    except RuntimeError as error:  # sizes whose product is no number of bytes
+        raise ValueError(f"{file} does not fit the network of config.json, which cannot be built: {error}") from error
     check_tensors(tensors, net.state_dict(), str(file))
     net.load_state_dict(tensors, assign=True)
     return net.eval()
@@ -101,7 +105,24 @@ def load_prior(run: Path, config: Config, device: str | torch.device) -> ssd.Gau
         return None
     tensors, _ = load_tensors(path)
     shape = (config.network.in_channels, *config.network.level_sizes[-1])
-    count = int(np.prod(shape))
-    like = {"mean": torch.empty(shape, dtype=torch.float64), "covariance": torch.empty(count, count).double()}
-    check_tensors(tensors, like, str(path))
-    return config.build_process().prior(tensors["mean"].to(device), tensors["covariance"].numpy())
+    count = math.prod(shape)
+    if tensors.keys() != {"mean", "covariance"} or any(x.dtype != torch.float64 for x in tensors.values()):
+        raise ValueError(f"{path}: expected mean and covariance in float64, got {', '.join(tensors) or 'nothing'}")
+    mean, covariance = tensors["mean"], tensors["covariance"]
+    if mean.shape != shape or covariance.shape != (count, count):
+        raise ValueError(
+            f"{path} does not fit the network of config.json: a mean of {tuple(mean.shape)} and a covariance of "
+            f"{tuple(covariance.shape)} instead of {shape} and {(count, count)}"
+        )
+    process = _process(config, run)
+    try:
+        return process.prior(mean.to(device), covariance.numpy())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _process(config: Config, run: Path) -> ssd.LinearDiffusion:
+    try:
+        return config.build_process()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{run / 'config.json'}: {error}") from error
