@@ -22,6 +22,16 @@ def test_both_packages_are_marked_as_typed():
     assert [package for package in PACKAGES if (ROOT / package / "py.typed").is_file()] == list(PACKAGES)
 
 
+@pytest.mark.parametrize(
+    ("module", "missing", "extra"), [("ssdcore_torch", "torch", "torch"), ("ssdcore.theorems", "sympy", "verify")]
+)
+def test_a_missing_extra_is_named(module, missing, extra):
+    code = f"import sys; sys.modules['{missing}'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == f'ImportError: {module} needs {missing}: pip install "ssdcore[{extra}]"'
+
+
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV_", "COVERAGE"))}
     done = subprocess.run([str(part) for part in command], cwd=cwd, env=clean, capture_output=True, text=True)

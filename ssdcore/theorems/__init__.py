@@ -12,6 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+try:
+    import sympy  # noqa: F401  (asked for here, so that its absence is told in one sentence)
+except ImportError as error:
+    raise ImportError('ssdcore.theorems needs sympy: pip install "ssdcore[verify]"') from error
+
 from ._engine import Proof, Step
 from ._family import deterministic_end, same_marginal_family
 from ._gaussian import forward_transition, isotropic_posterior, posterior, posterior_forms_agree
