@@ -157,7 +157,7 @@ def main() -> list[dict[str, Any]]:
         for name, by_hand, convert in cases:
             arrays = [convert(a) for a in inputs]
             ours, theirs = np.asarray(by_ssdcore(*arrays)), np.asarray(by_hand(*arrays))
-            row = {
+            row: dict[str, Any] = {
                 "library": name,
                 "lines_by_hand": lines(by_hand),
                 "lines": 1 + lines(by_ssdcore),
