@@ -90,8 +90,9 @@ class _Packer(Dataset[list[tuple[int, bytes | Failure]]]):
 
 def fingerprint(source: Source) -> str:
     """SHA-256 of the names and sizes of the files that are read; of a source without files, of its name and length."""
-    digest = hashlib.sha256(f"{len(source)} {'' if source.files else source.source}".encode())
-    for file in source.files:
+    files = source.files
+    digest = hashlib.sha256(f"{len(source)} {'' if files else source.source}".encode())
+    for file in files:
         digest.update(f"\n{Path(os.path.relpath(file, source.source)).as_posix()} {file.stat().st_size}".encode())
     return digest.hexdigest()
 

@@ -58,8 +58,8 @@ class DownsampledImageNet(Source):
     def __init__(self, folder: Path) -> None:
         self.source = str(folder)
         files = [file for file in folder.glob("train_data_batch_*.npz") if file.stem.rsplit("_", 1)[1].isdigit()]
-        self.files = sorted(files, key=lambda file: int(file.stem.rsplit("_", 1)[1]))
-        labels = [self._array(file, "labels").astype(np.int64).ravel() for file in self.files]
+        self._files = sorted(files, key=lambda file: int(file.stem.rsplit("_", 1)[1]))
+        labels = [self._array(file, "labels").astype(np.int64).ravel() for file in self._files]
         self.labels = np.concatenate(labels) - 1
         self.blocks = tuple(len(part) for part in labels)
         self.ends = np.cumsum(self.blocks)
@@ -77,11 +77,11 @@ class DownsampledImageNet(Source):
     def open(self, index: int) -> Image.Image:
         number = int(np.searchsorted(self.ends, index, side="right"))
         if self._loaded is None or self._loaded[0] != number:
-            data = self._array(self.files[number], "data")
+            data = self._array(self._files[number], "data")
             side = round((data.shape[-1] / 3) ** 0.5)
             if data.dtype != np.uint8 or data.shape != (self.blocks[number], 3 * side * side):
                 raise FatalSourceError(
-                    f"{self.files[number]}: expected bytes shaped (n, 3·s·s), got {data.dtype} {data.shape}"
+                    f"{self._files[number]}: expected bytes shaped (n, 3·s·s), got {data.dtype} {data.shape}"
                 )
             self._loaded = number, data.reshape(-1, 3, side, side)  # one file at a time is in memory
         first = int(self.ends[number]) - self.blocks[number]
@@ -89,6 +89,10 @@ class DownsampledImageNet(Source):
 
     def name(self, index: int) -> str:
         return f"image {index} of {self.source}"
+
+    @property
+    def files(self) -> list[Path]:
+        return self._files
 
     @staticmethod
     def _array(file: Path, name: str) -> np.ndarray:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import pickle
+import signal
 import time
 from itertools import islice
 from pathlib import Path
@@ -135,6 +138,21 @@ def test_sources_travel_to_workers_that_are_spawned(name: str, sources: dict[str
     packed = pickle.dumps(stream.reader)
     assert len(packed) < 20_000  # no pixels: these pictures have 43,200 bytes
     np.testing.assert_array_equal(pickle.loads(packed).read(7), stream.reader.read(7))
+
+
+@pytest.mark.multiprocess
+def test_workers_go_on_when_the_whole_group_is_told_to_stop(folder: Path) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process; the trainer wants to end its step and save."""
+    stream = open_images(folder, 16, memory_gib=0)
+    batches = feed_of(stream, workers=2).batches(0)
+    first = [next(batches)]
+    children = multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(child.pid, number)  # type: ignore[arg-type]
+    assert_same(first + list(islice(batches, 20)), take(feed_of(stream), 0, 21))
+    batches.close()  # type: ignore[attr-defined]
 
 
 def test_flips_are_fair_coins_of_the_step() -> None:

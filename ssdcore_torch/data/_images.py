@@ -37,7 +37,7 @@ LEAST_READ = 100
 CHUNK = 64
 """Pictures a worker decodes at a time for the cache."""
 
-FEW = 1000
+FEW = 200
 """Up to this many pictures, starting workers takes longer than decoding."""
 
 Crop = Literal["center", "random"]

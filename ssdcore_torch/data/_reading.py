@@ -117,7 +117,10 @@ class _Tasks(Sampler[Any]):
 
 
 def in_workers(work: Dataset[T], tasks: Iterable[Any], workers: int, pin: bool = False) -> Iterator[T]:
-    """`work[task]` for each task, in their order, prepared ahead by `workers` processes (0: in this one)."""
+    """`work[task]` for each task, in their order, prepared ahead by `workers` processes (0: in this one).
+
+    If such a process dies, torch raises RuntimeError from a signal handler, wherever this process is.
+    """
     loader: DataLoader[T] = DataLoader(
         work,
         batch_size=None,  # a task is a batch

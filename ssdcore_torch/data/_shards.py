@@ -305,6 +305,8 @@ def _cache_folder() -> Path:
 
 
 def _fetch(shard: Place, cached: Path) -> None:
+    for left in cached.parent.glob(f"{cached.stem}.*.part"):  # by a process that was killed
+        left.unlink(missing_ok=True)
     part = cached.with_suffix(f".{os.getpid()}.part")
     for wait in (*WAITS, None):
         try:

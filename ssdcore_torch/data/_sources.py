@@ -24,7 +24,6 @@ class Source(ABC):
     passed_over  (path, reason) of what was found but is not even numbered
     blocks       sizes of consecutive groups that are read together; () for none
     size         (height, width) of every picture, where they are known to be equal
-    files        that are read; () where it is not files of one's own
     """
 
     source: str
@@ -33,7 +32,6 @@ class Source(ABC):
     passed_over: tuple[tuple[str, str], ...] = ()
     blocks: tuple[int, ...] = ()
     size: tuple[int, int] | None = None
-    files: Sequence[Path] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -45,6 +43,11 @@ class Source(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What to call the picture in messages."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read; empty where these are not the user's own."""
+        return []
 
 
 def need(module: str) -> Any:
@@ -62,7 +65,12 @@ class FatalSourceError(ValueError):
 
 def image_files(folder: Path) -> list[Path]:
     """Every file below `folder` but hidden ones, in one order on every machine; linked folders are searched once."""
-    found: list[tuple[str, Path]] = []
+    return [folder / name for name in _names_below(folder)]
+
+
+def _names_below(folder: Path) -> list[str]:
+    """The files' names from `folder` on, with slashes."""
+    found: list[str] = []
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -70,11 +78,9 @@ def image_files(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        for name in files:
-            if not name.startswith("."):
-                path = Path(parent, name)
-                found.append((path.relative_to(folder).as_posix(), path))
-    return [path for _, path in sorted(found)]
+        inside = "" if (relative := os.path.relpath(parent, folder)) == "." else relative.replace(os.sep, "/") + "/"
+        found += [inside + name for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 class FolderSource(Source):
@@ -86,29 +92,36 @@ class FolderSource(Source):
 
     def __init__(self, folder: Path) -> None:
         self.source, self.folder = str(folder), folder
-        files = image_files(folder)
-        if not files:
+        found = _names_below(folder)
+        if not found:
             raise ValueError(f"{folder} holds no files: give a folder with images in it (subfolders are searched)")
         suffixes = Image.registered_extensions()
-        self.files = [file for file in files if file.suffix.lower() in suffixes]
-        self.files = self.files or [file for file in files if file.suffix == ""]
-        chosen = set(self.files)
-        self.passed_over = tuple((str(file), "not an image") for file in files if file not in chosen)
-        first = [file.relative_to(folder).parts[0] for file in self.files]
-        names = sorted(set(first))
-        if len(names) > 1 and all(len(file.relative_to(folder).parts) > 1 for file in self.files):
-            numbers = {name: number for number, name in enumerate(names)}
-            self.class_names = tuple(names)
+        endings = [os.path.splitext(name)[1].lower() for name in found]
+        names = [name for name, ending in zip(found, endings) if ending in suffixes]
+        names = names or [name for name, ending in zip(found, endings) if not ending]
+        kept = set(names)
+        self.passed_over = tuple((str(folder / name), "not an image") for name in found if name not in kept)
+        # One array, not a million objects: workers share its memory, as nothing counts references in it.
+        self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+        first = [name.split("/", 1)[0] for name in names]
+        classes = sorted(set(first))
+        if len(classes) > 1 and all("/" in name for name in names):
+            numbers = {name: number for number, name in enumerate(classes)}
+            self.class_names = tuple(classes)
             self.labels = np.array([numbers[name] for name in first], dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._names)
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(self.files[index])
+        return Image.open(self.name(index))
 
     def name(self, index: int) -> str:
-        return str(self.files[index])
+        return os.path.join(self.source, os.fsdecode(self._names[index]))
+
+    @property
+    def files(self) -> list[Path]:
+        return [Path(self.name(index)) for index in range(len(self))]
 
 
 class ArraySource(Source):
@@ -118,7 +131,7 @@ class ArraySource(Source):
     """
 
     def __init__(self, file: Path, source: str) -> None:
-        self.source, self.file, self.files = source, file, [file]
+        self.source, self.file = source, file
         arrays = self._load()
         self.images = _check_images(_only_images(arrays, file), file)
         self.size = self.images.shape[1:3]
@@ -149,6 +162,10 @@ class ArraySource(Source):
 
     def name(self, index: int) -> str:
         return f"image {index} of {self.file}"
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.file]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "images": None}  # a mapped array would travel whole
