@@ -1,6 +1,7 @@
 """python -m ssdcore_torch.evaluate: how good a run's samples are.
 
-Under `torchrun --nproc_per_node=N -m ssdcore_torch.evaluate …` N processes share the work, on the same samples.
+Under `torchrun --nproc_per_node=N -m -- ssdcore_torch.evaluate RUN …` N processes share the work, on the same samples
+(`--` keeps torchrun from taking `--n` for an abbreviation of its own options).
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.data is None:
         raise ValueError("--samples needs --data, the real images to compare with")
     options = parser()
-    for name in ("steps", "sampler", "eta", "placement", "guidance", "weights"):
+    for name in ("steps", "sampler", "eta", "placement", "guidance", "weights", "seed"):
         if getattr(args, name) != options.get_default(name):
             raise ValueError(f"--{name} says how a run's images are drawn, and --samples are already: leave it out")
 
@@ -234,12 +235,10 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
         held_out = metrics.open_reference(images, extractor, most=most, **common)
     samples = subject.samples(n, reference)
     measured = metrics.measure(metrics.progress(samples, len(samples.share), "samples", world), extractor, world)
-    found = metrics.evaluate(
-        measured, reference, held_out=None if held_out is None else held_out.features, seed=args.seed
-    )
+    found = metrics.evaluate(measured, reference, held_out=None if held_out is None else held_out.features)
     floor = None
     if len(reference) >= 2 * n:
-        floor = metrics.figures(reference.features[n : 2 * n], reference.features[:n], seed=args.seed)
+        floor = metrics.figures(reference.features[n : 2 * n], reference.features[:n])
     rows, neighbours = _report.closest(found)
     shown, beside = metrics.collect(samples, rows, world), reference.images(neighbours)
     drawing = float(world.gather(torch.tensor([samples.seconds])).max())

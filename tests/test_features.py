@@ -72,7 +72,7 @@ def test_the_floor_of_the_drawings_in_lite0_features(drawings: Tensor) -> None:
     floor = metrics.frechet_distance(features[:64], features[64:])
     assert floor == pytest.approx(100.0, rel=0.01)
     blurred = torch.nn.functional.avg_pool2d(drawings[64:128].float(), 3, 1, 1).to(torch.uint8)
-    assert metrics.frechet_distance(features[:64], extractor(blurred)) > 2 * floor
+    assert metrics.frechet_distance(features[:64], extractor(blurred)) > 1.2 * floor
 
 
 # ---- networks in files

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from ssdcore_torch.metrics._features import EXTRA
 
 CHUNK = 1 << 23  # distances held at once: 64 MiB of float64
+ALONE: dict[str, Any] = {"sync_on_compute": False}  # or torchmetrics would add up what several ranks already share
 NEIGHBOURS = 3  # k of precision and recall, as in the paper
 
 
@@ -51,7 +53,7 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> float:
     FrechetInceptionDistance; Heusel et al., 2017.) Raises ValueError for fewer than two of either.
     """
     samples, reference = _check(samples, reference, least=2)
-    metric = _torchmetrics("fid").FrechetInceptionDistance(_Given(samples.shape[1])).to(samples.device)
+    metric = _torchmetrics("fid").FrechetInceptionDistance(_Given(samples.shape[1]), **ALONE).to(samples.device)
     metric.update(reference, real=True)
     metric.update(samples, real=False)
     return max(0.0, metric.compute().item())  # below zero by rounding alone
@@ -72,7 +74,7 @@ def kernel_distance(
     size = min(1000, len(samples) // 2, len(reference) // 2) if subset_size is None else subset_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it keeps the features, which is what it is given
-        metric = _torchmetrics("kid").KernelInceptionDistance(_Given(samples.shape[1]), subsets, size)
+        metric = _torchmetrics("kid").KernelInceptionDistance(_Given(samples.shape[1]), subsets, size, **ALONE)
     metric = metric.to(samples.device)
     metric.update(reference, real=True)
     metric.update(samples, real=False)
@@ -210,13 +212,13 @@ def class_balance(samples: Tensor, reference: Tensor, labels: Tensor) -> ClassBa
     return ClassBalance(counts, expected, chi2.item(), degrees, p_value)
 
 
-def figures(samples: Tensor, reference: Tensor, *, seed: int = 0) -> dict[str, float]:
+def figures(samples: Tensor, reference: Tensor) -> dict[str, float]:
     """Fréchet and kernel distance, precision and recall of n samples and n reference images, by name.
 
     Raises ValueError for different numbers of them: the figures depend on n.
     """
     _check_counts(len(samples), len(reference))
-    kernel, deviation = kernel_distance(samples, reference, seed=seed)
+    kernel, deviation = kernel_distance(samples, reference)
     precision, recall = precision_recall(samples, reference)
     return {
         "frechet": frechet_distance(samples, reference),

@@ -43,11 +43,10 @@ class Evaluation:
     classes: ClassBalance | None
 
 
-def evaluate(samples: Measured, reference: Reference, *, held_out: Tensor | None = None, seed: int = 0) -> Evaluation:
+def evaluate(samples: Measured, reference: Reference, *, held_out: Tensor | None = None) -> Evaluation:
     """Compare measured samples with a reference on the same device.
 
     held_out   features of images that were not trained on, the baseline of `memorisation`
-    seed       of the subsets of the kernel distance
     Raises ValueError if the reference has fewer images than there are samples.
     """
     n = len(samples.features)
@@ -56,7 +55,7 @@ def evaluate(samples: Measured, reference: Reference, *, held_out: Tensor | None
     baseline = reference.baseline if held_out is None else nearest(held_out, reference.features)[0]
     near = memorisation(samples.features, reference.features, baseline)
     upper = slice(len(reference.power) // 2, None)
-    found = figures(samples.features, compared, seed=seed) | {
+    found = figures(samples.features, compared) | {
         "nearest_ratio": near.median_ratio,
         "close_share": near.close_share,
         "detail_ratio": (samples.power[upper].sum() / reference.power[upper].sum()).item(),
@@ -176,7 +175,7 @@ def evaluate_network(
         **options,
     )
     measured = measure(progress(samples, len(samples.share), "evaluating", world), extractor, world)
-    return evaluate(measured, reference, seed=seed).figures
+    return evaluate(measured, reference).figures
 
 
 def collect(samples: Samples, rows: Tensor, world: World) -> Tensor:

@@ -88,13 +88,19 @@ def read(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no such report: {path}; make one with --out {path}")
     try:
         report = json.loads(path.read_bytes())
-        if report["format"] != FORMAT or not isinstance(report["figures"], dict):
-            raise KeyError("format")
+        fits = report["format"] == FORMAT and _is_figures(report["figures"])
+        fits = fits and (report["floor"] is None or _is_figures(report["floor"]))
         for key in AGREE:
             _get(report, key)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no report of ssdcore_torch.evaluate: {type(error).__name__} {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{path} is no report of this version of ssdcore_torch.evaluate: make it again with --out")
     return report
+
+
+def _is_figures(values: Any) -> bool:
+    return isinstance(values, dict) and all(v is None or isinstance(v, (int, float)) for v in values.values())
 
 
 def compare(reports: Mapping[str, Mapping[str, Any]]) -> str:
