@@ -57,8 +57,7 @@ class DownsampledImageNet(Source):
 
     def __init__(self, folder: Path) -> None:
         self.source = str(folder)
-        files = [file for file in folder.glob("train_data_batch_*.npz") if file.stem.rsplit("_", 1)[1].isdigit()]
-        self._files = sorted(files, key=lambda file: int(file.stem.rsplit("_", 1)[1]))
+        self._files = sorted(folder.glob("train_data_batch_*.npz"))
         labels = [self._array(file, "labels").astype(np.int64).ravel() for file in self._files]
         self.labels = np.concatenate(labels) - 1
         self.blocks = tuple(len(part) for part in labels)

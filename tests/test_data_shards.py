@@ -95,6 +95,13 @@ def test_unsound_shards_are_named(members: dict[str, bytes], mode: str, message:
         load_images(tmp_path, 8)
 
 
+def test_labels_in_some_shards_only_are_an_error(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.png": png(0), "a.cls": b"1"})
+    write_tar(tmp_path / "b.tar", {"b.png": png(1)})
+    with pytest.raises(ValueError, match=r"b\.tar holds no labels \(KEY\.cls\) where other shards do"):
+        load_images(tmp_path, 8)
+
+
 def test_a_shard_cut_short_is_named(tmp_path: Path, many: Path) -> None:
     whole = write_tar(tmp_path / "x.tar", {"a.png": png(0), "b.png": png(1)}).read_bytes()
     (tmp_path / "x.tar").write_bytes(whole[:700])

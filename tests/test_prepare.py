@@ -59,13 +59,14 @@ def test_the_papers_crop() -> None:
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_celeba(size: int, tmp_path: Path) -> None:
-    pictures = fill(tmp_path / "img_align_celeba", 5, 218, 178, "jpg")
+    pictures = fill(tmp_path / "img_align_celeba" / "first", 3, 218, 178, "jpg").parent
+    fill(pictures / "second", 2, 218, 178, "png")  # folders of faces are no classes
     manifest = prepare("celeba", pictures, size, tmp_path / "out", per_shard=2)
     assert [shard.images for shard in manifest.shards] == [2, 2, 1]
     found = load_images(tmp_path / "out", size)
     assert found.labels is None
     expected = {
-        paper_crop(Image.open(file).convert("RGB"), size).tobytes() for file in sorted(pictures.iterdir())
+        paper_crop(Image.open(file).convert("RGB"), size).tobytes() for file in pictures.rglob("*.*g")
     }  # lossless, each once
     assert {image.tobytes() for image in found.images} == expected
     assert len(found) == 5
