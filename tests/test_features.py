@@ -70,7 +70,7 @@ def test_the_floor_of_the_drawings_in_lite0_features(drawings: Tensor) -> None:
     extractor = metrics.open_extractor("lite0")
     features = torch.cat([extractor(part) for part in drawings[:128].split(32)])
     floor = metrics.frechet_distance(features[:64], features[64:])
-    assert floor == pytest.approx(100.0, rel=0.01)
+    assert floor == pytest.approx(100.004, abs=0.02)
     blurred = torch.nn.functional.avg_pool2d(drawings[64:128].float(), 3, 1, 1).to(torch.uint8)
     assert metrics.frechet_distance(features[:64], extractor(blurred)) > 1.2 * floor
 

@@ -187,6 +187,8 @@ def test_class_balance() -> None:
     assert lost.counts.tolist() == [150, 150, 0]
     assert lost.chi2 == pytest.approx(2 * 50**2 / 250 + 100)
     assert lost.p_value == pytest.approx(math.exp(-lost.chi2 / 2))  # χ² with two degrees is exponential
+    line = torch.tensor([0.0, 1.0, 2.2, 1.1], dtype=torch.float64)[:, None]  # the last, of class 1, among class 0
+    assert metrics.class_balance(line, line, torch.tensor([0, 0, 0, 1])).expected.tolist() == [2, 2]
     with pytest.raises(ValueError, match="300 samples against 200"):
         metrics.class_balance(reference, reference[:200], labels[:200])
     with pytest.raises(ValueError, match="expected 300 labels"):
