@@ -285,17 +285,20 @@ def test_json_of_a_checkpoint(two: Path, name: str, data: st.DataObject | str) -
         content = NESTED if data == "nested brackets" else DIGITS
     else:
         content = data.draw(altered(json.loads(kept[name])).map(written) | damaged(kept[name]))
-    path.write_bytes(content)
-    if name == "state.json":
-        sign(newest)
-    message = survives(two, lambda: load_state(two, NEW.model), name, "config.json")
-    if not message:
-        assert load_state(two, NEW.model).step in (2, 4)
-    aside = before.rename(two / before.name)
-    survives(two, lambda: load_state(two, NEW.model), name, "config.json")
-    aside.rename(before)
-    for file, content in kept.items():
-        (newest / file).write_bytes(content)
+    aside = two / before.name
+    try:
+        path.write_bytes(content)
+        if name == "state.json":
+            sign(newest)
+        if not survives(two, lambda: load_state(two, NEW.model), name, "config.json"):
+            assert load_state(two, NEW.model).step in (2, 4)
+        before.rename(aside)
+        survives(two, lambda: load_state(two, NEW.model), name, "config.json")
+    finally:
+        if aside.exists():
+            aside.rename(before)
+        for file, content in kept.items():
+            (newest / file).write_bytes(content)
 
 
 @fuzz(80)
@@ -309,12 +312,15 @@ def test_tensors_of_a_checkpoint(two: Path, data: st.DataObject) -> None:
     header = data.draw(
         altered(json.loads(kept[name][8 : 8 + length])).map(written) | damaged(kept[name][8 : 8 + length])
     )
-    (newest / name).write_bytes(struct.pack("<Q", len(header)) + header + kept[name][8 + length :])
-    if data.draw(st.booleans()):
-        sign(newest)
-    survives(two, lambda: load_state(two, NEW.model), name)
-    for file, content in kept.items():
-        (newest / file).write_bytes(content)
+    signed = data.draw(st.booleans())
+    try:
+        (newest / name).write_bytes(struct.pack("<Q", len(header)) + header + kept[name][8 + length :])
+        if signed:
+            sign(newest)
+        survives(two, lambda: load_state(two, NEW.model), name)
+    finally:
+        for file, content in kept.items():
+            (newest / file).write_bytes(content)
 
 
 def test_swapped_files(two: Path) -> None:

@@ -80,7 +80,13 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
             # copies: the tensors themselves are the mapped file, which may go away, on another machine's disk at that
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no readable safetensors file, cut short or of another kind ({error})") from error
+        fault = f"no readable safetensors file, cut short or of another kind ({printable(error)})"
+        raise ValueError(f"{path} is {fault}") from error
+
+
+def printable(told: object) -> str:
+    """A message or name from a file as one line: damaged files hold control characters, too."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(told))
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
@@ -92,7 +98,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], w
             fault = f"has {_describe(found[name])} instead of {_describe(expected[name])}"
         else:
             continue
-        raise ValueError(f"{where} does not fit the network of config.json: {name} {fault}")
+        raise ValueError(f"{where} does not fit the network of config.json: {printable(name)} {fault}")
 
 
 def _describe(tensor: Tensor) -> str:
@@ -106,7 +112,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+        raise ValueError(f"{path} is not JSON ({printable(error)})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected an object, got {type(values).__name__}")
     return values

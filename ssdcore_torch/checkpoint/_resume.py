@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdcore_torch.checkpoint._files import write_atomically
+from ssdcore_torch.checkpoint._files import printable, write_atomically
 from ssdcore_torch.config import Config, differences
 
 _WHEN = "only when something is written depends on it"
@@ -66,7 +66,7 @@ def check_unchanged(saved: Mapping[str, Any], config: Config, where: Path, secti
     try:
         before = Config.from_json(json.dumps(saved))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: config: {error}") from error
+        raise ValueError(f"{where}: config: {printable(error)}") from error
     refused = [
         change for change in resumable_changes(before, config).refused
         if not sections or change.partition(".")[0] in sections
@@ -90,4 +90,4 @@ def read_config(run: Path) -> Config:
     try:
         return Config.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {printable(error)}") from error

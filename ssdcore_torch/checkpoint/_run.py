@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import ssdcore as ssd
-from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors, save_tensors
+from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors, printable, save_tensors
 from ssdcore_torch.checkpoint._resume import check_unchanged, read_config
 from ssdcore_torch.checkpoint._state import checkpoints, open_newest
 from ssdcore_torch.config import Config
@@ -107,7 +107,9 @@ def load_prior(run: Path, config: Config, device: str | torch.device) -> ssd.Gau
     shape = (config.network.in_channels, *config.network.level_sizes[-1])
     count = math.prod(shape)
     if tensors.keys() != {"mean", "covariance"} or any(x.dtype != torch.float64 for x in tensors.values()):
-        raise ValueError(f"{path}: expected mean and covariance in float64, got {', '.join(tensors) or 'nothing'}")
+        raise ValueError(
+            f"{path}: expected mean and covariance in float64, got {printable(', '.join(tensors) or 'nothing')}"
+        )
     mean, covariance = tensors["mean"], tensors["covariance"]
     if mean.shape != shape or covariance.shape != (count, count):
         raise ValueError(
@@ -125,4 +127,4 @@ def _process(config: Config, run: Path) -> ssd.LinearDiffusion:
     try:
         return config.build_process()
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{run / 'config.json'}: {error}") from error
+        raise ValueError(f"{run / 'config.json'}: {printable(error)}") from error

@@ -36,6 +36,7 @@ from ssdcore_torch.checkpoint._files import (
     digest,
     json_writer,
     load_tensors,
+    printable,
     read_json,
     sync_folder,
     tensor_writer,
@@ -250,8 +251,8 @@ def _open(folder: Path, everything: bool) -> Checkpoint:
     for name, entry in files.items():
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
         if found != entry["bytes"]:
-            fault = "is missing" if found is None else f"is cut short or too long: {found} bytes, not {entry['bytes']}"
-            raise ValueError(f"{folder / name} {fault}")
+            fault = "is missing" if found is None else f"is cut short or changed: {found} bytes, not {entry['bytes']}"
+            raise ValueError(f"{folder / name}, which manifest.json lists, {fault}")
     _check_content(folder / "state.json", files)
     values = _read_state(folder / "state.json")
     needed = ["model", *values["averages"], "optimizer"] if everything else ["model", values["averages"][0]]
@@ -267,7 +268,7 @@ def _check_content(path: Path, files: Mapping[str, Any]) -> None:
     if path.name not in files:
         raise ValueError(f"{path.with_name('manifest.json')} does not list {path.name}")
     if digest(path) != files[path.name]["sha256"]:
-        raise ValueError(f"{path} is not the file that was written: its SHA-256 is not the manifest's")
+        raise ValueError(f"{path} is not the file that was written: its SHA-256 is not that of manifest.json")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -330,7 +331,7 @@ def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:
     for key, tensor in tensors.pop("optimizer").items():
         part, _, name = key.partition("/")
         if part not in parts:
-            raise ValueError(f"{path}: unknown tensor {key}")
+            raise ValueError(f"{path}: unknown tensor {printable(key)}")
         parts[part][name] = tensor
     for part, found in parts.items():
         like = {name: torch.empty(()) for name in expected} if part == "updates" else expected
