@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         metavar="PATH",
-        help="real images, those that were trained on: a folder, an .npz or .npy file, … (default: the run's data)",
+        help="real images, those that were trained on: a folder, an .npz or .npy file, … (default: the run's data, "
+        "which is always only the classes that the run was trained on)",
     )
     add("--held-out", metavar="PATH", help="real images not trained on, to judge by how near samples come to training")
     add(
@@ -138,7 +139,7 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
     times, config = sample.times_of(run, args), run.config
     if args.guidance != 1 and config.network.num_classes is None:
         raise ValueError(f"--guidance {args.guidance:g}: this run knows no classes; leave it out")
-    own = args.data is None or args.data == config.data.path
+    own = args.data is None or config.data.path in (args.data, str(Path(args.data).resolve()))
     data = (config.data.path, config.data.classes) if own else (args.data, ())
 
     def samples(n: int, reference: metrics.Reference) -> metrics.Samples:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch import metrics
-from ssdcore_torch.data import EMBEDDED, ImageSet, load_images
+from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, load_images, open_images
 from ssdcore_torch.distributed import World
 
 ALONE = World(0, 1, 0, torch.device("cpu"))
@@ -60,6 +61,19 @@ def test_a_reference_is_a_fixed_sample_of_the_data(data: ImageSet) -> None:
     assert torch.equal(reference.baseline, metrics.nearest_others(reference.features))
     with pytest.raises(ValueError, match="has 1 images: expected 2 at least"):
         metrics.open_reference(first(data, 1), Counted(), world=ALONE)
+
+
+def test_a_stream_is_measured_as_a_resident_set(data: ImageSet, tmp_path: Path) -> None:
+    for i, image in enumerate(data.images[:20]):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    streamed = open_images(tmp_path, 8, memory_gib=0)
+    assert isinstance(streamed, ImageStream)
+    ours = metrics.open_reference(streamed, Counted(), world=ALONE, batch_size=7)
+    theirs = metrics.open_reference(first(data, 20), Counted(), world=ALONE, batch_size=6)
+    assert torch.equal(ours.features, theirs.features)
+    assert ours.about == theirs.about
+    rows = torch.tensor([3, 0])
+    assert torch.equal(ours.images(rows), theirs.images(rows))
 
 
 def test_kept_measures_are_used_only_if_everything_agrees(

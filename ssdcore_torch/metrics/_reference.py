@@ -19,12 +19,15 @@ from tqdm import tqdm
 
 from ssdcore_torch.checkpoint import load_tensors, save_tensors
 from ssdcore_torch.data import ImageSet, ImageStream
+from ssdcore_torch.data._reading import default_workers
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics._distances import nearest_others, require_torchmetrics
 from ssdcore_torch.metrics._features import Extractor
 from ssdcore_torch.metrics._spectrum import radial_power
 
 log = logging.getLogger("ssdcore_torch")
+
+MANY = 1000  # images of a stream that are worth starting workers for
 
 MOST = 50_000
 """Reference images measured at most, unless more are compared with: published FIDs take this many."""
@@ -102,7 +105,8 @@ def image_batches(data: ImageSet | ImageStream, indices: np.ndarray, batch_size:
         for chosen, _ in tasks:
             yield torch.from_numpy(data.images[chosen]).permute(0, 3, 1, 2)
     else:
-        for images, _ in data.read(tasks, workers=0):
+        workers = default_workers() if len(indices) > MANY else 0
+        for images, _ in data.read(tasks, workers):
             yield torch.as_tensor(images).permute(0, 3, 1, 2)
 
 
@@ -162,8 +166,9 @@ def _describe(
 ) -> dict[str, Any]:
     """What the measures depend on; the pixels are read by rank 0 alone, which keeps the cache."""
     digest = hashlib.sha256()
-    for images in image_batches(data, indices, batch_size) if world.leader else ():
-        digest.update(images.contiguous().numpy().data)
+    if world.leader:
+        for images in progress(image_batches(data, indices, batch_size), len(indices), "reading", world):
+            digest.update(images.contiguous().numpy().data)
     height, width = next(image_batches(data, indices[:1], 1)).shape[2:]
     return {
         "format": "ssdcore reference 1",
