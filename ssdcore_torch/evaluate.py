@@ -83,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         if args.compare is not None:
+            if args.run is not None or args.samples is not None:
+                raise ValueError("--compare evaluates nothing: leave the run and --samples out")
             return compare(args.compare)
         _check_options(args)
         with connect(args.device) as world:
@@ -106,6 +108,8 @@ def compare(paths: Sequence[Path]) -> int:
 def _check_options(args: argparse.Namespace) -> None:
     if (args.run is None) == (args.samples is None):
         raise ValueError("expected one thing to evaluate: a run folder, or --samples FOLDER_OR_NPZ")
+    if _picture(args) == args.out:
+        raise ValueError(f"--out {args.out}: the picture has this name; end the report's in .json")
     if args.samples is None:
         return
     if args.data is None:
@@ -178,9 +182,9 @@ def _labels(run: checkpoint.Run, reference: metrics.Reference, n: int) -> Tensor
     if run.config.network.num_classes is None:
         return None
     names, found = run.config.data.class_names, reference.data.class_names
-    if reference.labels is None or found != names:
+    if reference.labels is None or (names and found != names):  # imported weights know no names
         raise ValueError(
-            f"this run draws the classes {', '.join(names)}, as often as they are among the real images; --data has "
+            f"this run draws the classes {', '.join(names) or 'of its labels'}, as often as they are among the real images; --data has "
             f"{', '.join(found) or 'none'}: give images of the same classes"
         )
     return reference.labels[:n]
@@ -257,7 +261,7 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
         "device": _device_name(world.device),
         "ranks": world.size,
         "seconds": {"samples": round(drawing, 3), "all": round(time.perf_counter() - started, 3)},
-        "images_per_second": round(n / drawing, 3),
+        "images_per_second": round(n / drawing, 3) if args.samples is None else None,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
             "ssdcore": ssdcore.__version__,
@@ -285,7 +289,7 @@ def _count(asked: int | None, most: int | None, real: int) -> int:
 
 def write(report: Mapping[str, Any], pairs: Tensor, args: argparse.Namespace) -> None:
     """The report and the picture to their files, and what they say to the terminal."""
-    picture = args.picture or args.out.with_suffix(".png")
+    picture = _picture(args)
     images.save(images.grid(to_float(pairs), columns=8), picture)
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     checkpoint.write_atomically(args.out, lambda file: file.write_text(text, encoding="utf-8"))
@@ -299,6 +303,11 @@ def write(report: Mapping[str, Any], pairs: Tensor, args: argparse.Namespace) ->
         print(f"No floor (other real images in the place of samples): that takes {2 * n} real images.")
     print(f"These figures, and the floor, depend on n: compare them at n = {n} only, as --compare does.")
     print(f"  {args.out}  the report\n  {picture}  samples beside their nearest real images, the nearest first")
+
+
+def _picture(args: argparse.Namespace) -> Path:
+    path: Path = args.picture or args.out.with_suffix(".png")
+    return path
 
 
 def _device_name(device: torch.device) -> str:
