@@ -13,8 +13,12 @@ A shard is written under another name and renamed when it is whole, the manifest
 complete, and the same command goes on after a crash with the shard that is missing. The shards are in WebDataset's
 layout: KEY.png, lossless, and KEY.cls with the class where there are classes; the images in an order drawn from --seed.
 
-The paper reports the Fréchet distance between 50,000 samples and the training images in Inception's features:
-`python -m ssdcore_torch.evaluate RUN --data SHARDS --n 50000`, with the Inception weights named by path.
+CelebA's training split, without validation and test: make a list of its files first,
+
+    awk '$2 == 0 {print $1}' list_eval_partition.txt > train.txt
+
+and add --list train.txt. The paper reports the Fréchet distance of 50,000 samples in Inception's features:
+`python -m ssdcore_torch.evaluate RUN --data SHARDS --n 50000 --features INCEPTION_WEIGHTS`, the weights named by path.
 """
 
 from __future__ import annotations
@@ -44,7 +48,7 @@ from ssdcore_torch.data._manifest import INDEX, MANIFEST, Index, Manifest, Shard
 from ssdcore_torch.data._pixels import reason, to_rgb
 from ssdcore_torch.data._reading import Failure, check_workers, in_workers
 from ssdcore_torch.data._shards import open_shards, scan
-from ssdcore_torch.data._sources import FatalSourceError, Source, need
+from ssdcore_torch.data._sources import FatalSourceError, FolderSource, Source, need
 from ssdcore_torch.recipes import RECIPES, DownsampledImageNet, Recipe
 
 log = logging.getLogger("ssdcore_torch")
@@ -55,8 +59,8 @@ PREPARING = "preparing.json"
 CHUNK = 32
 
 EVALUATION = (
-    "Evaluation as in the paper: the Fréchet distance between 50,000 samples and all training images (these shards), "
-    "in the features of the Inception network, whose weights you name by path; python -m ssdcore_torch.evaluate --help."
+    "Evaluation as in the paper takes 50,000 samples and the features of the Inception network, whose weights you name "
+    "by path: python -m ssdcore_torch.evaluate RUN --data SHARDS --n 50000 --features INCEPTION_WEIGHTS."
 )
 
 
@@ -118,6 +122,7 @@ def prepare(
     seed: int = 0,
     workers: int | None = None,
     broken_share: float = 0.01,
+    names: Sequence[str] | None = None,
 ) -> Manifest:
     """Write the shards of `folder` into `out`, or those still missing there, and last the manifest.
 
@@ -127,6 +132,7 @@ def prepare(
     per_shard     pictures of the input that go into a shard
     seed          of the order
     broken_share  share of the pictures that may be broken or too small; they are left out
+    names         of the files to take, from `folder` on; None takes all
 
     Raises ValueError if the input is not what the recipe reads, too much of it is broken, or `out` holds anything
     else; OSError if `out` cannot be written.
@@ -134,6 +140,10 @@ def prepare(
     need("webdataset")
     kind = RECIPES[recipe]
     source = kind.open(folder)
+    if names is not None:
+        if not isinstance(source, FolderSource):
+            raise ValueError(f"--list chooses files of a folder, which --from {folder} is not: leave it out")
+        source.keep(names)
     if not len(source):
         raise ValueError(f"--from {folder} holds no pictures")
     if source.size is not None and min(source.size) < size:
@@ -320,6 +330,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("recipe", choices=[*RECIPES, "index", "check"], metavar="RECIPE", help=", ".join([*RECIPES, "index", "check"]))
     add("--from", dest="source", metavar="FOLDER", help="the pictures, where you have them")
+    add("--list", type=Path, metavar="FILE", help="take only these files of FOLDER: a name a line, such as a split's")
     add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
     add("--out", type=Path, metavar="SHARDS", required=True, help="folder to make; go on there if it was begun")
     add("--per-shard", type=cli.whole_number(1), default=8192, metavar="N", help="pictures a shard (default: 8192)")
@@ -367,8 +378,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seed=args.seed,
                 workers=args.workers,
                 broken_share=args.broken_share,
+                names=None if args.list is None else args.list.read_text(encoding="utf-8").strip().splitlines(),
             )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, FileNotFoundError) as error:
         raise cli.UserError(str(error)) from error
     except OSError as error:
         raise cli.UserError(f"{error}; whole shards are kept, and the same command goes on from there") from error

@@ -132,6 +132,23 @@ def test_folder_shards_hold_what_the_folder_holds(tmp_path: Path) -> None:
     assert not np.array_equal(direct.images, packed.images)  # shuffled, so that a shard is a sample of all
 
 
+def test_a_list_chooses_files(tmp_path: Path) -> None:
+    pictures = fill(tmp_path / "in" / "b", 4, 16, 16).parent
+    fill(pictures / "a", 3, 16, 16)
+    (tmp_path / "train.txt").write_text("b/000002.png\na/000001.png\nb/000000.png\n")
+    arguments = ["folder", "--from", str(pictures), "--size", "16", "--list", str(tmp_path / "train.txt"), "--out"]
+    assert command.main([*arguments, str(tmp_path / "out")]) == 0
+    found = load_images(tmp_path / "out", 16)
+    there = {image.tobytes(): found.class_names[label] for image, label in zip(found.images, found.labels)}
+    assert there == {noise(2, 16, 16).tobytes(): "b", noise(1, 16, 16).tobytes(): "a", noise(0, 16, 16).tobytes(): "b"}
+    (tmp_path / "train.txt").write_text("b/000002.png\nc.png\nd.png")
+    with pytest.raises(cli.UserError, match=r"2 names of the list are no pictures in .*, such as c\.png"):
+        command.main([*arguments, str(tmp_path / "other")])
+    with pytest.raises(ValueError, match="--list chooses files of a folder"):
+        prepare("folder", "embedded:drawings64", 16, tmp_path / "other", names=["x"])
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_manifest_tells_what_is_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
     manifest = prepare("folder", fill(tmp_path / "in", 5, 16, 16), 16, out, per_shard=2, seed=3)

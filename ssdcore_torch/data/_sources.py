@@ -110,6 +110,15 @@ class FolderSource(Source):
             self.class_names = tuple(classes)
             self.labels = np.array([numbers[name] for name in first], dtype=np.int64)
 
+    def keep(self, names: Sequence[str]) -> None:
+        """Only these files, named from the folder on. Raises ValueError for a name that is not there."""
+        rows = {os.fsdecode(name): row for row, name in enumerate(self._names)}
+        if missing := [name for name in names if name not in rows]:
+            raise ValueError(f"{len(missing)} names of the list are no pictures in {self.source}, such as {missing[0]}")
+        kept = np.unique([rows[name] for name in names]).astype(np.int64)
+        self._names = self._names[kept]
+        self.labels = None if self.labels is None else self.labels[kept]
+
     def __len__(self) -> int:
         return len(self._names)
 
