@@ -184,8 +184,8 @@ def _labels(run: checkpoint.Run, reference: metrics.Reference, n: int) -> Tensor
     names, found = run.config.data.class_names, reference.data.class_names
     if reference.labels is None or (names and found != names):  # imported weights know no names
         raise ValueError(
-            f"this run draws the classes {', '.join(names) or 'of its labels'}, as often as they are among the real images; --data has "
-            f"{', '.join(found) or 'none'}: give images of the same classes"
+            f"this run draws the classes {', '.join(names) or 'of its labels'}, as often as they are among the real "
+            f"images; --data has {', '.join(found) or 'none'}: give images of the same classes"
         )
     return reference.labels[:n]
 
