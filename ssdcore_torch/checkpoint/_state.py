@@ -119,12 +119,16 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
     return folder
 
 
+def _names_average(name: object) -> bool:
+    return isinstance(name, str) and bool(_AVERAGE.fullmatch(name)) and name not in ("model", "optimizer")
+
+
 def _writers(state: State, config: Config) -> dict[str, Callable[[Path], object]]:
     """File name -> what writes it. Raises ValueError or TypeError for a state that cannot be kept."""
     if not state.averages:
         raise ValueError("save_state: expected at least one average of the weights, got none")
     for name in state.averages:
-        if not _AVERAGE.fullmatch(name) or name in ("model", "optimizer"):
+        if not _names_average(name):
             raise ValueError(f"save_state: {name!r} cannot name an average: it is to be a file's name")
     values = {
         "format": STATE,
@@ -291,7 +295,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     if values["step"] != _step(path.parent):
         raise ValueError(f"{path} is of step {values['step']}, its folder's name says {_step(path.parent)}")
     averages = values["averages"]
-    if not averages or not all(isinstance(name, str) and _AVERAGE.fullmatch(name) for name in averages):
+    if not averages or not all(map(_names_average, averages)) or len(set(averages)) < len(averages):
         raise ValueError(f"{path}: averages: expected a list of names, got {averages!r:.60}")
     return values
 
