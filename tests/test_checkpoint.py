@@ -1,9 +1,9 @@
-"""Run folders: atomic files, refusals, and resuming bit for bit."""
+"""Run folders: checkpoints whole or refused, rotated, of the configuration that they were made with."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -31,9 +31,7 @@ from ssdcore_torch.checkpoint import (
     write_atomically,
 )
 from ssdcore_torch.config import Config, preset
-from ssdcore_torch.data import ImageSet
 from ssdcore_torch.sampling import fit_moments
-from ssdcore_torch.train import Log, Trainer
 
 
 def tiny_config(steps: int = 8) -> Config:
@@ -50,19 +48,22 @@ def tiny_config(steps: int = 8) -> Config:
     return dataclasses.replace(cpu, network=network, train=train)
 
 
-def tiny_data(count: int = 10) -> ImageSet:
-    y, x = np.mgrid[:8, :8]
-    shades = np.random.default_rng(0).integers(0, 256, (count, 1, 1, 3))
-    return ImageSet(np.where((x + y < 8)[..., None], shades, 255 - shades).astype(np.uint8), None, (), "test")
+def state_after(step: int) -> State:
+    """Random numbers for the weights of that network and all that goes with them."""
+    generator = torch.Generator().manual_seed(step)
+    like = network()
+
+    def part() -> dict[str, torch.Tensor]:
+        return {name: torch.randn(x.shape, generator=generator) for name, x in like.items()}
+
+    updates = {name: torch.tensor(float(step)) for name in like}
+    return State(step, 10, part(), {"ema": part(), "power-0.1": part()}, part(), part(), updates)
 
 
-def trainer() -> Trainer:
-    return Trainer(tiny_config(), tiny_data(), torch.device("cpu"))
-
-
-def advance(made: Trainer, steps: int) -> list[float]:
-    batches = made.order.batches(made.step)
-    return [made.train_step(next(batches)).item() for _ in range(steps)]
+@functools.cache
+def network() -> dict[str, torch.Tensor]:
+    """The state dict that tiny_config's network has."""
+    return FlexiUNet(tiny_config().network).state_dict()
 
 
 def parts_of(state: State) -> dict[str, dict[str, torch.Tensor]]:
@@ -79,85 +80,36 @@ def equal_states(a: State, b: State) -> bool:
     )
 
 
-def save_run(run: Path, made: Trainer) -> None:
+def moments() -> tuple[np.ndarray, np.ndarray]:
+    pictures = np.random.default_rng(0).integers(0, 256, (10, 3, 8, 8), dtype=np.uint8)
+    fitted = fit_moments(torch.from_numpy(pictures), tiny_config().build_process())
+    assert fitted is not None
+    return fitted
+
+
+def save_run(run: Path, state: State) -> None:
     run.mkdir(exist_ok=True)
-    save_config(run, made.config)
-    moments = fit_moments(made.images, made.process)
-    assert moments is not None
-    save_prior(run, moments)
-    save_state(run, made.state())
-
-
-@pytest.mark.parametrize("stop", [1, 5])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop: int) -> None:
-    whole = trainer()
-    losses = advance(whole, 8)
-    first = trainer()
-    head = advance(first, stop)
-    save_run(tmp_path, first)
-    torch.manual_seed(12345)  # a new process has another global generator
-    second = trainer()
-    second.restore(load_state(tmp_path, second.net.state_dict()))
-    assert second.step == stop
-    assert head + advance(second, 8 - stop) == losses
-    assert equal_states(second.state(), whole.state())
-
-
-def test_the_average_follows_the_weights() -> None:
-    made = trainer()
-    before = {n: p.clone() for n, p in made.ema.named_parameters()}
-    advance(made, 1)
-    # First step: decay (1 + 0)/(10 + 0).
-    for name, p in made.net.named_parameters():
-        torch.testing.assert_close(made.ema.get_parameter(name), 0.1 * before[name] + 0.9 * p.detach())
-
-
-def test_learning_rate_warms_up_and_decays() -> None:
-    made = trainer()
-    rates = [made.learning_rate(step) for step in range(9)]
-    assert rates[0] == pytest.approx(0.5 * 3e-3)
-    assert rates[1] == pytest.approx(3e-3 * 0.5 * (1 + np.cos(np.pi / 8)))
-    assert rates[8] == pytest.approx(0)
-
-
-def test_loss_falls_on_a_tiny_run() -> None:
-    made = Trainer(tiny_config(steps=60), tiny_data(), torch.device("cpu"))
-
-    def held_out_loss() -> float:
-        total = 0.0
-        with torch.no_grad():
-            for step in range(1000, 1024):
-                batch = made.objective.draw(10, seed=1, step=step)
-                x0 = made.images.float() / 127.5 - 1
-                noise = torch.randn(10, 3, *batch.path.size, generator=torch.Generator().manual_seed(step))
-                total += made.objective(made.net.eval(), x0, batch, noise, made.sizes.index(batch.path.out_size)).item()
-        made.net.train()
-        return total / 24
-
-    before = held_out_loss()
-    advance(made, 60)
-    assert held_out_loss() < 0.5 * before
+    save_config(run, tiny_config())
+    save_prior(run, moments())
+    save_state(run, state)
 
 
 def test_load_run_gives_back_what_was_saved(tmp_path: Path) -> None:
-    made = trainer()
-    advance(made, 3)
-    save_run(tmp_path / "run", made)
+    state = state_after(3)
+    save_run(tmp_path / "run", state)
     run = load_run(tmp_path / "run")
-    assert run.config == made.config
+    assert run.config == tiny_config()
     assert run.step == 3
     assert run.process.shape(run.process.steps) == (4, 4)
     assert not run.net.training
-    for net, expected in ((run.net, made.net), (run.ema, made.ema)):
-        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), expected.parameters()))
-    assert any(not torch.equal(a, b) for a, b in zip(run.net.parameters(), run.ema.parameters()))
+    for net, expected in ((run.net, state.model), (run.ema, state.averages["ema"])):
+        assert all(torch.equal(parameter, expected[name]) for name, parameter in net.named_parameters())
     assert run.prior is not None
-    moments = fit_moments(made.images, made.process)
-    assert moments is not None
+    mean, covariance = moments()
     alpha, sigma = run.process.alpha(run.process.steps), run.process.sigma(run.process.steps)
-    np.testing.assert_allclose(run.prior.mean, alpha * moments[0])
+    np.testing.assert_allclose(run.prior.mean, alpha * mean)
     np.testing.assert_allclose(
-        run.prior.covariance.as_matrix(), alpha**2 * moments[1] + sigma**2 * np.eye(48), atol=1e-12
+        run.prior.covariance.as_matrix(), alpha**2 * covariance + sigma**2 * np.eye(48), atol=1e-12
     )
     assert generate(run.ema, run.process, 2, steps=3, prior=run.prior).shape == (2, 3, 8, 8)
 
@@ -183,18 +135,19 @@ def break_file(path: Path, how: str) -> None:
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 
+Saved = tuple[Path, State, State]
+
+
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer, list[State]]:
-    """A run with checkpoints after 2 and 4 steps: its folder, the trainer, the states."""
-    run, made, states = tmp_path_factory.mktemp("runs") / "run", trainer(), []
-    for _ in range(2):
-        advance(made, 2)
-        save_run(run, made)
-        states.append(copy.deepcopy(made.state()))
-    return run, made, states
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """A run with checkpoints after 2 and 4 steps: its folder and the states."""
+    run, first, second = tmp_path_factory.mktemp("runs") / "run", state_after(2), state_after(4)
+    save_run(run, first)
+    save_state(run, second)
+    return run, first, second
 
 
-def copied(saved: tuple[Path, Trainer, list[State]], to: Path) -> Path:
+def copied(saved: Saved, to: Path) -> Path:
     shutil.copytree(saved[0], to / "run")
     return to / "run"
 
@@ -202,16 +155,15 @@ def copied(saved: tuple[Path, Trainer, list[State]], to: Path) -> Path:
 @pytest.mark.parametrize("how", ["cut", "empty", "foreign", "one bit", "missing"])
 @pytest.mark.parametrize("name", FILES)
 def test_of_a_damaged_checkpoint_the_one_before_is_used(
-    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], caplog: pytest.LogCaptureFixture, name: str, how: str
+    tmp_path: Path, saved: Saved, caplog: pytest.LogCaptureFixture, name: str, how: str
 ) -> None:
     if (name, how) == ("manifest.json", "one bit"):
         pytest.skip("the manifest is believed; a changed one no longer fits its files")
     run = copied(saved, tmp_path)
-    network = saved[1].net.state_dict()
-    assert equal_states(load_state(run, network), saved[2][1])
+    assert equal_states(load_state(run, network()), saved[2])
     assert caplog.text == ""
     break_file(run / "checkpoints" / "step-00000004" / name, how)
-    assert equal_states(load_state(run, network), saved[2][0])
+    assert equal_states(load_state(run, network()), saved[1])
     assert "step-00000004 is refused" in caplog.text
     assert name in caplog.text
     assert "step-00000002 is used instead" in caplog.text
@@ -220,21 +172,19 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(
 
     break_file(run / "checkpoints" / "step-00000002" / name, how)
     with pytest.raises(ValueError, match=rf"no sound checkpoint \(step-00000004: .*{name}.*; step-00000002: .*{name}"):
-        load_state(run, network)
+        load_state(run, network())
     assert (run / "model.safetensors").exists()
 
 
-def test_a_damaged_checkpoint_goes_when_its_step_was_passed_otherwise(
-    tmp_path: Path, saved: tuple[Path, Trainer, list[State]]
-) -> None:
+def test_a_damaged_checkpoint_goes_when_its_step_was_passed_otherwise(tmp_path: Path, saved: Saved) -> None:
     run = copied(saved, tmp_path)
     break_file(run / "checkpoints" / "step-00000004" / "model.safetensors", "cut")
-    state = load_state(run, saved[1].net.state_dict())
+    state = load_state(run, network())
     save_state(run, dataclasses.replace(state, step=3))
     assert [folder.name for folder in checkpoints(run)] == ["step-00000003", "step-00000002"]
 
 
-def test_swapped_files_are_refused(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
+def test_swapped_files_are_refused(tmp_path: Path, saved: Saved) -> None:
     run = copied(saved, tmp_path)
     newest, before = checkpoints(run)
     for name in ("model.safetensors", "state.json", "manifest.json"):
@@ -249,7 +199,7 @@ def test_swapped_files_are_refused(tmp_path: Path, saved: tuple[Path, Trainer, l
 @pytest.mark.parametrize("how", ["cut", "empty", "foreign", "other network", "missing"])
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "prior.safetensors"])
 def test_broken_files_beside_no_checkpoint_are_refused_by_name(
-    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], name: str, how: str
+    tmp_path: Path, saved: Saved, name: str, how: str
 ) -> None:
     if (name, how) == ("prior.safetensors", "missing"):
         pytest.skip("a run without a fitted prior has no such file")
@@ -262,21 +212,21 @@ def test_broken_files_beside_no_checkpoint_are_refused_by_name(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
+def test_weights_alone_are_no_run_to_go_on_with(tmp_path: Path, saved: Saved) -> None:
     run = copied(saved, tmp_path)
     shutil.rmtree(run / "checkpoints")
     assert was_saved(run)
     with pytest.raises(ValueError, match=r"weights without an optimizer's state.*--out"):
-        load_state(run, saved[1].net.state_dict())
+        load_state(run, network())
     (run / "model.safetensors").unlink()
     assert not was_saved(run)
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
-        load_state(run, saved[1].net.state_dict())
+        load_state(run, network())
 
 
-def test_the_top_of_the_run_shows_the_newest_checkpoint(saved: tuple[Path, Trainer, list[State]]) -> None:
-    run, _, states = saved
-    for name, expected in (("model", states[1].model), ("ema", states[1].averages["ema"])):
+def test_the_top_of_the_run_shows_the_newest_checkpoint(saved: Saved) -> None:
+    run, _, state = saved
+    for name, expected in (("model", state.model), ("ema", state.averages["ema"])):
         tensors, metadata = load_tensors(run / f"{name}.safetensors")
         assert metadata["step"] == "4"
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
@@ -284,21 +234,21 @@ def test_the_top_of_the_run_shows_the_newest_checkpoint(saved: tuple[Path, Train
 
 
 def test_where_there_are_no_hard_links_they_are_copies(
-    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def link(*_: object) -> None:
         raise OSError("Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
     run = copied(saved, tmp_path)
-    folder = save_state(run, dataclasses.replace(saved[2][0], step=5))
+    folder = save_state(run, dataclasses.replace(saved[1], step=5))
     assert (run / "ema.safetensors").read_bytes() == (folder / "ema.safetensors").read_bytes()
     assert not (run / "ema.safetensors").samefile(folder / "ema.safetensors")
     assert not list(run.glob(".*"))
 
 
-def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
-    run, state = copied(saved, tmp_path), saved[2][1]
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, saved: Saved) -> None:
+    run, state = copied(saved, tmp_path), saved[2]
     for step in range(5, 9):
         save_state(run, dataclasses.replace(state, step=step, extra={"best": {"step": 4, "frechet": 0.1}}), keep=2)
     assert [folder.name for folder in checkpoints(run)] == ["step-00000008", "step-00000007", "step-00000004"]
@@ -309,10 +259,19 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path, saved: tup
     assert load_state(run, state.model).extra == {}
 
 
-def test_what_cannot_be_kept_is_refused_before_anything_is_written(
-    tmp_path: Path, saved: tuple[Path, Trainer, list[State]]
-) -> None:
-    run, state = copied(saved, tmp_path), saved[2][1]
+def test_what_a_killed_trainer_left_goes_with_the_next_save(tmp_path: Path, saved: Saved) -> None:
+    run, state = copied(saved, tmp_path), saved[2]
+    (run / "checkpoints" / ".step-00000009.123.tmp").mkdir()
+    (run / "snapshots").mkdir()
+    left = [run / ".log.jsonl.123.tmp", run / ".ema.safetensors.4.tmp", run / "snapshots" / ".power-0.1-5.6.tmp"]
+    for path in (*left, run / ".grid.png.123.tmp", run / ".mine"):
+        path.touch()
+    save_state(run, state)
+    assert {path.name for path in run.rglob(".*")} == {".grid.png.123.tmp", ".mine"}  # another command's, the user's
+
+
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path: Path, saved: Saved) -> None:
+    run, state = copied(saved, tmp_path), saved[2]
     before = sorted(path.relative_to(run) for path in run.rglob("*"))
     for wrong, message in (
         ({"extra": {"best": float("inf")}}, "extra holds what JSON cannot"),
@@ -330,32 +289,30 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(
     assert sorted(path.relative_to(run) for path in run.rglob("*")) == before
 
 
-def test_a_mixed_up_run_is_noticed(tmp_path: Path, saved: tuple[Path, Trainer, list[State]]) -> None:
-    run, network = copied(saved, tmp_path), saved[1].net.state_dict()
-    config = saved[1].config
+def test_a_mixed_up_run_is_noticed(tmp_path: Path, saved: Saved) -> None:
+    run = copied(saved, tmp_path)
+    config = tiny_config()
     save_config(run, dataclasses.replace(config, train=dataclasses.replace(config.train, steps=99, log_every=7)))
-    assert load_state(run, network).step == 4
+    assert load_state(run, network()).step == 4
     save_config(run, dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=8)))
     with pytest.raises(
         ValueError, match=r"config.json is not that of .*step-00000004 \(train.batch_size: 8 instead of 4"
     ):
-        load_state(run, network)
+        load_state(run, network())
     assert load_run(run).step == 4  # drawing samples does not depend on it
     save_config(run, dataclasses.replace(config, process=dataclasses.replace(config.process, matched=True)))
     with pytest.raises(ValueError, match=r"process.matched: True instead of False"):
         load_run(run)
 
 
-def test_another_torch_is_noted(
-    tmp_path: Path, saved: tuple[Path, Trainer, list[State]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_torch_is_noted(tmp_path: Path, saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
     run = copied(saved, tmp_path)
     path = checkpoints(run)[0] / "manifest.json"
     values = json.loads(path.read_text())
     assert values["versions"].keys() == {"ssdcore", "torch", "python"}
     values["versions"]["torch"] = "1.0"
     path.write_text(json.dumps(values))
-    load_state(run, saved[1].net.state_dict())
+    load_state(run, network())
     assert "was written with torch 1.0" in caplog.text
     assert "not as it would have bit for bit" in caplog.text
 
@@ -381,7 +338,7 @@ def test_every_setting_that_may_change_exists() -> None:
 
 
 def test_broken_configurations_are_refused_by_name(tmp_path: Path) -> None:
-    save_run(tmp_path / "run", trainer())
+    save_run(tmp_path / "run", state_after(1))
     path = tmp_path / "run" / "config.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "colour": "red"}))
@@ -392,13 +349,6 @@ def test_broken_configurations_are_refused_by_name(tmp_path: Path) -> None:
         load_run(tmp_path / "run")
     with pytest.raises(FileNotFoundError, match=r"is no run folder.*--out"):
         load_run(tmp_path / "nothing")
-
-
-def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
-    save_run(tmp_path, trainer())
-    other = Trainer(tiny_config(), tiny_data(11), torch.device("cpu"))
-    with pytest.raises(ValueError, match="10 images, and its data now has 11"):
-        other.restore(load_state(tmp_path, other.net.state_dict()))
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -424,18 +374,3 @@ def test_tensor_files_are_as_readable_as_any_other(tmp_path: Path) -> None:
     tensors, metadata = load_tensors(tmp_path / "a.safetensors")
     assert torch.equal(tensors["x"], torch.ones(3, 2))
     assert metadata == {"step": "4"}
-
-
-def test_log_drops_what_the_checkpoint_does_not_hold(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    log = Log(path, 0)
-    for step in (10, 20, 30):
-        log.write({"step": step, "loss": 1.0})
-    with open(path, "a") as file:
-        file.write('{"step": 40, "lo')
-    Log(path, 20).write({"step": 30, "loss": 2.0})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 10, "loss": 1.0},
-        {"step": 20, "loss": 1.0},
-        {"step": 30, "loss": 2.0},
-    ]

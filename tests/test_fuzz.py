@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-from test_checkpoint import save_run, trainer
+from test_checkpoint import save_run, state_after
 from test_ema import Path1D, track
 from test_kill import LATER, NEW, make_run
 
@@ -144,7 +144,7 @@ DIGITS = b'{"step": ' + b"9" * 5000 + b"}"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a real network with one checkpoint."""
     folder = tmp_path_factory.mktemp("fuzz") / "run"
-    save_run(folder, trainer())
+    save_run(folder, state_after(1))
     return folder
 
 

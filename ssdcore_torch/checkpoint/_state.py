@@ -171,11 +171,12 @@ def _publish(source: Path, path: Path) -> None:
 
 
 def _sweep(run: Path) -> None:
-    """Delete what a save that was killed has left."""
+    """Delete what a trainer that was killed while it wrote has left."""
     for folder in (run / FOLDER).glob(".step-*.tmp"):
         shutil.rmtree(folder)
-    for name in ("model.safetensors", "ema.safetensors"):
-        for file in run.glob(f".{name}.*.tmp"):
+    own = ("config.json", "log.jsonl", "prior.safetensors", "model.safetensors", "ema.safetensors", "samples.png")
+    for pattern in (*(f".{name}.*.tmp" for name in own), "snapshots/.*.tmp", "samples/.*.tmp"):
+        for file in run.glob(pattern):
             file.unlink()
 
 
