@@ -215,6 +215,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for name, expected in averages.state()["power-0.1"].items():
         torch.testing.assert_close(net.get_parameter(name).detach(), expected, rtol=1e-5, atol=1e-6)
 
+    assert ema.main([str(tmp_path), "--width", "0.07", "--step", "8", "--out", str(out)]) == 0
+    assert "average of width 0.07 after step 8, mixed from 4 snapshots" in capsys.readouterr().out
+
     def refusal(*options: str) -> str:
         with pytest.raises(cli.UserError) as caught:
             ema.main(list(options))

@@ -55,9 +55,9 @@ def sync_folder(folder: Path) -> None:
 
 def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Callable[[Path], None]:
     """What writes these tensors, whatever their device and layout, to a safetensors file. It raises OSError."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def write(path: Path) -> None:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             save_file(plain, path, dict(metadata))
         except SafetensorError as error:  # what it makes of a full disk
