@@ -311,8 +311,16 @@ def _check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | str], pa
 
 
 def was_saved(run: Path) -> bool:
-    """Whether the run holds weights: False for one that was stopped before its first checkpoint."""
-    return bool(checkpoints(run)) or (run / "model.safetensors").exists()
+    """Whether the run has a checkpoint to go on from: False for one that was stopped before its first.
+
+    Raises ValueError for a run of weights without an optimizer's state, which has none to go on from.
+    """
+    if not checkpoints(run) and (run / "model.safetensors").exists():
+        raise ValueError(
+            f"{run} holds weights without an optimizer's state, as ssdcore_torch.convert writes them: it can be "
+            "sampled from, but training cannot go on with it; train another with --out"
+        )
+    return bool(checkpoints(run))
 
 
 def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:
@@ -323,11 +331,8 @@ def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:
     cannot be trained on (of `ssdcore_torch.convert`), if no checkpoint is sound, and if the newest is of another
     network or of a config.json that decides the result otherwise.
     """
-    if not checkpoints(run) and was_saved(run):
-        raise ValueError(
-            f"{run} holds weights without an optimizer's state, as ssdcore_torch.convert writes them: it can be "
-            "sampled from, but training cannot go on with it; train another with --out"
-        )
+    if not was_saved(run):
+        raise FileNotFoundError(f"{run} has no checkpoint: it was stopped before the first")
     opened = open_newest(run, everything=True)
     values, tensors = opened.values, opened.tensors
     check_unchanged(values["config"], read_config(run), opened.folder / "state.json")
