@@ -198,9 +198,7 @@ def _remove(folder: Path) -> None:
 
 def checkpoints(run: Path) -> list[Path]:
     """Folders of the run's checkpoints, sound or not, newest first."""
-    if not (run / FOLDER).is_dir():
-        return []
-    found = [folder for folder in (run / FOLDER).iterdir() if _CHECKPOINT.fullmatch(folder.name)]
+    found = [path for path in (run / FOLDER).glob("step-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda folder: (-_step(folder), folder.suffix))
 
 
