@@ -55,13 +55,15 @@ def ours_for(theirs: object, **settings: object) -> SSDScheduler:
 
 
 @pytest.mark.parametrize("total", [60, pytest.param(1000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_every_step_is_that_of_ddpm(prediction: str, beta_schedule: str, total: int) -> None:
     theirs = exact(diffusers.DDPMScheduler(total, beta_schedule=beta_schedule, prediction_type=prediction))
     ours = ours_for(theirs)
     assert torch.equal(ours.timesteps, theirs.timesteps)
     assert len(ours) == len(theirs) == total
+    named = SSDScheduler.from_config(theirs.config, level_sizes=[[4, 4]]).process.noise
+    np.testing.assert_allclose(named.alpha[1:] ** 2, theirs.alphas_cumprod, rtol=total * EPS)
     for t in ours.timesteps:
         x, output = noise(int(t), 2, 3, 4, 4), noise(int(t) + 5000, 2, 3, 4, 4)
         a, b = (s.step(output, t, x, generator=torch.Generator().manual_seed(7)) for s in (ours, theirs))
@@ -327,7 +329,8 @@ def test_class_labels_and_guidance_reach_the_network() -> None:
 
 def test_the_model_answers_as_its_network() -> None:
     net = random_net(small_config(), 0)
-    model = FlexiUNetModel.wrap(net)
+    model = FlexiUNetModel.wrap(net.train())
+    assert not model.training
     x = noise(0, 2, 3, 4, 4, dtype=torch.float32)
     grown = model(x, 20, out_size=(8, 8)).sample
     assert torch.equal(grown, net(x, torch.tensor([21.0, 21.0]), 0))

@@ -40,11 +40,11 @@ def from_deepinv(
     per_channel  leave the channel axis out of in_shape and out_shape: the physics gets one channel at a time, as
                  processes and `ssdcore_torch.restore` want
 
-    The operator takes torch tensors on the physics' device. Its norm and matrix are found in float64, so a physics that
-    holds tensors of its own should be in float64 for those (``physics.to(torch.float64)``).
+    The operator takes torch tensors on the physics' device, of its precision or less. Its norm, its matrix and
+    `restore` need float64: call ``physics.to(torch.float64)`` where the physics holds tensors, such as a filter.
 
     Raises TypeError for a physics that is not linear, or whose measurements are complex or more than one tensor;
-    ValueError for shapes that do not fit, and tensors on another device than the physics.
+    ValueError for shapes that do not fit, and for tensors on another device or of more precision than the physics.
     """
     kinds = _deepinv().physics
     if not isinstance(physics, kinds.LinearPhysics):
@@ -55,15 +55,20 @@ def from_deepinv(
     ins = positive_shape(in_shape, "from_deepinv")
     adapter = _Physics(physics, per_channel)
     try:
-        measured = adapter.forward(adapter.zeros(ins), ins)
+        measured = adapter.run(physics.A, adapter.zeros(ins), ins)
     except RuntimeError as error:
         raise ValueError(f"from_deepinv: the physics does not take images of shape {ins} ({error})") from error
     outs = positive_shape(tuple(measured.shape[1:]) if out_shape is None else out_shape, "from_deepinv")
     if outs != tuple(measured.shape[1:]):
         raise ValueError(f"from_deepinv: the physics measures {ins} as {tuple(measured.shape[1:])}, not {outs}")
-    return ssd.Functional(
-        lambda x: adapter.forward(x, ins), lambda y: adapter.backward(y, outs), ins, outs, namespace=torch
-    )
+
+    def forward(x: Tensor) -> Tensor:
+        return adapter.run(physics.A, x, ins, outs)
+
+    def adjoint(y: Tensor) -> Tensor:
+        return adapter.run(physics.A_adjoint, y, outs, ins)
+
+    return ssd.Functional(forward, adjoint, ins, outs, namespace=torch)
 
 
 class _Physics:
@@ -72,31 +77,31 @@ class _Physics:
     def __init__(self, physics: Any, per_channel: bool) -> None:
         self.physics, self.per_channel = physics, per_channel
 
-    @property
-    def tensor(self) -> Tensor | None:
-        """A floating-point tensor that the physics holds."""
-        held = [*self.physics.parameters(), *self.physics.buffers()]
-        return next((x for x in held if x.is_floating_point()), None)
+    def held(self) -> tuple[torch.device | None, torch.dtype | None]:
+        """The device of the physics, and the dtype of the floating-point tensors that A works with."""
+        tensors = dict(self.physics.named_parameters()) | dict(self.physics.named_buffers())
+        device = next((x.device for x in tensors.values()), None)
+        # the scalar that marks its device, and the parameters of its noise, stay in float32
+        others = [x for name, x in tensors.items() if not {"_device_holder", "noise_model"} & set(name.split("."))]
+        return device, next((x.dtype for x in others if x.is_floating_point()), None)
 
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
-        held = self.tensor
-        return torch.zeros((1, *shape)) if held is None else held.new_zeros((1, *shape))
+        device, dtype = self.held()
+        return torch.zeros((1, *shape), device=device, dtype=dtype)
 
-    def forward(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return self._run(self.physics.A, x, shape)
-
-    def backward(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return self._run(self.physics.A_adjoint, y, shape)
-
-    def _run(self, apply: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-        held = self.tensor
+    def run(self, apply: Any, x: Tensor, ins: tuple[int, ...], outs: tuple[int, ...] | None = None) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError(f"a deepinv physics takes torch tensors, got {type(x).__module__}.{type(x).__qualname__}")
-        if held is not None and held.device != x.device:
-            raise ValueError(f"the physics is on {held.device}, the tensor on {x.device}; move one of them")
-        batch = x.shape[: x.ndim - len(shape)]
-        images = x.reshape(-1, 1, *shape) if self.per_channel else x.reshape(-1, *shape)
-        y = apply(images)
+        device, dtype = self.held()
+        if device is not None and device != x.device:
+            raise ValueError(f"the physics is on {device}, the tensor on {x.device}; move one of them")
+        if dtype is not None and torch.promote_types(dtype, x.dtype) != dtype:
+            raise ValueError(f"the physics holds {dtype}, the tensor {x.dtype}; call physics.to({x.dtype})")
+        batch = x.shape[: x.ndim - len(ins)]
+        if outs is not None and 0 in batch:  # their convolutions take no empty batch
+            return x.new_zeros((*batch, *outs))
+        images = x.reshape(-1, 1, *ins) if self.per_channel else x.reshape(-1, *ins)
+        y = apply(images if dtype is None else images.to(dtype))
         if not isinstance(y, Tensor) or y.is_complex():
             kind = f"a {y.dtype} tensor" if isinstance(y, Tensor) else type(y).__name__
             raise TypeError(f"from_deepinv: expected the physics to give one real tensor, got {kind}")
