@@ -68,7 +68,8 @@ class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         model = cls(**net.config.to_dict())
         model.net.load_state_dict(net.state_dict())
         first = next(net.parameters())
-        return model.to(first.device, first.dtype).eval()
+        model.net.to(first.device, first.dtype)
+        return model.eval()
 
     def forward(
         self,
