@@ -19,6 +19,7 @@ from ssdcore_torch.sampling._walk import (
     defaults_of,
     device_of,
     evaluating,
+    fill_of,
     host_noise,
     level_sizes_of,
 )
@@ -90,7 +91,8 @@ def restore(
             draw = host_noise(seed, range(first, first + len(part)), y.shape[1], dtype, device)
             guide = _Guide(chain, operator, part, noise_level, law)
             some = None if classes is None else classes[first : first + batch_size].to(device)
-            walk = Walk(net, level_sizes_of(net, proc), chain, sampler, own, clip, guide, some, guidance)
+            fill = fill_of(net, batch_size, len(y))
+            walk = Walk(net, level_sizes_of(net, proc), chain, sampler, own, clip, guide, some, guidance, fill)
             parts.append(walk.down(guide.start(draw).to(dtype), draw, on_step))
     return torch.cat(parts)
 

@@ -12,7 +12,16 @@ from torch import Tensor
 import ssdcore as ssd
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
-from ssdcore_torch.sampling._walk import Denoiser, Draw, Walk, device_of, evaluating, host_noise, level_sizes_of
+from ssdcore_torch.sampling._walk import (
+    Denoiser,
+    Draw,
+    Walk,
+    device_of,
+    evaluating,
+    fill_of,
+    host_noise,
+    level_sizes_of,
+)
 
 _MAX_ITERATIONS = 100
 
@@ -90,7 +99,8 @@ def encode(
             part = images[first : first + batch_size].to(device)
             some = None if classes is None else classes[first : first + batch_size].to(device)
             draw = host_noise(seed, range(first, first + len(part)), part.shape[1], part.dtype, device)
-            walk = Walk(net, sizes, chain, eta=0.0, clip=False, labels=some)
+            fill = fill_of(net, batch_size, len(images))
+            walk = Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill)
             parts.append(_up(walk, part, draw, tolerance))
     states, details = zip(*parts)
     return Encoding(torch.cat(states), tuple(torch.cat(same) for same in zip(*details)), chain.times)
@@ -176,7 +186,8 @@ def decode(
             else:
                 draw = host_noise(seed, range(first, first + len(x)), x.shape[1], x.dtype, device)
             some = None if classes is None else classes[part].to(device)
-            parts.append(Walk(net, sizes, chain, eta=0.0, clip=False, labels=some).down(x, draw))
+            fill = fill_of(net, batch_size, len(encoding.state))
+            parts.append(Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill).down(x, draw))
     return torch.cat(parts)
 
 

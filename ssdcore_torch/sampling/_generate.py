@@ -18,6 +18,7 @@ from ssdcore_torch.sampling._walk import (
     defaults_of,
     device_of,
     evaluating,
+    fill_of,
     host_noise,
     level_sizes_of,
 )
@@ -100,7 +101,7 @@ def generate(
                 `placement` are then of no effect)
     prior       law of x_T as `proc.prior` gives it, over (h, w) or (channels, h, w) at the smallest size;
                 None: N(0, σ_T² I)
-    batch_size  images that go through the network at once
+    batch_size  images that go through the network at once (through a compiled network in the last batch, too)
     clip        clip every prediction to [−1, 1], the range of images
     dtype       of the states and of the result; the network must take it
     on_step     called with (t, x_t, prediction) at every step of every batch, for pictures of the chain
@@ -133,6 +134,7 @@ def generate(
                 clip,
                 labels=part,
                 guidance=guidance,
+                fill=fill_of(net, batch_size, n),
             )
             draw = host_noise(seed, range(first + start, first + stop), channels, dtype, device)
             parts.append(walk.down(law.sample(draw(chain.shape(chain.steps))), draw, on_step))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,6 +58,11 @@ def device_of(net: Denoiser) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def fill_of(net: Denoiser, batch_size: int, n: int) -> int:
+    """`Walk.fill` for n samples in batches: the first batch's size if the network is compiled."""
+    return min(batch_size, n) if isinstance(net, FlexiUNet) and net.compiled else 0
+
+
 @contextmanager
 def evaluating(net: Denoiser) -> Iterator[None]:
     """Inside, a module is in evaluation mode and nothing keeps gradients."""
@@ -77,10 +84,29 @@ def host_noise(seed: int, indices: Sequence[int], channels: int, dtype: torch.dt
     generators = [np.random.default_rng((seed, index)) for index in indices]
 
     def draw(shape: tuple[int, ...]) -> Tensor:
-        drawn = [g.standard_normal((channels, *shape), dtype=np.float32) for g in generators]
-        return torch.from_numpy(np.stack(drawn)).to(device, dtype)
+        drawn = np.empty((len(generators), channels, *shape), dtype=np.float32)
+        for generator, sample in zip(generators, drawn):
+            generator.standard_normal(out=sample, dtype=np.float32)
+        noise = torch.from_numpy(drawn)
+        if device.type == "cuda":  # from pinned memory the copy does not wait for the device
+            noise = noise.pin_memory()
+        return noise.to(device, dtype, non_blocking=True)
 
     return draw
+
+
+def drawn_ahead(draw: Draw, shapes: Sequence[tuple[int, ...]], background: bool) -> Iterator[Tensor]:
+    """draw(shape) for each of the shapes, in order; in the `background`, while the caller works with the one before."""
+    if not background:
+        yield from map(draw, shapes)
+        return
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        pending = deque(worker.submit(draw, shape) for shape in shapes[:1])
+        for shape in shapes[1:]:
+            pending.append(worker.submit(draw, shape))
+            yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 @dataclass(frozen=True)
@@ -95,6 +121,8 @@ class Walk:
     correct  makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None
     labels   (batch,) class labels on the network's device, or None
     guidance weight w of classifier-free guidance: x̂ = x̂_null + w (x̂_label − x̂_null), before clipping; 1: x̂_label
+    fill     show the network batches of at least this many samples, adding some whose predictions are dropped: for
+             compiled networks, where another batch size costs another compilation
     """
 
     net: Denoiser
@@ -106,6 +134,7 @@ class Walk:
     correct: Callable[[Tensor, Tensor, int], Tensor] | None = None
     labels: Tensor | None = None
     guidance: float = 1.0
+    fill: int = 0
 
     def __post_init__(self) -> None:
         defaults_of(self.sampler)
@@ -122,14 +151,19 @@ class Walk:
 
     def predict(self, x: Tensor, k: int) -> Tensor:
         """The clean image at the size of step k − 1, predicted from the state x at step k."""
+        count, missing = len(x), max(0, self.fill - len(x))
+        state, labels = x, self.labels
+        if missing:
+            state = torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+            labels = None if labels is None else torch.cat([labels, labels[:1].expand(missing)])
         if self.guidance == 1:
-            clean = self._evaluate(x, self.labels, k)
+            clean = self._evaluate(state, labels, k)[:count]
         else:
-            assert self.labels is not None
+            assert labels is not None
             assert self.null_label is not None
-            null = torch.full_like(self.labels, self.null_label)
-            both = self._evaluate(torch.cat([x, x]), torch.cat([self.labels, null]), k)
-            labelled, unlabelled = both.chunk(2)
+            null = torch.full_like(labels, self.null_label)
+            both = self._evaluate(torch.cat([state, state]), torch.cat([labels, null]), k)
+            labelled, unlabelled = (half[:count] for half in both.chunk(2))
             clean = unlabelled + self.guidance * (labelled - unlabelled)
         if self.clip:
             clean = clean.clamp(-1, 1)
@@ -144,6 +178,8 @@ class Walk:
         """x_0, the last prediction, from x_T (batch, channels, *smallest size)."""
         chain = self.chain
         previous: Tensor | None = None
+        shapes = [chain.shape(k - 1) for k in range(chain.steps, 1, -1)]
+        noise = drawn_ahead(draw, shapes, background=x.is_cuda)
         for k in range(chain.steps, 0, -1):
             clean = self.predict(x, k)
             if on_step is not None:
@@ -154,5 +190,5 @@ class Walk:
             if self.sampler == "multistep":
                 used = extrapolated(chain, k - 1, k, k + 1, clean, previous)
                 previous = clean
-            x = chain.posterior(x, used, k - 1, k, eta=self.eta).sample(draw(chain.shape(k - 1)))
+            x = chain.posterior(x, used, k - 1, k, eta=self.eta).sample(next(noise))
         return clean

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ssdcore_torch.unet.config import NORM_GROUPS, FlexiUNetConfig, Size
 
@@ -21,30 +22,65 @@ class Norm(nn.GroupNorm):
         super().__init__(NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return self._normed(x).to(x.dtype)
 
-    def with_zero_channels(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of x with zero channels appended up to `num_channels`, without making them.
+    def activated(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """silu(norm(x) · (1 + scale) + shift), rounded to the dtype of x only at the end.
+
+        scale, shift   (batch, channels), both or neither
+        """
+        if by_channel(x):
+            return F.silu(_modulated(x, *self._affine(x), scale, shift)).to(x.dtype)
+        h = self._normed(x)
+        if scale is not None and shift is not None:
+            h = torch.addcmul(shift[:, :, None, None].to(h.dtype), h, 1 + scale[:, :, None, None].to(h.dtype))
+        return F.silu(h).to(x.dtype)
+
+    def activated_with_zeros(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`activated` of x with zero channels appended up to `num_channels`, without making them.
 
         Zero channels still count in their groups' mean and variance, and come out constant in space. Returns
-        the normed x, and those constants, (batch, num_channels − channels of x).
+        what becomes of x, and those constants, (batch, num_channels − channels of x).
         """
-        count, wide = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+        scale, shift = self._affine(x)
+        count = x.shape[1]
+        activated = F.silu(_modulated(x, scale[:, :count], shift[:, :count]))
+        return activated.to(x.dtype), F.silu(shift[:, count:]).to(x.dtype)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.group_norm(x.to(wide), self.num_groups, self.weight.to(wide), self.bias.to(wide), self.eps)
+
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm as a scale and a shift, (batch, num_channels): norm(x) = x · scale + shift, x filled up with zero
+        channels where it has fewer."""
+        wide = torch.promote_types(x.dtype, torch.float32)
         # a group's variance = the mean variance of its channels + the variance of their means,
         # which never takes the difference of two large sums
         variance, mean = torch.var_mean(x.to(wide), dim=(2, 3), correction=0)
-        groups = (self.num_groups, self.num_channels // self.num_groups)
-        mean = F.pad(mean, (0, self.num_channels - count)).unflatten(1, groups)
-        variance = F.pad(variance, (0, self.num_channels - count)).unflatten(1, groups)
+        groups, missing = (self.num_groups, self.num_channels // self.num_groups), self.num_channels - x.shape[1]
+        mean, variance = (F.pad(moment, (0, missing)).unflatten(1, groups) for moment in (mean, variance))
         group_mean = mean.mean(2, keepdim=True)
         group_variance = (variance + (mean - group_mean).square()).mean(2, keepdim=True)
         scale = torch.rsqrt(group_variance + self.eps) * self.weight.to(wide).unflatten(0, groups)
         shift = self.bias.to(wide).unflatten(0, groups) - group_mean * scale
-        scale, shift = scale.flatten(1), shift.flatten(1)
-        normed = x.to(wide) * scale[:, :count, None, None] + shift[:, :count, None, None]
-        return normed.to(x.dtype), shift[:, count:].to(x.dtype)
+        return scale.flatten(1), shift.flatten(1)
+
+
+def by_channel(x: Tensor) -> bool:
+    """Whether to take a norm's moments channel by channel: in compiled CUDA code, where the channels lie side by side
+    and the few of one group do not fill a memory transaction. Elsewhere the library's own group norm is faster."""
+    return x.is_cuda and torch.compiler.is_compiling()
+
+
+def _modulated(
+    x: Tensor, scale: Tensor, shift: Tensor, more_scale: Tensor | None = None, more_shift: Tensor | None = None
+) -> Tensor:
+    """(x · scale + shift) · (1 + more_scale) + more_shift with all four (batch, channels), in one pass over x."""
+    if more_scale is not None and more_shift is not None:
+        factor = 1 + more_scale.to(scale.dtype)
+        scale, shift = scale * factor, shift * factor + more_shift.to(scale.dtype)
+    return torch.addcmul(shift[:, :, None, None], x.to(scale.dtype), scale[:, :, None, None])
 
 
 def _convolve_constant(values: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
@@ -65,7 +101,8 @@ def _convolve_constant(values: Tensor, weight: Tensor, height: int, width: int) 
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))) · (1 + scale) + shift)), scale and shift from the embedded time."""
+    """x + conv(silu(norm(conv(silu(norm(x)))) · (1 + scale) + shift)), scale and shift linear in `embedding`, the
+    activated embedding of time and label."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float) -> None:
         super().__init__()
@@ -80,16 +117,30 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1.activated(x))
         return self.shortcut(x) + self._second_half(h, embedding)
 
     def _second_half(self, h: Tensor, embedding: Tensor) -> Tensor:
-        scale, shift = self.condition(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        h = self.norm2(h) * (1 + scale) + shift
-        return self.conv2(self.dropout(F.silu(h)))
+        scale, shift = self.condition(embedding).chunk(2, dim=1)
+        return self.conv2(self.dropout(self.norm2.activated(h, scale, shift)))
 
 
-class DecoderBlock(nn.Module):
+class Block(nn.Module):
+    """What is kept or recomputed as a whole: with `checkpointed`, a forward pass whose gradients are wanted keeps the
+    arguments alone, and the backward pass runs it again. The results are the same."""
+
+    checkpointed = False
+
+    def forward(self, *arguments: Tensor | None) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            return checkpoint(self.run, *arguments, use_reentrant=False)
+        return self.run(*arguments)
+
+    def run(self, *arguments: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class DecoderBlock(Block):
     """A residual block on the concatenation of x and a skip from the encoder, which may be empty (all zeros),
     then attention if its stage has any."""
 
@@ -100,7 +151,7 @@ class DecoderBlock(nn.Module):
         self.residual = ResidualBlock(in_channels + skip_channels, out, embedding, config.dropout)
         self.attention = Attention(out, config.heads) if stage in config.attention_stages else None
 
-    def forward(self, h: Tensor, embedding: Tensor, skip: Tensor | None) -> Tensor:
+    def run(self, h: Tensor, embedding: Tensor, skip: Tensor | None) -> Tensor:
         """skip = None: what a skip of zeros gives, without making or convolving one."""
         if skip is None:
             h = self._without_skip(h, embedding)
@@ -110,10 +161,10 @@ class DecoderBlock(nn.Module):
 
     def _without_skip(self, x: Tensor, embedding: Tensor) -> Tensor:
         block, count = self.residual, x.shape[1]
-        normed, constants = block.norm1.with_zero_channels(x)
+        activated, constants = block.norm1.activated_with_zeros(x)
         weight = block.conv1.weight
-        h = F.conv2d(F.silu(normed), weight[:, :count], block.conv1.bias, padding=1)
-        h = h + _convolve_constant(F.silu(constants), weight[:, count:], h.shape[2], h.shape[3])
+        h = F.conv2d(activated, weight[:, :count], block.conv1.bias, padding=1)
+        h = h + _convolve_constant(constants, weight[:, count:], h.shape[2], h.shape[3])
         # an input with its skip is always wider than the output, so the block has a convolved shortcut
         assert isinstance(block.shortcut, nn.Conv2d)
         shortcut = F.conv2d(x, block.shortcut.weight[:, :count], block.shortcut.bias)
@@ -133,12 +184,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x).flatten(2))
-        qkv = qkv.view(batch, self.heads, 3, channels // self.heads, height * width)
-        q, k, v = qkv.permute(2, 0, 1, 4, 3)
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = h.transpose(2, 3).reshape(batch, channels, height * width)
-        return x + self.projection(h).unflatten(2, (height, width))
+        # position by position, as a channels-last image lies in memory: no layout changes on the way
+        positions = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = F.linear(positions, self.qkv.weight[:, :, 0], self.qkv.bias)
+        qkv = qkv.view(batch, height * width, self.heads, 3, channels // self.heads)
+        q, k, v = qkv.permute(3, 0, 2, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = F.linear(h, self.projection.weight[:, :, 0], self.projection.bias)
+        return x + h.transpose(1, 2).unflatten(2, (height, width))
 
 
 class TimeEmbedding(nn.Module):
@@ -169,7 +222,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size, mode="nearest-exact"))
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Block):
     """A residual block, then attention if its stage has any."""
 
     def __init__(self, in_channels: int, config: FlexiUNetConfig, stage: int) -> None:
@@ -178,7 +231,7 @@ class EncoderBlock(nn.Module):
         self.residual = ResidualBlock(in_channels, out, 4 * config.base_channels, config.dropout)
         self.attention = Attention(out, config.heads) if stage in config.attention_stages else None
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def run(self, h: Tensor, embedding: Tensor) -> Tensor:
         h = self.residual(h, embedding)
         return h if self.attention is None else self.attention(h)
 
@@ -205,7 +258,7 @@ class EncoderStage(nn.Module):
         return h
 
 
-class Middle(nn.Module):
+class Middle(Block):
     """Residual block, attention, residual block, at the smallest size."""
 
     def __init__(self, config: FlexiUNetConfig) -> None:
@@ -215,7 +268,7 @@ class Middle(nn.Module):
         self.attention = Attention(channels, config.heads)
         self.block2 = ResidualBlock(channels, channels, embedding, config.dropout)
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def run(self, h: Tensor, embedding: Tensor) -> Tensor:
         return self.block2(self.attention(self.block1(h, embedding)), embedding)
 
 
