@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -54,14 +55,42 @@ def number(text: str) -> float:
     return value
 
 
-def picture(text: str) -> Path:
-    """An argparse type: a file whose name says a picture format that can be written, in a folder that exists."""
+def positive(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
+    return value
+
+
+def new_file(text: str) -> Path:
+    """An argparse type: a file in a folder that exists."""
     path = Path(text)
-    if picture_format(path) not in Image.SAVE:
-        raise argparse.ArgumentTypeError(f"{text} names no picture format; end it in .png")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent} to write {path.name} in; make it first")
     return path
+
+
+def picture(text: str) -> Path:
+    """An argparse type: a file whose name says a picture format that can be written, in a folder that exists."""
+    if picture_format(Path(text)) not in Image.SAVE:
+        raise argparse.ArgumentTypeError(f"{text} names no picture format; end it in .png")
+    return new_file(text)
+
+
+def picture_or_array(text: str) -> Path:
+    """An argparse type: the same, or an .npz file."""
+    return new_file(text) if Path(text).suffix == ".npz" else picture(text)
+
+
+def animation(text: str) -> Path:
+    """An argparse type: a .gif file in a folder that exists."""
+    if Path(text).suffix.lower() != ".gif":
+        raise argparse.ArgumentTypeError(f"{text}: an animation is written as GIF; end it in .gif")
+    return new_file(text)
 
 
 class UserError(Exception):
@@ -69,9 +98,13 @@ class UserError(Exception):
 
 
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    """Run a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130.
+
+    Under torchrun what stopped a process stands in torchrun's own report, too.
+    """
+    launched = os.environ.get("TORCHELASTIC_ERROR_FILE")
     try:
-        status = command(argv)
+        status = _recorded(command, argv) if launched else command(argv)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         status = BAD_INPUT
@@ -79,6 +112,12 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
         print("interrupted", file=sys.stderr)
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _recorded(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(command)(argv) or 0
 
 
 def open_device(name: str | None) -> torch.device:

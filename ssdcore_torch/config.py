@@ -112,6 +112,8 @@ class TrainConfig:
     pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
     change_share   share of the batches that train a size-increasing step; None: as uniform times give it,
                    (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
+    equal_cost     a step at a low level takes every image at several times, each with noise of its own, so that all
+                   steps cost about the same
     precision      of the network's arithmetic; weights, averages and optimizer are float32 always, so bfloat16, with
                    float32's range, needs no scaling of the loss (float16 would, and is not offered);
                    "auto": bfloat16 on CUDA, float32 elsewhere
@@ -139,6 +141,7 @@ class TrainConfig:
     label_dropout: float = 0.1
     snr_clamp: float = 5.0
     weight_decay: float = 0.0
+    equal_cost: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: int = 50
     save_every: int = 1000
@@ -153,8 +156,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"train.{name}: expected at least 1, got {value}")
-        if self.evaluate_samples < 2:
-            raise ValueError(f"train.evaluate_samples: expected at least 2, got {self.evaluate_samples}")
+        if self.evaluate_samples < 4:
+            raise ValueError(f"train.evaluate_samples: expected at least 4, got {self.evaluate_samples}")
         for name in ("warmup", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name}: expected at least 0, got {getattr(self, name)}")

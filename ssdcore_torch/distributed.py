@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from datetime import timedelta
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import ssdcore as ssd
 from ssdcore_torch import cli
+from ssdcore_torch.sampling import generate
+from ssdcore_torch.unet import FlexiUNet
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ def connect(device: str | None = None) -> Iterator[World]:
     opened = cli.open_device(device)
     if opened.type == "cuda":
         torch.cuda.set_device(opened)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if opened.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if opened.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield World(rank, size, local, opened)
     except RuntimeError as error:
@@ -110,6 +115,7 @@ def connect(device: str | None = None) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+PATIENCE = timedelta(hours=2)  # the others wait this long while rank 0 decodes, or draws samples
 _VARIABLES = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
 
 
@@ -123,3 +129,23 @@ def _explain(error: RuntimeError, rank: int) -> NoReturn:
             f"rank {rank} lost contact with another rank: the message of the rank that stopped first says why"
         ) from error
     raise error
+
+
+def generate_shared(
+    world: World,
+    net: FlexiUNet,
+    process: ssd.LinearDiffusion,
+    n: int,
+    *,
+    labels: list[int] | None = None,
+    **options: Any,
+) -> Tensor:
+    """`ssdcore_torch.generate` with its n samples drawn by all ranks together; every rank gets all, and the same ones
+    as a world of one. `on_step` sees this rank's only."""
+    mine = world.share(n)
+    shape = (len(mine), net.config.in_channels, *process.shape(0))
+    drawn = torch.empty(shape, device=world.device)
+    if mine:
+        chosen = None if labels is None else [labels[i] for i in mine]
+        drawn = generate(net, process, len(mine), first=mine.start, labels=chosen, **options)
+    return world.gather(drawn)

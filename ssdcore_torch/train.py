@@ -1,257 +1,84 @@
-"""python -m ssdcore_torch.train: train a Flexi-UNet, draw samples, leave a run folder."""
+"""python -m ssdcore_torch.train: train a Flexi-UNet, draw samples, leave a run folder.
+
+Under `torchrun --nproc_per_node=N -m -- ssdcore_torch.train …` the batch is shared by N processes, one a device.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
-from tqdm import tqdm
 
 import ssdcore as ssd
-from ssdcore_torch import checkpoint, cli, images
-from ssdcore_torch.config import PRESETS, Config, differences, preset
-from ssdcore_torch.data import EMBEDDED, ImageSet, Order, load_images
-from ssdcore_torch.diffusion import Objective
-from ssdcore_torch.sampling import fit_moments, generate, level_sizes_of, to_float
-from ssdcore_torch.unet import FlexiUNet
-
-SAMPLES = 64
-SAMPLE_STEPS = 100
-
-
-class Trainer:
-    """Network, moving average, optimizer and data of a run, and the step that advances them.
-
-    A step is a function of (state, config, step number): every random number is drawn from a generator keyed by
-    (seed, step), so that a run which is saved, stopped and restored goes on as if it had not been stopped.
-    """
-
-    def __init__(self, config: Config, data: ImageSet, device: torch.device) -> None:
-        torch.manual_seed(config.seed)
-        self.config, self.device = config, device
-        self.process = config.build_process()
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.net, self.ema = (FlexiUNet(config.network).to(device) for _ in range(2))
-        for net in (self.net, self.ema):
-            net.to(memory_format=layout)  # type: ignore[call-overload]
-        self.ema.eval().requires_grad_(False)
-        self.ema.load_state_dict(self.net.state_dict())
-        train = config.train
-        self.objective = Objective(self.process, train.snr_clamp, train.pixel_share, train.change_share)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
-        )
-        self.images = torch.from_numpy(data.images).permute(0, 3, 1, 2).contiguous().to(device)
-        self.order = Order(len(data), train.batch_size, config.seed)
-        self.sizes = level_sizes_of(self.net, self.process)
-        self.step = 0
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then constant or a cosine to zero."""
-        train = self.config.train
-        rate = train.learning_rate * min(1.0, (step + 1) / max(train.warmup, 1))
-        if train.cosine_decay:
-            rate *= 0.5 * (1 + math.cos(math.pi * step / train.steps))
-        return rate
-
-    def train_step(self, indices: np.ndarray) -> Tensor:
-        """One optimizer step on these images; the loss, left on the device."""
-        config, step = self.config, self.step
-        # Keys the noise and any dropout of this step.
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step)).generate_state(1, np.uint64)[0] >> 1))
-        batch = self.objective.draw(len(indices), config.seed, step)
-        x0 = to_float(self.images[torch.from_numpy(indices).to(self.device, non_blocking=True)])
-        noise = torch.randn(len(x0), x0.shape[1], *batch.path.size, device=self.device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self.objective(self.net, x0, batch, noise, self.sizes.index(batch.path.out_size))
-        loss.backward()
-        self.optimizer.step()
-        decay = min(config.train.ema[0], (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
-        self.step += 1
-        return loss.detach()
-
-    def state(self) -> checkpoint.State:
-        named = dict(self.net.named_parameters())
-        moments = {name: self.optimizer.state.get(p, {}) for name, p in named.items()}
-        # A parameter that no path has used yet has no moments: zeros after zero updates is the same.
-        return checkpoint.State(
-            step=self.step,
-            images=len(self.images),
-            model=self.net.state_dict(),
-            averages={"ema": self.ema.state_dict()},
-            first_moments={n: m.get("exp_avg", torch.zeros_like(named[n])) for n, m in moments.items()},
-            second_moments={n: m.get("exp_avg_sq", torch.zeros_like(named[n])) for n, m in moments.items()},
-            updates={n: m.get("step", torch.tensor(0.0)) for n, m in moments.items()},
-        )
-
-    def restore(self, state: checkpoint.State) -> None:
-        """Go on from a saved state. Raises ValueError if it was trained on another number of images."""
-        if state.images != len(self.images):
-            raise ValueError(
-                f"this run was trained on {state.images} images, and its data now has {len(self.images)}: "
-                "put the same images back, or start another run"
-            )
-        self.net.load_state_dict(state.model)
-        self.ema.load_state_dict(state.averages["ema"])
-        packed = self.optimizer.state_dict()
-        packed["state"] = {
-            i: {
-                "step": state.updates[name],
-                "exp_avg": state.first_moments[name],
-                "exp_avg_sq": state.second_moments[name],
-            }
-            for i, (name, _) in enumerate(self.net.named_parameters())
-        }
-        self.optimizer.load_state_dict(packed)
-        self.step = state.step
-
-
-class Log:
-    """log.jsonl: one JSON line an interval."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        """Go on with a log; lines past `step` belong to work that was not saved and is done again."""
-        kept: list[str] = []
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-        checkpoint.write_atomically(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
-        self.path = path
-
-    def write(self, values: dict[str, float | int]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a crash
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM put their number into, once; a second one acts as usual."""
-    received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for other, handler in previous.items():
-            signal.signal(other, handler)
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def train(trainer: Trainer, out: Path) -> bool:
-    """Train to the configured number of steps, logging and saving on the way; False if asked to stop before."""
-    config = trainer.config
-    total, log = config.train.steps, Log(out / "log.jsonl", trainer.step)
-    batches = trainer.order.batches(trainer.step)
-    losses = torch.zeros((), device=trainer.device)
-    mark, since = trainer.step, time.perf_counter()
-    interval = 0.5 if sys.stderr.isatty() else 10.0
-    bar = tqdm(total=total, initial=trainer.step, unit="step", mininterval=interval, dynamic_ncols=True)
-    with stop_requests() as stops, bar:
-        while trainer.step < total and not stops:
-            losses += trainer.train_step(next(batches))
-            bar.update()
-            if trainer.step % config.train.log_every == 0 or trainer.step == total:
-                loss, now = _finite(losses, mark, trainer.step) / (trainer.step - mark), time.perf_counter()
-                speed = (trainer.step - mark) * config.train.batch_size / (now - since)
-                rate = trainer.learning_rate(trainer.step - 1)
-                log.write(
-                    {"step": trainer.step, "loss": loss, "learning_rate": rate, "images_per_second": round(speed, 1)}
-                )
-                bar.set_postfix({"loss": f"{loss:.4g}", "images/s": f"{speed:.0f}"}, refresh=False)
-                losses.zero_()
-                mark, since = trainer.step, now
-            if trainer.step % config.train.save_every == 0 and trainer.step < total:
-                _finite(losses, mark, trainer.step)
-                checkpoint.save_state(out, trainer.state(), config.train.keep)
-    _finite(losses, mark, trainer.step)
-    checkpoint.save_state(out, trainer.state(), config.train.keep)
-    return trainer.step >= total
-
-
-def _finite(losses: Tensor, first: int, last: int) -> float:
-    """The sum of the losses since the last line of the log; called before every save, so that no save holds NaNs."""
-    total = losses.item()
-    if not math.isfinite(total):
-        raise cli.UserError(
-            f"the loss became {total} between steps {first} and {last}: not saved, so the run's last checkpoint is "
-            "sound; start another run with a larger --batch-size, or a preset with a lower learning rate"
-        )
-    return total
-
-
-def draw_pictures(run: checkpoint.Run) -> None:
-    """samples.png and denoising.png, from the averaged weights."""
-    chain: list[tuple[int, Tensor, Tensor]] = []
-    steps = min(SAMPLE_STEPS, run.process.steps)
-    drawn = generate(
-        run.ema,
-        run.process,
-        SAMPLES,
-        steps=steps,
-        seed=run.config.seed,
-        prior=run.prior,
-        batch_size=SAMPLES,
-        on_step=lambda t, x_t, prediction: chain.append((t, x_t, prediction)),
-    )
-    images.save(images.grid(drawn), run.path / "samples.png")
-    images.save(images.denoising_strip(chain), run.path / "denoising.png")
+from ssdcore_torch import checkpoint, cli
+from ssdcore_torch.config import PRESETS, Config, differences, preset, read_settings, setting
+from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, open_images
+from ssdcore_torch.distributed import World, connect
+from ssdcore_torch.training import Extras, NotFiniteError, Trainer, final_pictures, fitted_prior, plan, replay, train
 
 
 def parser() -> argparse.ArgumentParser:
     options = cli.Parser(
         "ssdcore_torch.train",
         "Train a scale space diffusion model and draw samples from it. Without options: a small model on the drawings "
-        "that come with the package, in minutes on a CPU; a 64-pixel one on a GPU.",
+        "that come with the package, in minutes on a CPU; a 64-pixel one on a GPU. On N GPUs: torchrun "
+        "--nproc_per_node=N -m -- ssdcore_torch.train and the same options.",
     )
     add = options.add_argument
     add("--preset", help=f"one of {', '.join(PRESETS)} (default: gpu64 with a CUDA device, else cpu)")
-    add("--data", metavar="FOLDER_OR_NPZ", help="images: a folder, an .npz or an .npy file (default: the preset's)")
+    add(
+        "--data",
+        metavar="DATA",
+        help="images: a folder, an .npz or .npy file, tar shards, hf:NAME of a Hugging Face dataset (default: the "
+        "preset's)",
+    )
     add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
     add("--levels", type=cli.whole_number(1), metavar="N", help="resolution levels, each half the size of the last")
     add("--schedule", type=Path, metavar="FILE", help="resolution schedule that `python -m ssdcore design --out` wrote")
+    add("--conditional", action="store_true", help="learn the data's class labels, to sample a class of your choice")
     add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps")
-    add("--batch-size", type=cli.whole_number(1), metavar="N", help="images a step")
+    add("--batch-size", type=cli.whole_number(1), metavar="N", help="images a step, over all processes")
     add("--seed", type=cli.whole_number(0), metavar="N", help="of weights, order, times and noise (default: 0)")
+    add("--config", type=Path, metavar="FILE", help="YAML or JSON file of settings, laid over the preset's")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one setting of config.json, as in train.clip=1.0 or data.flip=true; may be given several times",
+    )
     add("--out", type=Path, metavar="RUN", help="run folder to make (default: the first free of runs/PRESET, …-2, …)")
-    add("--resume", action="store_true", help="go on with the run in --out; of the options only --steps may change")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out from its newest sound checkpoint; options that would change what is trained "
+        "are refused",
+    )
+    add(
+        "--replay",
+        type=cli.whole_number(0),
+        metavar="STEP",
+        help="with --resume: go to this step, look at it, save nothing",
+    )
+    add("--dry-run", action="store_true", help="say what the run will cost (parameters, memory, time) and stop")
+    add("--tensorboard", action="store_true", help="write TensorBoard's event files into the run folder, too")
+    add("--profile", action="store_true", help="trace some steps once the run is warm, into RUN/profile")
     add("--device", help="cpu, cuda, cuda:1, … (default: a CUDA device if there is one)")
     return options
 
 
 def _config(args: argparse.Namespace, device: torch.device, saved: Config | None) -> Config:
     """The configuration asked for: the saved run's or the preset's, with the options laid over it."""
-    data = None if args.data is None else str(Path(args.data).resolve())
+    data = args.data
+    if data is not None and Path(data).exists():
+        data = str(Path(data).resolve())  # so that the run can be resumed from another folder
     if args.preset is not None or saved is None:
         name = args.preset or ("gpu64" if device.type == "cuda" else "cpu")
         config = preset(name, data or (saved.data.path if saved and saved.data.path != EMBEDDED else None))
@@ -268,10 +95,36 @@ def _config(args: argparse.Namespace, device: torch.device, saved: Config | None
             config = config.scheduled(schedule)
         except ValueError as error:
             raise ValueError(f"--schedule {args.schedule}: {error}") from error
+    if args.config is not None:
+        try:
+            config = config.overlaid(read_settings(args.config.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"--config {args.config}: {error}") from error
+    for text in args.set:
+        try:
+            config = config.overlaid(setting(text))
+        except ValueError as error:
+            raise ValueError(f"--set {text}: {error}") from error
     if args.seed is not None:
         config = replace(config, seed=args.seed)
     changes = {"steps": args.steps, "batch_size": args.batch_size}
     return replace(config, train=replace(config.train, **{k: v for k, v in changes.items() if v is not None}))
+
+
+def _conditional(config: Config, data: ImageSet | ImageStream, asked: bool) -> Config:
+    """The configuration with the data's classes, where the network is to know them. Raises ValueError for no labels."""
+    if not asked and config.network.num_classes is None:
+        return config
+    if data.labels is None or not data.class_names:
+        raise ValueError(
+            f"a class-conditional network needs labels, and {data.source} has none: give a folder with a folder a "
+            "class, or an .npz with labels and class_names, or leave --conditional out"
+        )
+    known, names = config.data.class_names, data.class_names
+    if known and known != names:
+        raise ValueError(f"the run was trained on the classes {list(known)}, and its data now has {list(names)}")
+    network = replace(config.network, num_classes=len(names))
+    return replace(config, network=network, data=replace(config.data, class_names=names))
 
 
 def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) -> Path:
@@ -284,9 +137,8 @@ def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) 
         return folder
     out: Path = args.out
     if saved is not None:
-        same_steps = replace(config, train=replace(config.train, steps=saved.train.steps))
-        if changed := differences(same_steps, saved):
-            raise ValueError(f"--resume: {out} was made otherwise ({'; '.join(changed)}): leave these options out")
+        if refused := checkpoint.resumable_changes(saved, config).refused:
+            raise ValueError(f"--resume: {out} was made otherwise ({'; '.join(refused)}): leave these options out")
     elif (out / "config.json").exists():
         changed = differences(config, checkpoint.read_config(out))
         advice = f"of another configuration ({'; '.join(changed)})" if changed else "(add --resume to go on with it)"
@@ -296,67 +148,158 @@ def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) 
     return out
 
 
-def prepare(args: argparse.Namespace) -> tuple[Trainer, Path]:
+def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
     """Check everything, read the data, build or restore the trainer; only then make the run folder."""
-    device = cli.open_device(args.device)
-    if args.resume and args.out is None:
-        raise cli.UserError("--resume needs --out RUN, the folder of the run to go on with")
+    if args.out is None and (args.resume or world.size > 1):
+        why = "--resume needs" if args.resume else "several processes need"
+        raise cli.UserError(f"{why} --out RUN, the folder of the run")
+    if args.replay is not None and (not args.resume or world.size > 1):
+        raise cli.UserError("--replay needs --out RUN --resume, and one process")
     try:
         saved = checkpoint.read_config(args.out) if args.resume else None
-        config = _config(args, device, saved)
+        started = saved is not None and checkpoint.was_saved(args.out)  # else it was stopped before its first save
+        config = _config(args, world.device, saved)
+        data = open_images(
+            config.data.path,
+            config.size,
+            classes=config.data.classes,
+            crop=config.data.crop,
+            workers=config.data.workers,
+            memory_gib=config.data.memory_gib,
+            broken_share=config.data.broken_share,
+            world=world,
+        )
+        config = _conditional(config, data, args.conditional)
         out = _run_folder(args, config, saved)
-        data = load_images(config.data.path, config.size, config.data.classes)
-        trainer = Trainer(config, data, device)
-        if saved is not None and checkpoint.was_saved(out):  # else it was stopped before its first save
+        trainer = Trainer(config, data, world)
+        if started:
             trainer.restore(checkpoint.load_state(out, trainer.net.state_dict()))
         if trainer.step > config.train.steps:
             raise ValueError(f"--steps {config.train.steps}: this run has done {trainer.step}; take at least as many")
-        moments = fit_moments(trainer.images, trainer.process)
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_config(out, config)
-        if moments is not None:
-            checkpoint.save_prior(out, moments)
-    except (ValueError, OSError) as error:
+        world.wait()  # until all have found the folder free
+        if args.dry_run or args.replay is not None:
+            return trainer, out
+        if world.leader:
+            out.mkdir(parents=True, exist_ok=True)
+            checkpoint.save_config(out, config)
+            if not (out / "prior.safetensors").exists():
+                moments = fitted_prior(data, trainer.process)
+                if moments is not None:
+                    checkpoint.save_prior(out, moments)
+        world.wait()
+        trainer.prior = checkpoint.load_prior(out, config, world.device)
+    except (ValueError, OSError, ImportError) as error:
         raise cli.UserError(str(error)) from error
+    if world.leader:
+        _note(data, saved, config)
+    return trainer, out
+
+
+def _note(data: ImageSet | ImageStream, saved: Config | None, config: Config) -> None:
     if data.skipped:
         name, reason = data.skipped[0]
         more = f" and {len(data.skipped) - 1} more" if len(data.skipped) > 1 else ""
         count = len(data) + len(data.skipped)
         print(f"skipped {len(data.skipped)} of {count} files: {name} ({reason}){more}", file=sys.stderr)
-    return trainer, out
+    if saved is not None:
+        for change in checkpoint.resumable_changes(saved, config).allowed:
+            print(f"changed: {change}", file=sys.stderr)
+
+
+def _extras(args: argparse.Namespace, trainer: Trainer) -> Extras:
+    if trainer.config.train.evaluate_every is None:
+        return Extras(None, args.tensorboard, args.profile)
+    from ssdcore_torch.training.evaluation import Evaluation
+
+    try:
+        return Extras(Evaluation(trainer), args.tensorboard, args.profile)
+    except (ValueError, ImportError) as error:
+        raise cli.UserError(f"train.evaluate_every: {error}") from error
+
+
+def _describe(trainer: Trainer, out: Path) -> str:
+    config, world = trainer.config, trainer.world
+    sizes = " → ".join(str(size[0]) for size in reversed(config.network.level_sizes))
+    parameters = sum(p.numel() for p in trainer.net.parameters())
+    classes = "" if config.network.num_classes is None else f", {config.network.num_classes} classes"
+    processes = "" if world.size == 1 else f" and {world.size - 1} more"
+    return (
+        f"{config.preset}: {trainer.images} images{classes}, sizes {sizes}, {parameters / 1e6:.2f} M parameters, "
+        f"{config.train.steps} steps of {config.train.batch_size} on {world.device}{processes}; writing to {out}"
+    )
+
+
+def _run(args: argparse.Namespace, world: World) -> int:
+    trainer, out = prepare(args, world)
+    say = print if world.leader else _silent
+    if args.dry_run:
+        say(_describe(trainer, out).replace("writing to", "would write to"))
+        say(plan(trainer).table())
+        return 0
+    try:
+        if args.replay is not None:
+            for line in replay(trainer, args.replay):
+                print(line)
+            return 0
+        say(_describe(trainer, out))
+        started, first = time.perf_counter(), trainer.step
+        finished = train(trainer, out, _extras(args, trainer))
+    except NotFiniteError as error:
+        again = f"python -m ssdcore_torch.train --out {out} --resume"
+        raise cli.UserError(
+            f"{error}. Nothing was saved after the last checkpoint, which is sound. To look at this step image by "
+            f"image: {again} --replay {error.step}. If nothing is wrong with the images, start another run with a "
+            "lower train.learning_rate, or with train.clip"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise cli.UserError(f"{out} cannot be written ({error}): its last checkpoint is intact, to --resume") from error
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        # Too much of the data is broken, or a process that decodes was killed.
+        raise cli.UserError(f"{error}; the run's last checkpoint is intact, to --resume") from error
+    again = f"python -m ssdcore_torch.train --out {out} --resume"
+    if not finished:
+        say(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
+        return cli.INTERRUPTED
+    trained = time.perf_counter()
+    if world.leader:
+        final_pictures(checkpoint.load_run(out, world.device))
+    world.wait()
+    say(_summary(trainer, out, trainer.step - first, trained - started, time.perf_counter() - trained))
+    return 0
+
+
+def _summary(trainer: Trainer, out: Path, steps: int, training: float, drawing: float) -> str:
+    """Figures, where the files are, what to do next."""
+    config = trainer.config
+    speed = steps * config.train.batch_size / max(training, 1e-9)
+    lines = [f"{steps} steps in {training:.0f} s ({speed:.0f} images/s), samples in {drawing:.0f} s"]
+    if trainer.skipped:
+        lines.append(f"{trainer.skipped} updates left out as spikes (train.skip_spikes)")
+    if trainer.best is not None:
+        best: Mapping[str, Any] = trainer.best
+        lines.append(f"best Fréchet distance {best['frechet']:.4g} after step {best['step']}")
+    lines += [
+        f"  {out / 'samples.png'}    samples",
+        f"  {out / 'denoising.png'}  from noise to image: x_t above, prediction below",
+        f"  {out / 'log.jsonl'}      the loss",
+        f"  {out / 'ema.safetensors'}  the averaged weights",
+        f"next: python -m ssdcore_torch.sample {out} --n 64 --steps 100 --seed 1 --out grid.png",
+        f"      python -m ssdcore_torch.evaluate {out}",
+    ]
+    return "\n".join(lines)
+
+
+def _silent(text: str) -> None:
+    """Ranks but the first say nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     args = parser().parse_args(argv)
-    trainer, out = prepare(args)
-    config = trainer.config
-    sizes = " → ".join(str(size[0]) for size in reversed(config.network.level_sizes))
-    parameters = sum(p.numel() for p in trainer.net.parameters())
-    print(
-        f"{config.preset}: {len(trainer.images)} images, sizes {sizes}, {parameters / 1e6:.2f} M parameters, "
-        f"{config.train.steps} steps of {config.train.batch_size} on {trainer.device}; writing to {out}"
-    )
-    started, first = time.perf_counter(), trainer.step
-    try:
-        finished = train(trainer, out)
-    except (OSError, SafetensorError) as error:
-        raise cli.UserError(f"{out} cannot be written ({error}): its last checkpoint is intact, to --resume") from error
-    if not finished:
-        again = f"python -m ssdcore_torch.train --out {out} --resume"
-        print(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
-        return cli.INTERRUPTED
-    trained = time.perf_counter()
-    draw_pictures(checkpoint.load_run(out, trainer.device))
-    drawn = time.perf_counter()
-    print(
-        f"{trainer.step - first} steps in {trained - started:.0f} s, {SAMPLES} samples in {drawn - trained:.0f} s\n"
-        f"  {out / 'samples.png'}    samples\n"
-        f"  {out / 'denoising.png'}  from noise to image: x_t above, prediction below\n"
-        f"  {out / 'log.jsonl'}      the loss\n"
-        f"next: python -m ssdcore_torch.sample {out} --n 64 --steps 100 --seed 1 --out grid.png"
-    )
-    return 0
+    with connect(args.device) as world:
+        return _run(args, world)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,12 @@ from test_checkpoint import equal_states, tiny_config
 
 from ssdcore_torch.checkpoint import load_state, save_config, save_state
 from ssdcore_torch.data import ImageSet
-from ssdcore_torch.train import Log, Trainer
+from ssdcore_torch.distributed import World
+from ssdcore_torch.sampling import to_float
+from ssdcore_torch.training import Trainer
+from ssdcore_torch.training.log import Log
+
+WORLD = World(0, 1, 0, torch.device("cpu"))
 
 
 def tiny_data(count: int = 10) -> ImageSet:
@@ -22,11 +27,11 @@ def tiny_data(count: int = 10) -> ImageSet:
 
 
 def trainer() -> Trainer:
-    return Trainer(tiny_config(), tiny_data(), torch.device("cpu"))
+    return Trainer(tiny_config(), tiny_data(), WORLD)
 
 
 def advance(made: Trainer, steps: int) -> list[float]:
-    batches = made.order.batches(made.step)
+    batches = made.feed.batches(made.step)
     return [made.train_step(next(batches)).item() for _ in range(steps)]
 
 
@@ -55,15 +60,14 @@ def test_learning_rate_warms_up_and_decays() -> None:
 
 
 def test_loss_falls_on_a_tiny_run() -> None:
-    made = Trainer(tiny_config(steps=60), tiny_data(), torch.device("cpu"))
+    made = Trainer(tiny_config(steps=60), tiny_data(), WORLD)
 
     def held_out_loss() -> float:
-        total = 0.0
+        total, x0 = 0.0, to_float(torch.from_numpy(tiny_data().images).permute(0, 3, 1, 2))
         with torch.no_grad():
             for step in range(1000, 1024):
                 batch = made.objective.draw(10, seed=1, step=step)
-                x0 = made.images.float() / 127.5 - 1
-                noise = torch.randn(10, 3, *batch.path.size, generator=torch.Generator().manual_seed(step))
+                noise = torch.randn(batch.noise_shape(3), generator=torch.Generator().manual_seed(step))
                 total += made.objective(made.net.eval(), x0, batch, noise, made.sizes.index(batch.path.out_size)).item()
         made.net.train()
         return total / 24
@@ -77,7 +81,7 @@ def test_a_state_of_other_data_is_refused(tmp_path: Path) -> None:
     made = trainer()
     save_config(tmp_path, made.config)
     save_state(tmp_path, made.state())
-    other = Trainer(tiny_config(), tiny_data(11), torch.device("cpu"))
+    other = Trainer(tiny_config(), tiny_data(11), WORLD)
     with pytest.raises(ValueError, match="10 images, and its data now has 11"):
         other.restore(load_state(tmp_path, other.net.state_dict()))
 

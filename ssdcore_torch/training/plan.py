@@ -1,0 +1,152 @@
+"""What a run will cost, before it starts: parameters, operations, memory, time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssdcore_torch.data import ImageBatch
+from ssdcore_torch.diffusion import Path
+from ssdcore_torch.training.trainer import Trainer
+from ssdcore_torch.unet import FlexiUNet
+from ssdcore_torch.unet.network import forward_flops
+
+TIMED = 3  # steps of each path that are timed, after one that is not
+
+
+@dataclass(frozen=True)
+class PathPlan:
+    """One path of a run: its share of the steps, forward GFLOP an image, seconds a step."""
+
+    path: Path
+    share: float
+    gflop: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's costs on this device.
+
+    parameters   of the network
+    state_bytes  weights, gradients, optimizer moments and averages
+    saved_bytes  what the largest path keeps for its backward pass, at this process' part of a batch, in float32
+    seconds      of all the steps, as measured on this device with images drawn at random; loading is not in it
+    """
+
+    parameters: int
+    state_bytes: int
+    saved_bytes: int
+    paths: tuple[PathPlan, ...]
+    steps: int
+    seconds: float
+
+    def table(self) -> str:
+        """The plan in words and a table."""
+        head = f"{self.parameters / 1e6:.2f} M parameters; {self.steps} steps in about {_duration(self.seconds)}\n"
+        memory = (
+            f"memory a process: {_gib(self.state_bytes)} of weights, gradients, moments and averages, and about "
+            f"{_gib(self.saved_bytes)} kept for the backward pass of the largest path\n"
+        )
+        rows = [f"{'path':>16} {'steps':>9} {'GFLOP an image':>15} {'s a step':>9}"]
+        for plan in self.paths:
+            size, out = (f"{h}×{w}" for h, w in (plan.path.size, plan.path.out_size))
+            name = size if size == out else f"{size} → {out}"
+            rows.append(f"{name:>16} {plan.share * self.steps:>9.0f} {plan.gflop:>15.3f} {plan.seconds:>9.3f}")
+        return head + memory + "\n".join(rows)
+
+
+def plan(trainer: Trainer) -> Plan:
+    """Measure a few steps of every path on random images. The trainer is used up: build another to train."""
+    config, objective = trainer.config, trainer.objective
+    sizes = config.network.level_sizes
+    images = _random_images(trainer)
+    paths = []
+    for path, share in zip(objective.paths, objective.path_probabilities):
+        if share == 0:
+            continue
+        level, out_level = (sizes.index((size[0], size[1])) for size in (path.size, path.out_size))
+        gflop = forward_flops(config.network, level, out_level) / 1e9
+        paths.append(PathPlan(path, float(share), gflop, _seconds_a_step(trainer, images, path)))
+    parameters = sum(p.numel() for p in trainer.net.parameters())
+    copies = 4 + len(trainer.averages.state())
+    largest = max(objective.paths, key=lambda path: (path.out_size, path.size))
+    part = config.train.batch_size // (trainer.world.size * config.train.accumulate)
+    return Plan(
+        parameters,
+        4 * copies * parameters,
+        part * saved_bytes(trainer.net, largest),
+        tuple(paths),
+        config.train.steps,
+        config.train.steps * sum(p.share * p.seconds for p in paths),
+    )
+
+
+def saved_bytes(net: FlexiUNet, path: Path) -> int:
+    """Bytes that one image's forward pass keeps for the backward pass in float32, found on shapes alone."""
+    config, sizes = net.config, net.config.level_sizes
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()  # the storage's address: on the meta device it has no data's
+        return tensor  # alive until the graph is gone, so that no address comes twice
+
+    back: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
+    with torch.device("meta"):
+        twin = FlexiUNet(config)
+        weights = {p.untyped_storage()._cdata for p in twin.parameters()}
+        x, t = torch.empty(1, config.in_channels, *path.size), torch.ones(1)
+        label = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
+        with torch.autograd.graph.saved_tensors_hooks(note, back):
+            out = twin(x, t, sizes.index((path.out_size[0], path.out_size[1])), label)
+        del out
+    return sum(size for storage, size in kept.items() if storage not in weights)
+
+
+def _random_images(trainer: Trainer) -> ImageBatch:
+    config, device = trainer.config, trainer.world.device
+    count = config.train.batch_size // trainer.world.size
+    shape = (count, config.network.in_channels, config.size, config.size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    labels = None if config.network.num_classes is None else torch.zeros(count, dtype=torch.int64, device=device)
+    return ImageBatch(images, labels, torch.arange(count).numpy())
+
+
+def _seconds_a_step(trainer: Trainer, images: ImageBatch, path: Path) -> float:
+    """Of a whole training step on this path: the least of a few."""
+    probe = _steps_of(trainer, path, TIMED + 1)
+    times = []
+    for step in probe:
+        trainer.step = step
+        started = time.perf_counter()
+        trainer.train_step(images)
+        trainer.take_figures()  # waits for the device
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+def _steps_of(trainer: Trainer, path: Path, count: int) -> list[int]:
+    """The first steps that draw this path."""
+    found: list[int] = []
+    step = 0
+    while len(found) < count:
+        if trainer.objective.draw(1, trainer.config.seed, step).path == path:
+            found.append(step)
+        step += 1
+    return found
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,302 @@
+"""The state of a run and the step that advances it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ssdcore as ssd
+from ssdcore_torch import checkpoint
+from ssdcore_torch.config import Config
+from ssdcore_torch.data import Feed, ImageBatch, ImageSet, ImageStream
+from ssdcore_torch.diffusion import Batch, Objective, Path, equal_cost_repeats
+from ssdcore_torch.distributed import World
+from ssdcore_torch.ema import Averages
+from ssdcore_torch.randomness import Purpose, keyed, torch_seed
+from ssdcore_torch.sampling import level_sizes_of, to_float
+from ssdcore_torch.training.parallel import PathNetworks
+from ssdcore_torch.unet import FlexiUNet
+
+SPIKE_MEMORY = 0.05  # weight of a new loss in the running mean of its path
+SPIKE_TRIALS = 20  # losses of a path before its running mean counts
+UNCHECKED = 10  # steps that a GPU runs ahead before the host looks whether they were finite
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or gradient of a step is not finite; `step` is its number, the weights are those before it."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a step draws for its whole batch, over all processes: a function of (config, seed, step) alone."""
+
+    batch: Batch
+    noise: Tensor
+    dropped: np.ndarray
+
+
+class Trainer:
+    """Network, averages, optimizer and data of a run, and the step that advances them.
+
+    A step is a function of (state, config, step number): all that is random is drawn for the whole batch from
+    generators keyed by (seed, step), and each process takes its slice. So a run that is saved, stopped and restored
+    goes on as if it had not been stopped, and N processes train as one does.
+    """
+
+    def __init__(self, config: Config, data: ImageSet | ImageStream, world: World) -> None:
+        train, device = config.train, world.device
+        parts = world.size * train.accumulate
+        if train.batch_size % parts:
+            raise ValueError(
+                f"train.batch_size: {train.batch_size} images do not divide evenly over {world.size} processes × "
+                f"{train.accumulate} parts (train.accumulate); take a multiple of {parts}"
+            )
+        self.config, self.world = config, world
+        self.process = config.build_process()
+        torch.manual_seed(config.seed)
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.net = FlexiUNet(config.network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.averages = Averages(self.net, train.ema, train.ema_widths)
+        repeats = equal_cost_repeats(self.process, config.network) if train.equal_cost else ()
+        self.objective = Objective(self.process, train.snr_clamp, train.pixel_share, train.change_share, repeats)
+        self.networks = PathNetworks(self.net, self.objective.paths, world)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+        )
+        self.feed = Feed(
+            data,
+            data.order(train.batch_size, config.seed),
+            device,
+            seed=config.seed,
+            flip=config.data.flip,
+            part=(world.rank, world.size),
+            workers=config.data.workers,
+        )
+        self.images = len(data)
+        self.sizes = level_sizes_of(self.net, self.process)
+        self.step = 0
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=runs_in_bfloat16(config, device))
+        paths = len(self.objective.paths)
+        self.best: dict[str, Any] | None = None
+        self.prior: ssd.Gaussian | None = None
+        # On the device, so that no step waits for the host: sums for the log, and what the update depends on.
+        self._losses, self._norms = torch.zeros(paths, device=device), torch.zeros((), device=device)
+        self._path_steps = np.zeros(paths, dtype=np.int64)
+        self._spike_means, self._spike_counts = torch.zeros(paths, device=device), torch.zeros(paths, device=device)
+        self._skipped = torch.zeros((), device=device)
+        self._failed_step = torch.full((), -1, device=device)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then constant or a cosine to zero."""
+        train = self.config.train
+        rate = train.learning_rate * min(1.0, (step + 1) / max(train.warmup, 1))
+        if train.cosine_decay:
+            rate *= 0.5 * (1 + math.cos(math.pi * step / train.steps))
+        return rate
+
+    def draw(self, step: int) -> Draw:
+        """Path, times, noise and left-out labels of a step, for its whole batch."""
+        config, device = self.config, self.world.device
+        batch = self.objective.draw(config.train.batch_size, config.seed, step)
+        generator = torch.Generator(device).manual_seed(torch_seed(Purpose.NOISE, config.seed, step))
+        noise = torch.randn(batch.noise_shape(config.network.in_channels), generator=generator, device=device)
+        dropped = keyed(Purpose.LABELS, config.seed, step).random(len(batch)) < config.train.label_dropout
+        return Draw(batch, noise, dropped)
+
+    def train_step(self, images: ImageBatch) -> Tensor:
+        """One optimizer step on this process' slice of the batch of step `self.step`; its mean loss, on the device.
+
+        The update is left out, without the host being asked, where the loss or the gradient is not finite (and in all
+        steps after: `check` then says so), and where the loss is a spike by `train.skip_spikes`.
+        """
+        config, step = self.config, self.step
+        drawn = self.draw(step)
+        path = drawn.batch.path
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(torch_seed(Purpose.DROPOUT, config.seed, step, self.world.rank))
+        parts = self.parts()
+        loss = torch.zeros((), device=self.world.device)
+        for part in parts[:-1]:
+            with self.networks.keep_local(path):
+                loss += self._backward(images, drawn, part, len(parts))
+        loss += self._backward(images, drawn, parts[-1], len(parts))
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.train.clip or math.inf)
+        number = self.objective.paths.index(path)
+        self._decide(loss, norm, number)
+        self.optimizer.step()
+        self.averages.update(self.net, step)
+        self._losses[number] += loss
+        self._norms += norm
+        self._path_steps[number] += 1
+        self.step += 1
+        if self.world.device.type == "cpu" or self.step % UNCHECKED == 0:
+            self.check()
+        return loss
+
+    def parts(self) -> list[slice]:
+        """The slices of the whole batch that this process works through in a step."""
+        train, world = self.config.train, self.world
+        size = train.batch_size // (world.size * train.accumulate)
+        first = world.rank * train.accumulate
+        return [slice(k * size, (k + 1) * size) for k in range(first, first + train.accumulate)]
+
+    def part_loss(self, images: ImageBatch, drawn: Draw, part: slice) -> Tensor:
+        """The mean loss of the images at these places of the whole batch, with its graph."""
+        first = self.parts()[0].start
+        here = slice(part.start - first, part.stop - first)  # `images` starts with this process' own
+        x0 = to_float(images.images[here])
+        labels = None
+        if self.config.network.num_classes is not None:
+            assert images.labels is not None
+            dropped = torch.from_numpy(drawn.dropped[part]).to(x0.device, non_blocking=True)
+            labels = images.labels[here].masked_fill(dropped, self.config.network.num_classes)
+        path = drawn.batch.path
+        with self._autocast:
+            return self.objective(
+                self.networks.of(path),
+                x0,
+                drawn.batch[part],
+                drawn.noise[part],
+                self.sizes.index(path.out_size),
+                labels,
+            )
+
+    def _backward(self, images: ImageBatch, drawn: Draw, part: slice, parts: int) -> Tensor:
+        loss = self.part_loss(images, drawn, part) / parts
+        loss.backward()
+        return loss.detach()
+
+    def _decide(self, loss: Tensor, norm: Tensor, number: int) -> None:
+        """Tell the optimizer, on the device, whether to leave this update out."""
+        train = self.config.train
+        mean, count = self._spike_means[number], self._spike_counts[number]
+        # The gradients are averaged over the processes, so their norm is the same on all and knows of all.
+        failed = ~torch.isfinite(norm)
+        skip = torch.zeros_like(failed)
+        if train.skip_spikes is not None:
+            loss = self.world.mean(loss)
+            highest = train.skip_spikes * mean
+            skip = (count >= SPIKE_TRIALS) & (loss > highest)
+            seen = torch.where(skip, highest, loss)
+            mean.copy_(torch.where(count == 0, seen, mean.lerp(seen, SPIKE_MEMORY)))
+            count += 1
+            self._skipped += skip
+        first = failed & (self._failed_step < 0)
+        self._failed_step.copy_(torch.where(first, self.step, self._failed_step))
+        # What a GradScaler sets, too: the fused optimizer reads it on the device.
+        self.optimizer.found_inf = (skip | (self._failed_step >= 0)).float()  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+
+    def check(self) -> None:
+        """Raise NotFiniteError if a step since the last call was not finite; waits for the device."""
+        step = int(self._failed_step)
+        if step < 0:
+            return
+        config = self.config
+        batch = self.objective.draw(config.train.batch_size, config.seed, step)
+        indices = self.feed.order.indices(step)
+        raise NotFiniteError(
+            step,
+            f"step {step}: the loss or its gradient is not finite; stopped before the update. "
+            f"Path {_name(batch.path)}, times {_some(batch.times)}, images {_some(indices)}",
+        )
+
+    def take_figures(self) -> dict[str, Any]:
+        """Mean loss, of all and by path, mean gradient norm and learning rate of the steps since the last call.
+
+        Waits for the device; all ranks must call it together, and get the same.
+        """
+        losses = self.world.mean(self._losses).tolist()
+        steps, norm = self._path_steps.tolist(), self._norms.item()
+        self._losses.zero_()
+        self._norms.zero_()
+        self._path_steps[:] = 0
+        figures: dict[str, Any] = {
+            "loss": sum(losses) / max(sum(steps), 1),
+            "learning_rate": self.learning_rate(self.step - 1),
+            "gradient_norm": norm / max(sum(steps), 1),
+            "paths": {
+                _name(path): loss / count for path, loss, count in zip(self.objective.paths, losses, steps) if count
+            },
+        }
+        if self.config.train.skip_spikes is not None:
+            figures["skipped"] = self.skipped
+        return figures
+
+    @property
+    def skipped(self) -> int:
+        """Updates left out as spikes; waits for the device."""
+        return int(self._skipped)
+
+    def state(self) -> checkpoint.State:
+        """All that training continues from."""
+        named = dict(self.net.named_parameters())
+        moments = {name: self.optimizer.state.get(p, {}) for name, p in named.items()}
+        # A parameter that no path has used yet has no moments: zeros after zero updates is the same.
+        return checkpoint.State(
+            step=self.step,
+            images=self.images,
+            model=self.net.state_dict(),
+            averages=self.averages.state(),
+            first_moments={n: m.get("exp_avg", torch.zeros_like(named[n])) for n, m in moments.items()},
+            second_moments={n: m.get("exp_avg_sq", torch.zeros_like(named[n])) for n, m in moments.items()},
+            updates={n: m.get("step", torch.tensor(0.0)) for n, m in moments.items()},
+            extra={
+                "best": self.best,
+                "best_step": None if self.best is None else self.best["step"],
+                "skipped": self.skipped,
+                "spike_means": self._spike_means.tolist(),
+                "spike_counts": self._spike_counts.tolist(),
+            },
+        )
+
+    def restore(self, state: checkpoint.State) -> None:
+        """Go on from a saved state. Raises ValueError if it was trained on another number of images."""
+        if state.images != self.images:
+            raise ValueError(
+                f"this run was trained on {state.images} images, and its data now has {self.images}: "
+                "put the same images back, or start another run"
+            )
+        self.net.load_state_dict(state.model)
+        self.averages.load(state.averages)
+        packed = self.optimizer.state_dict()
+        packed["state"] = {
+            i: {
+                "step": state.updates[name],
+                "exp_avg": state.first_moments[name],
+                "exp_avg_sq": state.second_moments[name],
+            }
+            for i, (name, _) in enumerate(self.net.named_parameters())
+        }
+        self.optimizer.load_state_dict(packed)
+        for name, values in (("spike_means", self._spike_means), ("spike_counts", self._spike_counts)):
+            values.copy_(torch.tensor(state.extra[name]))
+        self._skipped.fill_(state.extra["skipped"])
+        self.best = state.extra["best"]
+        self.step = state.step
+
+
+def runs_in_bfloat16(config: Config, device: torch.device) -> bool:
+    """What `train.precision` means on this device."""
+    precision = config.train.precision
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+
+
+def _name(path: Path) -> str:
+    return "→".join("×".join(map(str, size)) for size in (path.size, path.out_size))
+
+
+def _some(values: np.ndarray, count: int = 8) -> str:
+    shown = ", ".join(str(value) for value in values[:count])
+    return f"[{shown}{f', … {len(values)} in all' if len(values) > count else ''}]"
