@@ -122,7 +122,8 @@ class TrainConfig:
     keep           checkpoints kept; older ones are deleted
     sample_every   steps between two grids of samples; None: only at the end
     evaluate_every    steps between two evaluations (the best checkpoint is kept besides the newest); None: never
-    evaluate_samples  images that an evaluation draws
+    evaluate_samples   images that an evaluation draws
+    evaluate_features  what it compares: "lite0", EfficientNet-Lite0's features, or "pixels", quick
     """
 
     steps: int
@@ -149,6 +150,7 @@ class TrainConfig:
     sample_every: int | None = None
     evaluate_every: int | None = None
     evaluate_samples: int = 1000
+    evaluate_features: Literal["lite0", "pixels"] = "lite0"
 
     def __post_init__(self) -> None:
         least_one = ("steps", "batch_size", "accumulate", "snapshots", "log_every", "save_every", "keep")

@@ -206,13 +206,13 @@ def _note(data: ImageSet | ImageStream, saved: Config | None, config: Config) ->
             print(f"changed: {change}", file=sys.stderr)
 
 
-def _extras(args: argparse.Namespace, trainer: Trainer) -> Extras:
+def _extras(args: argparse.Namespace, trainer: Trainer, out: Path) -> Extras:
     if trainer.config.train.evaluate_every is None:
         return Extras(None, args.tensorboard, args.profile)
     from ssdcore_torch.training.evaluation import Evaluation
 
     try:
-        return Extras(Evaluation(trainer), args.tensorboard, args.profile)
+        return Extras(Evaluation(trainer, out), args.tensorboard, args.profile)
     except (ValueError, ImportError) as error:
         raise cli.UserError(f"train.evaluate_every: {error}") from error
 
@@ -243,7 +243,7 @@ def _run(args: argparse.Namespace, world: World) -> int:
             return 0
         say(_describe(trainer, out))
         started, first = time.perf_counter(), trainer.step
-        finished = train(trainer, out, _extras(args, trainer))
+        finished = train(trainer, out, _extras(args, trainer, out))
     except NotFiniteError as error:
         again = f"python -m ssdcore_torch.train --out {out} --resume"
         raise cli.UserError(

@@ -24,6 +24,7 @@ RESUMABLE: Mapping[str, str] = {
     "train.sample_every": _WHEN,
     "train.evaluate_every": _WHEN,
     "train.evaluate_samples": _WHEN,
+    "train.evaluate_features": _WHEN,
     "train.accumulate": "the same images make a step; their gradients are added in another order, so equal to rounding",
     "data.workers": _HOW,
     "data.memory_gib": _HOW,

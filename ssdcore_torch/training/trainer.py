@@ -254,7 +254,6 @@ class Trainer:
             updates={n: m.get("step", torch.tensor(0.0)) for n, m in moments.items()},
             extra={
                 "best": self.best,
-                "best_step": None if self.best is None else self.best["step"],
                 "skipped": self.skipped,
                 "spike_means": self._spike_means.tolist(),
                 "spike_counts": self._spike_counts.tolist(),

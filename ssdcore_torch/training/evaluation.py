@@ -1,0 +1,47 @@
+"""Evaluations while a run goes on: what `python -m ssdcore_torch.evaluate` measures, of fewer samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ssdcore_torch.metrics import evaluate_network, open_extractor, open_reference
+from ssdcore_torch.training.pictures import SAMPLE_STEPS, classes_in_turn
+from ssdcore_torch.training.trainer import Trainer
+
+
+class Evaluation:
+    """trainer -> figures of its averaged network against the training images; all ranks share the work.
+
+    The same seed every time, so that two evaluations of a run differ by the network alone.
+    """
+
+    def __init__(self, trainer: Trainer, out: Path) -> None:
+        """Measure the training images, or take their measures from the run's cache. Raises ImportError without the
+        extra "evaluate", ValueError where there are fewer images than samples to compare with them."""
+        train, data, world = trainer.config.train, trainer.feed.images, trainer.world
+        if len(data) < train.evaluate_samples:
+            raise ValueError(
+                f"train.evaluate_samples: {train.evaluate_samples} samples are compared with as many images, and "
+                f"{data.source} has {len(data)}; take --set train.evaluate_samples={len(data)} at most"
+            )
+        self.extractor = open_extractor(train.evaluate_features, world.device)
+        self.reference = open_reference(data, self.extractor, world=world, cache=out / "reference")
+
+    def __call__(self, trainer: Trainer) -> dict[str, float]:
+        config = trainer.config
+        count = config.train.evaluate_samples
+        labels = classes_in_turn(config.network.num_classes, count)
+        return evaluate_network(
+            trainer.averages.network,
+            trainer.process,
+            self.reference,
+            count,
+            extractor=self.extractor,
+            world=trainer.world,
+            prior=trainer.prior,
+            seed=config.seed,
+            steps=min(SAMPLE_STEPS, trainer.process.steps),
+            labels=None if labels is None else torch.tensor(labels),
+        )
