@@ -213,7 +213,7 @@ def _extras(args: argparse.Namespace, trainer: Trainer, out: Path) -> Extras:
 
     try:
         return Extras(Evaluation(trainer, out), args.tensorboard, args.profile)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
         raise cli.UserError(f"train.evaluate_every: {error}") from error
 
 

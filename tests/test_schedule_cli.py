@@ -17,6 +17,7 @@ from ssdcore.__main__ import main as ssdcore_main
 from ssdcore_torch import cli, generate, load_run, sample, train
 from ssdcore_torch.checkpoint import save_tensors
 from ssdcore_torch.config import Config, preset
+from ssdcore_torch.training import pictures
 
 TINY = ["--preset", "cpu", "--size", "8", "--batch-size", "2", "--steps", "2", "--device", "cpu"]
 
@@ -34,8 +35,8 @@ def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, schedule: Path) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     patch = pytest.MonkeyPatch()
-    patch.setattr(train, "SAMPLES", 4)
-    patch.setattr(train, "SAMPLE_STEPS", 3)
+    patch.setattr(pictures, "SAMPLES", 4)
+    patch.setattr(pictures, "SAMPLE_STEPS", 3)
     assert train.main([*TINY, "--schedule", str(schedule), "--out", str(out)]) == 0
     patch.undo()
     ema = load_run(out).ema

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +22,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_data import bad_inputs
 
-from ssdcore_torch import cli, load_run, sample, train
+from ssdcore_torch import checkpoint, cli, ema, load_run, sample, train
 from ssdcore_torch.data import EMBEDDED, load_images
+from ssdcore_torch.training import Trainer
+from ssdcore_torch.training import pictures as pictures_module
 
 TINY = ["--preset", "cpu", "--size", "8", "--levels", "2", "--batch-size", "4", "--device", "cpu"]
 
@@ -110,8 +114,8 @@ def test_samples_of_a_run(run_folder: tuple[Path, str, str], tmp_path: Path) -> 
 @pytest.fixture
 def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cheap pictures at the end of a run in this process."""
-    monkeypatch.setattr(train, "SAMPLES", 4)
-    monkeypatch.setattr(train, "SAMPLE_STEPS", 4)
+    monkeypatch.setattr(pictures_module, "SAMPLES", 4)
+    monkeypatch.setattr(pictures_module, "SAMPLE_STEPS", 4)
 
 
 @pytest.mark.usefixtures("few_samples")
@@ -214,7 +218,7 @@ def test_folders_in_use_are_refused(
 def test_unreadable_checkpoints_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, run_folder: tuple[Path, str, str]
 ) -> None:
-    for name, command in (("optimizer.safetensors", "train"), ("ema.safetensors", "sample")):
+    for name, command in (("optimizer.safetensors", "train"), ("ema-0.995.safetensors", "sample")):
         copy = tmp_path / command
         shutil.copytree(run_folder[0], copy)
         file = copy / "checkpoints" / "step-00000012" / name
@@ -256,19 +260,87 @@ def test_no_options_take_a_free_folder(
     assert (tmp_path / "runs" / "cpu-2" / "samples.png").exists()
 
 
-def test_a_loss_that_is_not_finite_is_not_saved(
+def test_a_loss_that_is_not_finite_is_not_saved_and_can_be_replayed(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def step(trainer: train.Trainer, indices: np.ndarray) -> torch.Tensor:
-        trainer.step += 1
-        return torch.tensor(float("nan"))
+    honest = Trainer.part_loss
 
-    monkeypatch.setattr(train.Trainer, "train_step", step)
+    def part_loss(trainer: Trainer, *arguments: Any) -> torch.Tensor:
+        return honest(trainer, *arguments) * (math.nan if trainer.step == 3 else 1)
+
+    monkeypatch.setattr(Trainer, "part_loss", part_loss)
+    run = tmp_path / "run"
     with pytest.raises(SystemExit) as caught:
-        cli.run(train.main, [*TINY, "--steps", "3", "--out", str(tmp_path / "run")])
+        cli.run(train.main, [*TINY, "--steps", "9", "--set", "train.save_every=2", "--out", str(run)])
     assert caught.value.code == cli.BAD_INPUT
-    assert "the loss became nan between steps 0 and 3" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    line = capsys.readouterr().err
+    assert "step 3: the loss or its gradient is not finite; stopped before the update. Path" in line
+    command = re.search(r"python -m ssdcore_torch.train (--out .* --replay 3)\.", line)
+    assert command
+    assert [path.name for path in checkpoint.checkpoints(run)] == ["step-00000002"]
+    capsys.readouterr()
+    before = {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    assert train.main([*command.group(1).split(), "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("loss nan") == 4
+    assert "gradients not finite: " in shown
+    assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--set", "train.clip"], "--set train.clip: expected NAME=VALUE"),
+        (["--set", "train.klip=1"], "--set train.klip=1: train.klip: unknown setting"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--set", "train.batch_size=6", "--set", "train.accumulate=4"], "do not divide into accumulate = 4"),
+        (["--replay", 3], "--replay needs --out RUN --resume"),
+        (["--set", "train.evaluate_every=5", "--set", "train.evaluate_samples=5000"], "768; take --set"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[object], message: str
+) -> None:
+    assert message in refusal(capsys, train.main, *TINY, "--out", tmp_path / "run", *options)
+
+
+def test_labels_that_the_data_has_not(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:
+    line = refusal(capsys, train.main, *TINY, "--data", pictures, "--conditional", "--out", tmp_path / "run")
+    assert "a class-conditional network needs labels" in line
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_a_conditional_run_draws_its_classes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("data: {flip: true}\ntrain: {ema_widths: [0.05, 0.1], snapshots: 2}\n")
+    assert train.main([*TINY, "--conditional", "--steps", "4", "--config", str(settings), "--out", str(run)]) == 0
+    opened = load_run(run)
+    names = opened.config.data.class_names
+    assert names[opened.config.network.num_classes - 1]
+    assert opened.config.data.flip
+    draws = {}
+    for name in ("planets", "moods"):
+        file = tmp_path / f"{name}.npz"
+        assert sample.main([str(run), "--n", "3", "--steps", "4", "--label", name, "--out", str(file)]) == 0
+        draws[name] = np.load(file)
+        assert draws[name]["labels"].tolist() == [names.index(name)] * 3
+    assert not np.array_equal(draws["planets"]["images"], draws["moods"]["images"])
+    capsys.readouterr()
+    assert "this run's classes are" in refusal(capsys, sample.main, run, "--label", "dragons", "--n", 1)
+    wide = tmp_path / "wide.safetensors"
+    assert ema.main([str(run), "--width", "0.07", "--out", str(wide)]) == 0
+    picture = [str(run), "--n", "2", "--steps", "4", "--out", str(tmp_path / "a.png")]
+    assert sample.main([*picture, "--weights", str(wide), "--gif", str(tmp_path / "a.gif")]) == 0
+    assert Image.open(tmp_path / "a.gif").n_frames == 4
+
+
+def test_a_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert train.main([*TINY, "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    for word in ("M parameters", "GFLOP an image", "kept for the backward pass", "8×8", "would write to"):
+        assert word in shown
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failing_disk_is_one_line(

@@ -19,15 +19,10 @@ class Evaluation:
 
     def __init__(self, trainer: Trainer, out: Path) -> None:
         """Measure the training images, or take their measures from the run's cache. Raises ImportError without the
-        extra "evaluate", ValueError where there are fewer images than samples to compare with them."""
-        train, data, world = trainer.config.train, trainer.feed.images, trainer.world
-        if len(data) < train.evaluate_samples:
-            raise ValueError(
-                f"train.evaluate_samples: {train.evaluate_samples} samples are compared with as many images, and "
-                f"{data.source} has {len(data)}; take --set train.evaluate_samples={len(data)} at most"
-            )
-        self.extractor = open_extractor(train.evaluate_features, world.device)
-        self.reference = open_reference(data, self.extractor, world=world, cache=out / "reference")
+        extra "evaluate"."""
+        world = trainer.world
+        self.extractor = open_extractor(trainer.config.train.evaluate_features, world.device)
+        self.reference = open_reference(trainer.feed.images, self.extractor, world=world, cache=out / "reference")
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         config = trainer.config

@@ -60,6 +60,11 @@ class Trainer:
                 f"train.batch_size: {train.batch_size} images do not divide evenly over {world.size} processes × "
                 f"{train.accumulate} parts (train.accumulate); take a multiple of {parts}"
             )
+        if train.evaluate_every is not None and train.evaluate_samples > len(data):
+            raise ValueError(
+                f"train.evaluate_samples: {train.evaluate_samples} samples are compared with as many images, and "
+                f"{data.source} has {len(data)}; take --set train.evaluate_samples={len(data)} at most"
+            )
         self.config, self.world = config, world
         self.process = config.build_process()
         torch.manual_seed(config.seed)
