@@ -117,6 +117,8 @@ class TrainConfig:
     precision      of the network's arithmetic; weights, averages and optimizer are float32 always, so bfloat16, with
                    float32's range, needs no scaling of the loss (float16 would, and is not offered);
                    "auto": bfloat16 on CUDA, float32 elsewhere
+    compile        compile the network, one graph a path: quicker steps after a minute or more of compiling
+    recompute      keep less of the forward pass and compute it again in the backward one: less memory, slower
     log_every      steps between two lines of the log
     save_every     steps between two checkpoints
     keep           checkpoints kept; older ones are deleted
@@ -144,6 +146,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     equal_cost: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    recompute: bool = False
     log_every: int = 50
     save_every: int = 1000
     keep: int = 3

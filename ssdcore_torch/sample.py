@@ -17,6 +17,7 @@ from torch import Tensor
 from ssdcore_torch import checkpoint, cli, images
 from ssdcore_torch.distributed import World, connect, generate_shared
 from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, sampling_times, to_bytes
+from ssdcore_torch.training import classes_in_turn
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,7 +112,7 @@ def labels_of(run: checkpoint.Run, wanted: Sequence[str] | None, n: int) -> list
             raise ValueError(f"--label {wanted[0]}: this run knows no classes; train one with --conditional")
         return None
     if not wanted:
-        return [i % count for i in range(n)]
+        return classes_in_turn(run.config, n)
     numbers = []
     for name in wanted:
         if name in names:

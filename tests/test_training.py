@@ -214,6 +214,17 @@ def test_equal_cost_takes_more_times_at_low_levels() -> None:
     assert all(math.isfinite(loss) for loss in run(trainer, 8))
 
 
+def test_recomputed_activations_change_nothing() -> None:
+    kept, again = (Trainer(tiny_config(recompute=value), tiny_data(), WORLD) for value in (False, True))
+    assert run(kept, 3) == run(again, 3)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_alike() -> None:
+    plain, compiled = (Trainer(tiny_config(compile=value), tiny_data(), WORLD) for value in (False, True))
+    np.testing.assert_allclose(run(plain, 4), run(compiled, 4), rtol=1e-3)
+
+
 def test_a_run_leaves_its_log_samples_and_profile(folder: Path) -> None:
     config = tiny_config(20, sample_every=8, ema=(0.9, 0.99))
     trainer = trained(folder, config, Extras(board=True, profile=True))

@@ -26,6 +26,8 @@ RESUMABLE: Mapping[str, str] = {
     "train.evaluate_samples": _WHEN,
     "train.evaluate_features": _WHEN,
     "train.accumulate": "the same images make a step; their gradients are added in another order, so equal to rounding",
+    "train.compile": "only speed depends on it; the results are equal to rounding",
+    "train.recompute": _HOW,
     "data.workers": _HOW,
     "data.memory_gib": _HOW,
     "data.broken_share": "only when too many broken files stop the run depends on it",

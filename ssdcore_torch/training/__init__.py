@@ -1,10 +1,20 @@
 """Training: the state of a run and its step, the loop around it, and what it costs."""
 
 from ssdcore_torch.training.loop import Extras, train
-from ssdcore_torch.training.pictures import final_pictures
+from ssdcore_torch.training.pictures import classes_in_turn, final_pictures
 from ssdcore_torch.training.plan import plan
 from ssdcore_torch.training.prior import fitted_prior
 from ssdcore_torch.training.replay import replay
 from ssdcore_torch.training.trainer import NotFiniteError, Trainer
 
-__all__ = ["Extras", "NotFiniteError", "Trainer", "final_pictures", "fitted_prior", "plan", "replay", "train"]
+__all__ = [
+    "Extras",
+    "NotFiniteError",
+    "Trainer",
+    "classes_in_turn",
+    "final_pictures",
+    "fitted_prior",
+    "plan",
+    "replay",
+    "train",
+]

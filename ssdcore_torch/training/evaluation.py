@@ -27,7 +27,7 @@ class Evaluation:
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         config = trainer.config
         count = config.train.evaluate_samples
-        labels = classes_in_turn(config.network.num_classes, count)
+        labels = classes_in_turn(config, count)
         return evaluate_network(
             trainer.averages.network,
             trainer.process,

@@ -6,6 +6,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssdcore_torch import checkpoint, images
+from ssdcore_torch.config import Config
 from ssdcore_torch.sampling import generate
 from ssdcore_torch.training.trainer import Trainer
 
@@ -24,7 +25,7 @@ def sample_grid(trainer: Trainer) -> Image.Image:
             steps=min(SAMPLE_STEPS, process.steps),
             seed=config.seed,
             prior=trainer.prior,
-            labels=classes_in_turn(config.network.num_classes, SAMPLES),
+            labels=classes_in_turn(config, SAMPLES),
             batch_size=SAMPLES,
         )
     )
@@ -40,7 +41,7 @@ def final_pictures(run: checkpoint.Run) -> None:
         steps=min(SAMPLE_STEPS, run.process.steps),
         seed=run.config.seed,
         prior=run.prior,
-        labels=classes_in_turn(run.config.network.num_classes, SAMPLES),
+        labels=classes_in_turn(run.config, SAMPLES),
         batch_size=SAMPLES,
         on_step=lambda t, x_t, prediction: chain.append((t, x_t, prediction)),
     )
@@ -48,6 +49,10 @@ def final_pictures(run: checkpoint.Run) -> None:
     images.save(images.denoising_strip(chain), run.path / "denoising.png")
 
 
-def classes_in_turn(num_classes: int | None, count: int) -> list[int] | None:
-    """Labels 0, 1, …, num_classes − 1, 0, …; None for a network without classes."""
-    return None if num_classes is None else [i % num_classes for i in range(count)]
+def classes_in_turn(config: Config, count: int) -> list[int] | None:
+    """Labels of `count` images: the classes trained on take turns; None for a network without classes."""
+    if config.network.num_classes is None:
+        return None
+    names = config.data.class_names
+    trained = [names.index(name) for name in config.data.classes] or list(range(config.network.num_classes))
+    return [trained[i % len(trained)] for i in range(count)]

@@ -71,6 +71,10 @@ class Trainer:
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.net = FlexiUNet(config.network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.averages = Averages(self.net, train.ema, train.ema_widths)
+        if train.recompute:
+            self.net.checkpoint_activations()
+        if train.compile:
+            self.net.compile_paths()
         repeats = equal_cost_repeats(self.process, config.network) if train.equal_cost else ()
         self.objective = Objective(self.process, train.snr_clamp, train.pixel_share, train.change_share, repeats)
         self.networks = PathNetworks(self.net, self.objective.paths, world)
