@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssdcore_torch import cli
 from ssdcore_torch.config import Config, preset
-from ssdcore_torch.data import ImageSet
+from ssdcore_torch.data import Feed, ImageSet
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, NotFiniteError, Trainer, plan, replay, train
 from ssdcore_torch.training.parallel import used_parameters
@@ -341,3 +341,14 @@ def test_tensorboard_missing_names_the_extra(folder: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(cli.UserError, match=r"pip install \"ssdcore\[tensorboard\]\""):
         trained(folder, tiny_config(), Extras(board=True))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.6])
+def test_a_slow_loader_is_named_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, share: float
+) -> None:
+    monkeypatch.setattr(Feed, "wait_share", property(lambda feed: share))
+    trained(folder, tiny_config(12))
+    warnings = [record.getMessage() for record in caplog.records if "bottleneck" in record.getMessage()]
+    assert len(warnings) == (share > 0.2)
+    assert all("training waits for images 60 % of the time" in warning for warning in warnings)
