@@ -63,6 +63,7 @@ def test_the_tolerance_bounds_the_inversion() -> None:
         assert 0 < float((back - exact).abs().max()) < 3 * tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [1, 3])
 def test_encodings_follow_the_law_of_the_noise(levels: int) -> None:
     """x_T of Gaussian data against its exact law, and the kept details against the standard normal, on their modes."""

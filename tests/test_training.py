@@ -247,7 +247,7 @@ def test_the_best_evaluation_is_kept(folder: Path) -> None:
     from ssdcore_torch import checkpoint
 
     distances = iter([5.0, 1.0, 3.0, 4.0, 2.0])
-    config = tiny_config(20, evaluate_every=4, save_every=2, keep=1)
+    config = tiny_config(20, evaluate_every=4, evaluate_samples=8, save_every=2, keep=1)
     trainer = trained(folder, config, Extras(evaluate=lambda _: {"frechet": next(distances)}))
     assert trainer.best == {"step": 8, "frechet": 1.0}
     assert [path.name[-8:] for path in checkpoint.checkpoints(folder)] == ["00000020", "00000008"]
