@@ -180,5 +180,5 @@ def test_wrong_settings_are_refused(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3", "a: [", "1: 2"])
 def test_files_that_hold_no_settings_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not YAML|expected settings as in"):
+    with pytest.raises(ValueError, match=r"not YAML|expected settings as in"):
         read_settings(text)
