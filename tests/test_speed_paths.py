@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import pickle
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -416,3 +419,76 @@ def test_sampling_under_autocast_keeps_its_states_in_full_precision() -> None:
     expected = generate(denoiser, proc, 2, 6)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(generate(denoiser, proc, 2, 6), expected)
+
+
+# ---- the benchmark
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/speed.py, with a short chain."""
+    file = Path(__file__).parents[1] / "benchmarks" / "speed.py"
+    spec = importlib.util.spec_from_file_location("speed", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "speed", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "STEPS", 3)
+    return module
+
+
+def test_the_benchmark_measures_both_sides(speed: Any) -> None:
+    """Its functions on a tiny model, with our own network in the peer's place."""
+    tiny = speed.Model(8, 2, (1, 1), channels=32, blocks=1)
+    taken: list[str] = []
+
+    class Twin:
+        def model(self, model: Any, device: torch.device) -> Any:
+            taken.append(str(model))
+            return speed.Ours(model, device, compiled=False)
+
+    bench = speed.Bench(torch.device("cpu"), Twin(), compiled=False, repeats=1, warm_up=0)
+    rows = [*speed.training(bench, tiny, 2), *speed.sampling(bench, tiny, 2), *speed.recomputation(bench, tiny, 2)]
+    assert taken == ["8 px, 2 levels"] * 2
+    assert [row.unit for row in rows] == ["images/s"] * 3
+    for row in rows[:2]:
+        assert row.ratio == row.ours / row.peer
+        assert row.ours > 0
+    assert rows[2].peer is None
+    head = {
+        "command": "c",
+        "device": "d",
+        "date": "2026",
+        "torch": "2",
+        "minutes": 1,
+        "load": 0.0,
+        "not measured": ["x"],
+    }
+    table = speed.to_markdown(head, rows)
+    assert table.count("\n|") == 5
+    assert f"| train 8 px, 2 levels, batch 2 | images/s | {rows[0].ours:.4g} | {rows[0].peer:.4g} |" in table
+    assert table.endswith("Not measured, for lack of time: x.")
+    alone = dataclasses.replace(bench, peer=None)
+    (row,) = speed.sampling(alone, tiny, 1)
+    assert (row.peer, row.ratio) == (None, None)
+
+
+def test_the_benchmark_weighs_paths_by_the_papers_steps(speed: Any) -> None:
+    """The shares of the sizes are those of the schedule; changes of size are too rare to count."""
+    model = speed.Model(64, 4, (1, 2, 3, 4))
+    assert model.network == FlexiUNetConfig(model.network.level_sizes)  # the paper's
+    found, shares = speed.common_paths(model.process())
+    assert [path.size[0] for path in found] == [64, 32, 16, 8]
+    assert all(path.size == path.out_size for path in found)
+    counts = [len(path.times) for path in found]
+    np.testing.assert_allclose(shares, np.array(counts) / sum(counts))
+    assert sum(counts) == 997
+    batch = speed.draw(found[1], 16)
+    assert set(batch.times) <= set(found[1].times)
+    assert set(speed.cuda_sections()) >= {"train64", "sample64", "train64-small", "memory256", "train256"}
+
+
+def test_the_benchmark_refuses_what_is_no_checkout(speed: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="expected a checkout of the paper's code"):
+        speed.load_peer(tmp_path)
