@@ -356,7 +356,6 @@ def images(rows: Mapping[str, Sequence[Any]], titles: Sequence[str] = ()) -> Fig
             top, left = (height - image.shape[0]) / 2, (width - image.shape[1]) / 2
             extent = (left, left + image.shape[1], top + image.shape[0], top)
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
-            axes.set(xlim=(0, width), ylim=(height, 0))  # imshow has set them to its own
             if len(sizes) > 1:
                 axes.set_xlabel(f"{image.shape[0]}×{image.shape[1]}", fontsize="x-small")
     for axes, title in zip(grid[0], titles):

@@ -312,9 +312,9 @@ def test_process_strip_draws_states_of_their_marginal():
 
 def test_heatmaps_share_one_scale():
     maps = {"a": np.array([[0.0, 2.0], [1.0, 1.0]]), "b": np.array([[-1.0, 0.0], [1.0, 1.0]])}
-    figure = plotting.heatmaps(maps, "column", "row", "entry (mm)", centre=1.0, first=3)
+    figure = plotting.heatmaps(maps, "column", "row", "entry (mm)", centre=0.75, first=3)
     left, right, bar = figure.axes
-    assert [axes.get_images()[0].get_clim() for axes in (left, right)] == [(-1.0, 3.0)] * 2
+    assert [axes.get_images()[0].get_clim() for axes in (left, right)] == [(-1.0, 2.5)] * 2
     assert left.get_images()[0].get_extent() == [2.5, 4.5, 4.5, 2.5]
     assert (left.get_title(), right.get_title(), bar.get_ylabel()) == ("a", "b", "entry (mm)")
     plain = plotting.heatmaps(maps, "column", "row", "entry").axes[0]
