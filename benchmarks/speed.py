@@ -4,10 +4,11 @@
     python benchmarks/speed.py --peer CHECKOUT                     # beside the paper's code, a git checkout of it
     python benchmarks/speed.py --peer CHECKOUT --out speed.json    # and the figures as JSON
 
-Without a CUDA device it measures a small model in float32 on two threads (under six minutes on an idle machine), with
-one the paper's models: ours in bfloat16 autocast and compiled, the peer as its configurations ship. Sections are taken
-in order until --minutes are over and the rest is named as not measured; `--only SECTION …` goes on with those (what was
-compiled is kept in TORCHINDUCTOR_CACHE_DIR).
+Without a CUDA device it measures a small model in float32 on two threads (or OMP_NUM_THREADS), in under six minutes on an
+idle machine; on a busy one a thread that waits for a core costs many times its share. With a CUDA device it measures the
+paper's models: ours in bfloat16 autocast and compiled, the peer as its configurations ship. Sections are taken in order
+until --minutes are over and the rest is named as not measured; `--only SECTION …` goes on with those (what was compiled
+is kept in TORCHINDUCTOR_CACHE_DIR). Our network runs all its blocks, the peer's leaves out its last.
 
 Training: whole steps (noisy input, forward, backward, AdamW, moving average) on images in memory, path by path: the
 median time of each path that at least 1 % of the steps take, weighed by how often the paper's schedule takes it.
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="do not compile on CUDA")
     args = parser.parse_args()
     device = torch.device(args.device)
-    if device.type == "cpu":
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(2)
     sections = cuda_sections() if device.type == "cuda" else cpu_sections()
     unknown = set(args.only or ()) - set(sections)
@@ -477,7 +478,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{torch.get_num_threads()} threads of {next(itertools.chain(models, [platform.machine()]))}"
+    return f"{torch.get_num_threads()} thread(s) of {next(itertools.chain(models, [platform.machine()]))}"
 
 
 if __name__ == "__main__":
