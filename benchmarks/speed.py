@@ -4,12 +4,11 @@
     python benchmarks/speed.py --peer CHECKOUT                     # beside the paper's code, a git checkout of it
     python benchmarks/speed.py --peer CHECKOUT --out speed.json    # and the figures as JSON
 
-Without a CUDA device it measures a small model in float32 on two threads (or OMP_NUM_THREADS), in under six minutes
-on an idle machine; on a busy one a thread that waits for a core costs many times its share. With a CUDA device it
-measures the paper's models: ours in bfloat16 autocast and compiled, the peer as its configurations ship. Sections are
-taken in order until --minutes are over and the rest is named as not measured; `--only SECTION …` goes on with those
-(what was compiled is kept in TORCHINDUCTOR_CACHE_DIR). Our network runs all its blocks, the peer's leaves out its
-last.
+Without a CUDA device it measures a small model in float32 on two threads (or OMP_NUM_THREADS), in under six minutes on
+an idle machine; on a busy one a thread that waits for a core costs many times its share. With a CUDA device it measures
+the paper's models: ours in bfloat16 autocast and compiled, the peer as its configurations ship. Sections are taken in
+order until --minutes are over and the rest is named as not measured; `--only SECTION …` goes on with those (what was
+compiled is kept in TORCHINDUCTOR_CACHE_DIR). Our network runs all its blocks, the peer's leaves out its last.
 
 Training: whole steps (noisy input, forward, backward, AdamW, moving average) on images in memory, path by path: the
 median time of each path that at least 1 % of the steps take, weighed by how often the paper's schedule takes it.
