@@ -155,17 +155,11 @@ def test_graphs_with_their_gradients_agree(name: str, precision: str, chosen: li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_inductor_agrees(recomputed: bool) -> None:
-    """The compiler that training uses. It may keep bfloat16 values in float32 on the way, so there it is compared with
-    what bfloat16 itself costs."""
+def test_inductor_agrees() -> None:
+    """The compiler that training uses, on the path with a change of size (a path costs it a minute on one core)."""
     plain = random_net(TINY)
-    net = copy.deepcopy(plain).checkpoint_activations(recomputed).compile_paths()
-    exact = run(plain, (1, 0), "float32")
-    assert distance(run(net, (1, 0), "float32"), exact) < tolerance("float32")
-    if not recomputed:
-        assert distance(run(net, (1, 1), "float32"), run(plain, (1, 1), "float32")) < tolerance("float32")
-        assert distance(run(net, (1, 0), "bfloat16"), exact) < 2 * distance(run(plain, (1, 0), "bfloat16"), exact)
+    net = copy.deepcopy(plain).compile_paths()
+    assert distance(run(net, (1, 0), "float32"), run(plain, (1, 0), "float32")) < tolerance("float32")
 
 
 @pytest.mark.slow
@@ -173,9 +167,10 @@ def test_inductor_agrees_in_the_sampler() -> None:
     """Also in the mode that replays CUDA graphs, which changes nothing on the CPU but goes through the same code."""
     plain = random_net(TINY).eval()
     net = copy.deepcopy(plain).compile_paths(mode="reduce-overhead")
+    proc = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(40))  # one path to compile
     arguments = {"steps": 4, "labels": 1, "guidance": 1.5, "batch_size": 2}
-    expected = generate(plain, process(), 3, **arguments)
-    torch.testing.assert_close(generate(net, process(), 3, **arguments), expected, rtol=0, atol=1e-3)
+    expected = generate(plain, proc, 3, **arguments)
+    torch.testing.assert_close(generate(net, proc, 3, **arguments), expected, rtol=0, atol=1e-3)
 
 
 @torch._dynamo.config.patch(**{LIMIT: 1})
