@@ -36,6 +36,7 @@ def test_every_example_is_tested_here():
     assert not [name for name in scripts if f'("{name}")' not in source and f"import {name};" not in source]
 
 
+@pytest.mark.slow
 def test_audio_has_the_spectrum_of_the_data(example):
     n = 1000
     figures = example("audio_1d").main(n=n)

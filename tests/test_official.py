@@ -399,6 +399,7 @@ def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_convert_then_sample(weights: dict[str, Tensor], tiny: FlexiUNet, tmp_path: Path) -> None:
     torch.save({"model": weights, "step": 1234}, tmp_path / "ema.pt")
     run, picture = tmp_path / "runs" / "tiny", tmp_path / "grid.png"

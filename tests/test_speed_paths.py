@@ -98,6 +98,7 @@ LIMIT = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") el
 
 
 @torch._dynamo.config.patch(**{LIMIT: 1})
+@pytest.mark.slow
 def test_a_graph_for_each_mode_runs_out_of_no_limit() -> None:
     """Even with room for a single graph of one code; a second batch needs no other."""
     plain, backend = random_net(TINY), Counting()
@@ -174,7 +175,8 @@ def test_inductor_agrees_in_the_sampler() -> None:
 
 
 @torch._dynamo.config.patch(**{LIMIT: 1})
-@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_compiled_network_sees_one_batch_size(guidance: float) -> None:
     """Batches of 3 and 2 samples, in which the samples are those of one batch of 5."""
     proc, plain, labels = process(), random_net(TINY).double().eval(), [0, 1, 0, 1, 1]

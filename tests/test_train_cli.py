@@ -119,6 +119,7 @@ def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("few_samples")
+@pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: Path) -> None:
     options = [*TINY, "--data", str(pictures), "--steps", "120"]
     broken = tmp_path / "broken"

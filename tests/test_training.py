@@ -230,6 +230,7 @@ def test_a_compiled_network_trains_alike(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(run(plain, 4), run(compiled, 4), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_log_samples_and_profile(folder: Path) -> None:
     config = tiny_config(20, sample_every=8, ema=(0.9, 0.99))
     trainer = trained(folder, config, Extras(board=True, profile=True))
