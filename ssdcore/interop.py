@@ -9,12 +9,12 @@ libraries (diffusers, deepinv) are in `ssdcore_torch.interop`, which offers thes
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
 import numpy as np
 
+from ssdcore import _extras
 from ssdcore._arrays import Array, Shape, device_of, namespace_of
 from ssdcore.operators import Functional, LinearOperator
 from ssdcore.operators.base import positive_shape
@@ -175,8 +175,4 @@ def _name(value: Any) -> str:
 
 
 def _load(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        package = name.partition(".")[0]
-        raise ImportError(f'this adapter needs {package}: pip install "ssdcore[interop]"') from error
+    return _extras.need(name, "this adapter", "interop")

@@ -212,6 +212,14 @@ class Config:
         """Height and width of the images."""
         return self.network.level_sizes[0][0]
 
+    def labels_in_turn(self, count: int) -> list[int] | None:
+        """Labels of `count` images: the classes trained on take turns; None for a network without classes."""
+        if self.network.num_classes is None:
+            return None
+        names = self.data.class_names
+        trained = [names.index(name) for name in self.data.classes] or list(range(self.network.num_classes))
+        return [trained[i % len(trained)] for i in range(count)]
+
     def build_process(self) -> ssd.LinearDiffusion:
         """The forward process. Raises ssdcore.InadmissibleProcess where the schedule admits none."""
         p, sizes = self.process, self.network.level_sizes

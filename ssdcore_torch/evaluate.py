@@ -141,8 +141,6 @@ class Subject:
 def _of_run(args: argparse.Namespace, world: World) -> Subject:
     run = sample.open_run(args, world.device)
     times, config = sample.times_of(run, args), run.config
-    if args.guidance != 1 and config.network.num_classes is None:
-        raise ValueError(f"--guidance {args.guidance:g}: this run knows no classes; leave it out")
     own = args.data is None or config.data.path in (args.data, str(Path(args.data).resolve()))
     data = (config.data.path, config.data.classes) if own else (args.data, ())
 

@@ -42,7 +42,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ssdcore_torch import cli
-from ssdcore_torch.checkpoint import write_atomically
+from ssdcore_torch.checkpoint import digest, write_atomically
 from ssdcore_torch.data._images import FEW, LEAST_READ, check_share
 from ssdcore_torch.data._manifest import INDEX, MANIFEST, Index, Manifest, Shard
 from ssdcore_torch.data._pixels import reason, to_rgb
@@ -254,7 +254,7 @@ def _read_back(paths: list[Path]) -> tuple[tuple[Shard, ...], Index]:
     shards, parts = [], []
     for path in tqdm(paths, desc="reading back", unit="shard", disable=None, delay=1, leave=False, dynamic_ncols=True):
         parts.append(scan(str(path)))
-        shards.append(Shard(path.name, len(parts[-1].offsets), path.stat().st_size, _sha256(path)))
+        shards.append(Shard(path.name, len(parts[-1].offsets), path.stat().st_size, digest(path)))
     return tuple(shards), Index.join([part for part in parts if len(part.offsets)] or parts)
 
 
@@ -273,14 +273,6 @@ def _write_manifest(
     write_atomically(out / MANIFEST, lambda file: file.write_text(manifest.to_json(), encoding="utf-8"))
     (out / PREPARING).unlink(missing_ok=True)
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def index_shards(out: Path) -> Manifest:
@@ -306,7 +298,7 @@ def check_shards(out: Path) -> Manifest:
     manifest = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST))
     open_shards(str(out))  # the index, and every length
     for shard in tqdm(manifest.shards, desc="checking", unit="shard", disable=None, delay=1, dynamic_ncols=True):
-        if _sha256(out / shard.name) != shard.sha256:
+        if digest(out / shard.name) != shard.sha256:
             raise ValueError(f"{out / shard.name} is not what was written: remove {MANIFEST} and it, and prepare again")
     return manifest
 

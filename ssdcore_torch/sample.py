@@ -17,7 +17,6 @@ from torch import Tensor
 from ssdcore_torch import checkpoint, cli, images
 from ssdcore_torch.distributed import World, connect, generate_shared
 from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, sampling_times, to_bytes
-from ssdcore_torch.training import classes_in_turn
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,7 +111,7 @@ def labels_of(run: checkpoint.Run, wanted: Sequence[str] | None, n: int) -> list
             raise ValueError(f"--label {wanted[0]}: this run knows no classes; train one with --conditional")
         return None
     if not wanted:
-        return classes_in_turn(run.config, n)
+        return run.config.labels_in_turn(n)
     numbers = []
     for name in wanted:
         if name in names:
@@ -139,8 +138,10 @@ def save_array(drawn: Tensor, labels: list[int] | None, path: Path) -> None:
 
 
 def open_run(args: argparse.Namespace, device: torch.device) -> checkpoint.Run:
-    """The run, with the weights asked for."""
+    """The run, with the weights asked for. Raises ValueError for guidance of a run without classes, too."""
     run = checkpoint.load_run(args.run, device)
+    if args.guidance != 1 and run.config.network.num_classes is None:
+        raise ValueError(f"--guidance {args.guidance:g}: this run knows no classes; train one with --conditional")
     if args.weights is not None:
         checkpoint.load_weights(run.ema, args.weights)
     return run
@@ -150,8 +151,6 @@ def _run(args: argparse.Namespace, world: World) -> int:
     try:
         run = open_run(args, world.device)
         times, labels = times_of(run, args), labels_of(run, args.label, args.n)
-        if args.guidance != 1 and labels is None:
-            raise ValueError(f"--guidance {args.guidance:g}: this run knows no classes; train one with --conditional")
     except (ValueError, OSError) as error:
         raise cli.UserError(str(error)) from error
     chain: list[tuple[int, Tensor, Tensor]] = []

@@ -14,7 +14,7 @@ The files of a run:
 A run without checkpoints/ holds weights of which no optimizer is known (`ssdcore_torch.convert`).
 """
 
-from ssdcore_torch.checkpoint._files import Tensors, load_tensors, save_tensors, write_atomically
+from ssdcore_torch.checkpoint._files import Tensors, digest, load_tensors, save_tensors, write_atomically
 from ssdcore_torch.checkpoint._resume import RESUMABLE, Changes, read_config, resumable_changes, save_config
 from ssdcore_torch.checkpoint._run import Run, load_prior, load_run, load_weights, save_prior
 from ssdcore_torch.checkpoint._state import State, checkpoints, load_state, save_state, was_saved
@@ -27,6 +27,7 @@ __all__ = [
     "State",
     "Tensors",
     "checkpoints",
+    "digest",
     "import_official",
     "load_prior",
     "load_run",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssdcore import _extras
 from ssdcore_torch.data._pixels import reason, to_bytes
 
 
@@ -51,12 +51,8 @@ class Source(ABC):
 
 
 def need(module: str) -> Any:
-    """A module of an optional package. Raises ImportError that names the extra to install."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ImportError(f'reading this data needs {package}: pip install "ssdcore[data]"') from error
+    """A module of the extra "data". Raises ImportError that says so."""
+    return _extras.need(module, "reading this data", "data")
 
 
 class FatalSourceError(ValueError):

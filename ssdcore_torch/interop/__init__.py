@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ssdcore import _extras
 from ssdcore.interop import from_pylops, from_scipy, to_pylops, to_scipy
 from ssdcore_torch.interop.physics import from_deepinv, to_deepinv
 
@@ -46,8 +47,5 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        importlib.import_module("diffusers")
-    except ImportError as error:
-        raise ImportError(f'{name} needs diffusers: pip install "ssdcore[interop]"') from error
+    _extras.need("diffusers", name, "interop")
     return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore import _extras
 from ssdcore.operators.base import positive_shape
 
 
@@ -116,12 +117,9 @@ class _Physics:
 
 def _deepinv() -> Any:
     try:
-        import deepinv
-    except ImportError as error:
-        raise ImportError('this adapter needs deepinv: pip install "ssdcore[deepinv]"') from error
+        return _extras.need("deepinv", "this adapter", "deepinv")
     except RuntimeError as error:  # torchvision made for another torch
         raise ImportError(
             f"deepinv is installed but does not import ({error}); its torchvision must be one made for torch "
             f"{torch.__version__}"
         ) from error
-    return deepinv

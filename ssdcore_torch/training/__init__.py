@@ -1,7 +1,7 @@
 """Training: the state of a run and its step, the loop around it, and what it costs."""
 
 from ssdcore_torch.training.loop import Extras, train
-from ssdcore_torch.training.pictures import classes_in_turn, final_pictures
+from ssdcore_torch.training.pictures import final_pictures
 from ssdcore_torch.training.plan import plan
 from ssdcore_torch.training.prior import fitted_prior
 from ssdcore_torch.training.replay import replay
@@ -11,7 +11,6 @@ __all__ = [
     "Extras",
     "NotFiniteError",
     "Trainer",
-    "classes_in_turn",
     "final_pictures",
     "fitted_prior",
     "plan",

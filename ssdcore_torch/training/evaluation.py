@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ssdcore_torch.metrics import evaluate_network, open_extractor, open_reference
-from ssdcore_torch.training.pictures import SAMPLE_STEPS, classes_in_turn
+from ssdcore_torch.training.pictures import SAMPLE_STEPS
 from ssdcore_torch.training.trainer import Trainer
 
 
@@ -27,7 +27,7 @@ class Evaluation:
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         config = trainer.config
         count = config.train.evaluate_samples
-        labels = classes_in_turn(config, count)
+        labels = config.labels_in_turn(count)
         return evaluate_network(
             trainer.averages.network,
             trainer.process,

@@ -83,7 +83,7 @@ class _Loop:
             stack.callback(self.board.close)
         self.profiler: torch.profiler.profile | None = None
         if extras.profile and self.leader:
-            self.profiler = stack.enter_context(_profiler(out / "profile"))
+            self.profiler = stack.enter_context(_profiler(out / "profile", trainer.world.device))
 
     def after_step(self) -> None:
         trainer = self.trainer
@@ -165,17 +165,14 @@ def _evenly(steps: int, count: int) -> frozenset[int]:
     return frozenset(round(steps * (i + 1) / count) for i in range(count)) - {0}
 
 
-def _profiler(folder: Path) -> torch.profiler.profile:
+def _profiler(folder: Path, device: torch.device) -> torch.profiler.profile:
     """A profiler that leaves trace.json (for chrome://tracing or Perfetto) and table.txt."""
     waits, traced = PROFILED
 
     def write(profile: torch.profiler.profile) -> None:
         folder.mkdir(exist_ok=True)
         checkpoint.write_atomically(folder / "trace.json", lambda file: profile.export_chrome_trace(str(file)))
-        averages = profile.key_averages()
-        table = averages.table(sort_by="self_cpu_time_total", row_limit=30)
-        if torch.cuda.is_available():
-            table = averages.table(sort_by="self_cuda_time_total", row_limit=30)
+        table = profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=30)
         checkpoint.write_atomically(folder / "table.txt", lambda file: file.write_text(table, encoding="utf-8"))
 
     schedule = torch.profiler.schedule(wait=waits - 2, warmup=2, active=traced, repeat=1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from PIL import Image
 from torch import Tensor
 
+import ssdcore as ssd
 from ssdcore_torch import checkpoint, images
 from ssdcore_torch.config import Config
-from ssdcore_torch.sampling import generate
+from ssdcore_torch.sampling import StepRecorder, generate
 from ssdcore_torch.training.trainer import Trainer
+from ssdcore_torch.unet import FlexiUNet
 
 SAMPLES = 64
 SAMPLE_STEPS = 100
@@ -16,43 +18,32 @@ SAMPLE_STEPS = 100
 
 def sample_grid(trainer: Trainer) -> Image.Image:
     """A grid of the averaged network's samples: the same noise, and classes in turn, at every call."""
-    process, config = trainer.process, trainer.config
-    return images.grid(
-        generate(
-            trainer.averages.network,
-            process,
-            SAMPLES,
-            steps=min(SAMPLE_STEPS, process.steps),
-            seed=config.seed,
-            prior=trainer.prior,
-            labels=classes_in_turn(config, SAMPLES),
-            batch_size=SAMPLES,
-        )
-    )
+    return images.grid(_drawn(trainer.averages.network, trainer.process, trainer.config, trainer.prior))
 
 
 def final_pictures(run: checkpoint.Run) -> None:
     """samples.png and denoising.png, from the averaged weights."""
     chain: list[tuple[int, Tensor, Tensor]] = []
-    drawn = generate(
-        run.ema,
-        run.process,
-        SAMPLES,
-        steps=min(SAMPLE_STEPS, run.process.steps),
-        seed=run.config.seed,
-        prior=run.prior,
-        labels=classes_in_turn(run.config, SAMPLES),
-        batch_size=SAMPLES,
-        on_step=lambda t, x_t, prediction: chain.append((t, x_t, prediction)),
-    )
+    drawn = _drawn(run.ema, run.process, run.config, run.prior, lambda *step: chain.append(step))
     images.save(images.grid(drawn), run.path / "samples.png")
     images.save(images.denoising_strip(chain), run.path / "denoising.png")
 
 
-def classes_in_turn(config: Config, count: int) -> list[int] | None:
-    """Labels of `count` images: the classes trained on take turns; None for a network without classes."""
-    if config.network.num_classes is None:
-        return None
-    names = config.data.class_names
-    trained = [names.index(name) for name in config.data.classes] or list(range(config.network.num_classes))
-    return [trained[i % len(trained)] for i in range(count)]
+def _drawn(
+    net: FlexiUNet,
+    process: ssd.LinearDiffusion,
+    config: Config,
+    prior: ssd.Gaussian | None,
+    on_step: StepRecorder | None = None,
+) -> Tensor:
+    return generate(
+        net,
+        process,
+        SAMPLES,
+        steps=min(SAMPLE_STEPS, process.steps),
+        seed=config.seed,
+        prior=prior,
+        labels=config.labels_in_turn(SAMPLES),
+        batch_size=SAMPLES,
+        on_step=on_step,
+    )
