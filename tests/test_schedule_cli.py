@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import refusal
 from PIL import Image
 
 import ssdcore as ssd
 from ssdcore.__main__ import main as ssdcore_main
-from ssdcore_torch import cli, generate, load_run, sample, train
+from ssdcore_torch import generate, load_run, sample, train
 from ssdcore_torch.checkpoint import save_tensors
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.training import pictures
@@ -50,16 +51,6 @@ def run(tmp_path_factory: pytest.TempPathFactory, schedule: Path) -> Path:
     return out
 
 
-def refusal(capsys: pytest.CaptureFixture[str], module: object, *options: object) -> str:
-    with pytest.raises(SystemExit) as caught:
-        cli.run(module.main, [str(option) for option in options])  # type: ignore[attr-defined]
-    captured = capsys.readouterr()
-    assert caught.value.code == cli.BAD_INPUT
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
 def test_a_run_follows_the_designed_schedule(run: Path, schedule: Path) -> None:
     designed = ssd.oracle.Schedule.load(schedule)
     loaded = load_run(run)
@@ -80,7 +71,8 @@ def test_sampling_at_the_designed_times(run: Path, tmp_path: Path, capsys: pytes
     first = ((drawn[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     scale = (shown.shape[0] - 8) // 8
     assert np.array_equal(shown[4 : 4 + 8 * scale : scale, 4 : 4 + 8 * scale : scale], first)
-    line = refusal(capsys, sample, run, "--placement", "design", "--steps", 7, "--out", out)
+    capsys.readouterr()
+    line = refusal(capsys, sample.main, run, "--placement", "design", "--steps", 7, "--out", out)
     assert "--steps 7: the run's schedule was designed for 6" in line
 
 
@@ -99,9 +91,10 @@ def test_sampler_options(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         pictures.append(np.asarray(Image.open(out)).astype(int))
     assert all(not np.array_equal(a, b) for i, a in enumerate(pictures) for b in pictures[:i])
     out = tmp_path / "no.png"
-    assert "invalid choice: 'heun'" in refusal(capsys, sample, run, "--sampler", "heun", "--out", out)
-    assert "invalid choice: 'karras'" in refusal(capsys, sample, run, "--placement", "karras", "--out", out)
-    line = refusal(capsys, sample, run, "--sampler", "multistep", "--eta", 0.5, "--out", out)
+    capsys.readouterr()
+    assert "invalid choice: 'heun'" in refusal(capsys, sample.main, run, "--sampler", "heun", "--out", out)
+    assert "invalid choice: 'karras'" in refusal(capsys, sample.main, run, "--placement", "karras", "--out", out)
+    line = refusal(capsys, sample.main, run, "--sampler", "multistep", "--eta", 0.5, "--out", out)
     assert "--sampler multistep is the deterministic one" in line
     assert not out.exists()
 
@@ -127,11 +120,11 @@ def test_schedules_for_something_else_are_refused(
     file = tmp_path / "other.json"
     file.write_text(json.dumps({**json.loads(schedule.read_text()), **change}))
     out = tmp_path / "run"
-    line = refusal(capsys, train, *TINY, "--schedule", file, "--out", out, *options)
+    line = refusal(capsys, train.main, *TINY, "--schedule", file, "--out", out, *options)
     assert "other.json" in line
     assert message in line
     assert not out.exists()
-    assert "nothing.json" in refusal(capsys, train, *TINY, "--schedule", tmp_path / "nothing.json", "--out", out)
+    assert "nothing.json" in refusal(capsys, train.main, *TINY, "--schedule", tmp_path / "nothing.json", "--out", out)
 
 
 def test_a_run_without_a_schedule_has_no_designed_times(
@@ -144,7 +137,7 @@ def test_a_run_without_a_schedule_has_no_designed_times(
     config = load_run(run).config
     plain = dataclasses.replace(config, process=preset("cpu").process)
     (copy / "config.json").write_text(plain.to_json())
-    line = refusal(capsys, sample, copy, "--placement", "design", "--out", tmp_path / "no.png")
+    line = refusal(capsys, sample.main, copy, "--placement", "design", "--out", tmp_path / "no.png")
     assert "this run has no designed times; train one with --schedule" in line
 
 

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import refusal
 from PIL import Image
 from safetensors.torch import load_file
 from test_data import bad_inputs
@@ -147,18 +147,6 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: 
     losses = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in losses] == [50, 100, 120]
     assert losses[-1]["loss"] < losses[0]["loss"]
-
-
-def refusal(capsys: pytest.CaptureFixture[str], main: Callable[..., int], *options: object) -> str:
-    """The one line on stderr of a call that must fail with status 2."""
-    with pytest.raises(SystemExit) as caught:
-        cli.run(main, [str(option) for option in options])
-    captured = capsys.readouterr()
-    assert caught.value.code == cli.BAD_INPUT
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 @pytest.mark.parametrize(
