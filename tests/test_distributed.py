@@ -135,7 +135,8 @@ def test_bad_input_is_one_line_and_no_run(tmp_path: Path) -> None:
     code, _, error = finish(start(2, "train", *TINY, "--batch-size", 7, "--out", out))
     assert code != 0
     assert "7 images do not divide evenly over 2 processes" in error
-    assert error.count("\nerror: train.batch_size") + error.startswith("error: train.batch_size") == 2  # a line a rank
+    said = error.count("\nerror: train.batch_size") + error.startswith("error: train.batch_size")
+    assert 1 <= said <= 2  # a line a rank; torchrun may end the second rank before it has spoken
     assert not out.exists()
 
 
