@@ -16,6 +16,7 @@ import yaml
 
 import ssdcore as ssd
 from ssdcore_torch.data import EMBEDDED
+from ssdcore_torch.diffusion import Weighting
 from ssdcore_torch.unet import FlexiUNetConfig, level_sizes
 
 # Far beyond what anyone trains; a damaged config.json is refused before it asks for memory.
@@ -108,7 +109,8 @@ class TrainConfig:
                    average of any width can be made afterwards (`python -m ssdcore_torch.ema`)
     snapshots      how many of them, evenly over the run
     label_dropout  share of the labels left out, of a class-conditional network, so that it can be guided
-    snr_clamp      the loss weighs min(SNR, snr_clamp)
+    weighting      of the loss: "min_snr", min(SNR, snr_clamp), or "edm", SNR + 4
+    snr_clamp      of "min_snr"
     pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
     change_share   share of the batches that train a size-increasing step; None: as uniform times give it,
                    (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
@@ -142,6 +144,7 @@ class TrainConfig:
     ema_widths: tuple[float, ...] = ()
     snapshots: int = 64
     label_dropout: float = 0.1
+    weighting: Weighting = "min_snr"
     snr_clamp: float = 5.0
     weight_decay: float = 0.0
     equal_cost: bool = False
@@ -206,6 +209,11 @@ class Config:
             raise ValueError(f"network.level_sizes: the trainer's images are square, got {height}×{width}")
         if height > LARGEST_SIZE:
             raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels a side, got {height}")
+        if self.network.preconditioned_times not in (None, self.process.steps):
+            raise ValueError(
+                f"network.preconditioned_times: expected process.steps, {self.process.steps}, or none (null), got "
+                f"{self.network.preconditioned_times}"
+            )
 
     @property
     def size(self) -> int:

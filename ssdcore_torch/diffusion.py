@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch.randomness import Purpose, keyed
-from ssdcore_torch.unet import FlexiUNetConfig, forward_flops
+from ssdcore_torch.unet import DATA_STD, FlexiUNetConfig, forward_flops
+
+Weighting = Literal["min_snr", "edm"]
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,12 @@ def _plane(size: tuple[int, ...]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Objective:
-    """The paper's training objective: mean over a batch of w_t · mean over pixels of (x̂(x_t, t) − R_{0→t−1} x_0)².
+    """The training objective: mean over a batch of w_t · mean over pixels of (x̂(x_t, t) − R_{0→t−1} x_0)².
 
-        w_t = min(α_t²/σ_t², snr_clamp) · (share of the full-size pixels that the target has, if pixel_share)
+        w_t = min(α_t²/σ_t², snr_clamp)   "min_snr", the paper's (Hang et al. 2023)
+        w_t = α_t²/σ_t² + 1/s²            "edm" (Karras et al. 2022), s = `DATA_STD`: 1/c_out² of
+                                          `FlexiUNet.precondition`, so all times ask as much of its layers
+        times the share of the full-size pixels that the target has, if pixel_share
 
     The process must degrade alike at all times of one size (a resize process does). The share turns means over pixels
     into sums, so that a coarse mode weighs the same at every level.
@@ -97,6 +103,7 @@ class Objective:
     pixel_share: bool = False
     change_share: float | None = None
     repeats: tuple[int, ...] = ()
+    weighting: Weighting = "min_snr"
 
     def __post_init__(self) -> None:
         if self.repeats and (len(self.repeats) != len(self.paths) or min(self.repeats) < 1):
@@ -191,7 +198,8 @@ class Objective:
         times = range(proc.steps + 1)
         alpha, sigma = (np.array([level(t) for t in times]) for level in (proc.alpha, proc.sigma))
         weight = np.zeros(proc.steps + 1)
-        weight[1:] = np.minimum((alpha[1:] / sigma[1:]) ** 2, self.snr_clamp)
+        snr = (alpha[1:] / sigma[1:]) ** 2
+        weight[1:] = snr + DATA_STD**-2 if self.weighting == "edm" else np.minimum(snr, self.snr_clamp)
         if self.pixel_share:
             pixels = np.array([np.prod(proc.shape(max(t - 1, 0))) for t in times])
             weight *= pixels / pixels[0]

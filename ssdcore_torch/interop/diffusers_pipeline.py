@@ -43,6 +43,7 @@ class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_classes: int | None = None,
         flexi: bool = True,
         released_behaviour: bool = False,
+        preconditioned_times: int | None = None,
     ) -> None:
         super().__init__()
         config = FlexiUNetConfig(
@@ -57,6 +58,7 @@ class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
             num_classes,
             flexi,
             released_behaviour,
+            preconditioned_times,
         )
         self.net = FlexiUNet(config)
 

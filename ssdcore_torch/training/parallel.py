@@ -65,5 +65,6 @@ def used_parameters(net: FlexiUNet, path: Path) -> list[str]:
         x, t = torch.empty(1, config.in_channels, *path.size), torch.ones(1)
         label = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
         out = twin(x, t, config.level_sizes.index((path.out_size[0], path.out_size[1])), label)
-        gradients = torch.autograd.grad(out.sum(), list(twin.parameters()), allow_unused=True)
-    return [name for (name, _), gradient in zip(twin.named_parameters(), gradients) if gradient is not None]
+        trained = {name: parameter for name, parameter in twin.named_parameters() if parameter.requires_grad}
+        gradients = torch.autograd.grad(out.sum(), list(trained.values()), allow_unused=True)
+    return [name for name, gradient in zip(trained, gradients) if gradient is not None]

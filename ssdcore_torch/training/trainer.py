@@ -70,13 +70,17 @@ class Trainer:
         torch.manual_seed(config.seed)
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.net = FlexiUNet(config.network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        if config.network.preconditioned_times is not None:
+            self.net.precondition(self.process)
         self.averages = Averages(self.net, train.ema, train.ema_widths)
         if train.recompute:
             self.net.checkpoint_activations()
         if train.compile:
             self.net.compile_paths()
         repeats = equal_cost_repeats(self.process, config.network) if train.equal_cost else ()
-        self.objective = Objective(self.process, train.snr_clamp, train.pixel_share, train.change_share, repeats)
+        self.objective = Objective(
+            self.process, train.snr_clamp, train.pixel_share, train.change_share, repeats, train.weighting
+        )
         self.networks = PathNetworks(self.net, self.objective.paths, world)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True

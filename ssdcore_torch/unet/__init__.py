@@ -7,6 +7,6 @@ reached get no skip ("zero skip").
 """
 
 from ssdcore_torch.unet.config import FlexiUNetConfig, level_sizes
-from ssdcore_torch.unet.network import FlexiUNet, forward_flops
+from ssdcore_torch.unet.network import DATA_STD, FlexiUNet, forward_flops
 
-__all__ = ["FlexiUNet", "FlexiUNetConfig", "forward_flops", "level_sizes"]
+__all__ = ["DATA_STD", "FlexiUNet", "FlexiUNetConfig", "forward_flops", "level_sizes"]

@@ -82,6 +82,8 @@ class FlexiUNetConfig:
     heads                attention heads
     dropout              probability, inside residual blocks
     num_classes          class-conditional if given; label `num_classes` (`null_label`) then means "no class"
+    preconditioned_times T of the process if the network predicts a correction to its scaled input
+                         (`FlexiUNet.precondition`); None: it predicts the clean image itself
     flexi                False: every level runs through all stages and there are no adapters (the full U-Net
                          of the paper's ablation); a size-increasing step resizes its input bilinearly
     released_behaviour   run as the paper's released code does: a level stops before the last decoder block of
@@ -101,6 +103,7 @@ class FlexiUNetConfig:
     num_classes: int | None = None
     flexi: bool = True
     released_behaviour: bool = False
+    preconditioned_times: int | None = None
 
     def __post_init__(self) -> None:
         try:  # JSON gives lists
@@ -123,8 +126,9 @@ class FlexiUNetConfig:
         for name in ("flexi", "released_behaviour"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
-        if self.num_classes is not None:
-            _check_count("num_classes", self.num_classes)
+        for name in ("num_classes", "preconditioned_times"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
         if self.base_channels % 2:
             raise ValueError(f"base_channels: expected an even number, got {self.base_channels}")
         if not self.channel_multipliers:
@@ -141,6 +145,8 @@ class FlexiUNetConfig:
             raise ValueError(f"dropout: expected a probability in [0, 1), got {self.dropout!r}")
         if self.released_behaviour and not self.flexi:
             raise ValueError("released_behaviour is a Flexi-UNet's; it needs flexi=True")
+        if self.released_behaviour and self.preconditioned_times is not None:
+            raise ValueError("released_behaviour predicts the clean image itself; it needs preconditioned_times=None")
 
     def _check_sizes(self) -> None:
         if not self.level_sizes:

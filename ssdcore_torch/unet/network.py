@@ -7,12 +7,17 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import ssdcore as ssd
 from ssdcore_torch.unet.blocks import Block, DecoderStage, EncoderStage, Middle, Norm, TimeEmbedding, Upsample, zeroed
 from ssdcore_torch.unet.config import FlexiUNetConfig
+
+DATA_STD = 0.5
+"""Standard deviation of an image's pixels, in [−1, 1], that preconditioning reckons with (EDM's σ_data)."""
 
 Path = Callable[..., Tensor]
 """`FlexiUNet._run` of one network, as it is or compiled."""
@@ -28,6 +33,13 @@ class FlexiUNet(nn.Module):
     out_level  0 = full size; default: the level of x
     label      (batch,) integers, class-conditional networks only; default: the null label
     Returns (batch, in_channels, *level_sizes[out_level]) in the dtype of x.
+
+    With `config.preconditioned_times` the layers F predict a correction (Karras et al. 2022, "Elucidating the design
+    space of diffusion-based generative models", here for α x_0 + σ ε and for changes of size):
+
+        x̂ = c_skip(t) · L x_t + c_out(t) · F(c_in(t) · x_t, t),   L the bilinear interpolation to the size of x̂
+
+    with the coefficients of `precondition`; until it is called they are 0, 1 and 1.
 
     Raises TypeError for wrong kinds, ValueError for wrong shapes, unknown sizes and levels, and labels that
     are missing, unwanted or (on the CPU, where looking costs no synchronisation) out of range.
@@ -60,8 +72,36 @@ class FlexiUNet(nn.Module):
         self.output_adapters = nn.ModuleDict({str(c): nn.Conv2d(c, base, 1) for c in exits})
         self.head_norm = Norm(base)
         self.head_conv = zeroed(nn.Conv2d(base, config.in_channels, 3, padding=1))
+        # Rows c_in, c_skip, c_out over t = 0..T. A parameter that is not trained: whatever keeps, averages, copies or
+        # shares out the weights takes it along.
+        self.coefficients: nn.Parameter | None = None
+        if config.preconditioned_times is not None:
+            plain = torch.tensor([1.0, 0.0, 1.0])[:, None].repeat(1, config.preconditioned_times + 1)
+            self.coefficients = nn.Parameter(plain, requires_grad=False)
         self._compiler: Callable[[Path], Path] | None = None
         self._compiled: dict[tuple[object, ...], Path] = {}
+
+    def precondition(self, process: ssd.LinearDiffusion) -> FlexiUNet:
+        """Take the coefficients for states of this process; returns self.
+
+            c_in = 1/√v,   c_skip = α s²/v,   c_out = s σ/√v,   v = α² s² + σ²,   s = `DATA_STD`
+
+        c_skip x_t is the best linear prediction of white data of deviation s, c_out its error's deviation, and c_in
+        gives the layers an input of variance one, so at every time F is asked for something of that size.
+        Raises ValueError unless the network has `preconditioned_times` and the process as many.
+        """
+        if self.coefficients is None or self.config.preconditioned_times != process.steps:
+            raise ValueError(
+                f"precondition: expected a network with preconditioned_times = {process.steps}, as many as the process "
+                f"has, got {self.config.preconditioned_times}"
+            )
+        times = range(process.steps + 1)
+        alpha, sigma = (np.array([level(t) for t in times]) for level in (process.alpha, process.sigma))
+        variance = (alpha * DATA_STD) ** 2 + sigma**2
+        rows = [variance**-0.5, alpha * DATA_STD**2 / variance, DATA_STD * sigma * variance**-0.5]
+        with torch.no_grad():
+            self.coefficients.copy_(torch.from_numpy(np.stack(rows)))
+        return self
 
     def compile_paths(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> FlexiUNet:
         """From now on run each path as one compiled graph, made when the path first meets a batch size; returns self.
@@ -123,6 +163,18 @@ class FlexiUNet(nn.Module):
 
     def _run(self, x: Tensor, t: Tensor, label: Tensor | None, level: int, out_level: int) -> Tensor:
         """The network on checked arguments."""
+        if self.coefficients is None:
+            return self._layers(x, t, label, level, out_level)
+        at = t.clamp(0, self.coefficients.shape[1] - 1)  # a time that is not whole takes its share of both neighbours
+        rows = self.coefficients[:, at.floor().long()]
+        rows = torch.lerp(rows, self.coefficients[:, at.ceil().long()], (at - at.floor()).to(rows.dtype))
+        c_in, c_skip, c_out = rows.to(x.dtype)[:, :, None, None, None]
+        lifted = x
+        if out_level != level:
+            lifted = F.interpolate(x, self.config.level_sizes[out_level], mode="bilinear", align_corners=False)
+        return torch.addcmul(c_skip * lifted, c_out, self._layers(c_in * x, t, label, level, out_level))
+
+    def _layers(self, x: Tensor, t: Tensor, label: Tensor | None, level: int, out_level: int) -> Tensor:
         config, dtype = self.config, x.dtype
         embedding = self.time_embedding(t)
         if self.label_embedding is not None:
