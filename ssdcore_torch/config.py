@@ -109,7 +109,7 @@ class TrainConfig:
                    average of any width can be made afterwards (`python -m ssdcore_torch.ema`)
     snapshots      how many of them, evenly over the run
     label_dropout  share of the labels left out, of a class-conditional network, so that it can be guided
-    weighting      of the loss: "min_snr", min(SNR, snr_clamp), or "edm", SNR + 4
+    weighting      of the loss: "min_snr", min(SNR, snr_clamp), or "edm", EDM's loss (`Objective`)
     snr_clamp      of "min_snr"
     pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
     change_share   share of the batches that train a size-increasing step; None: as uniform times give it,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,8 @@ from ssdcore_torch.randomness import Purpose, keyed
 from ssdcore_torch.unet import DATA_STD, FlexiUNetConfig, forward_flops
 
 Weighting = Literal["min_snr", "edm"]
+EDM_LOG_NOISE = (-1.2, 1.2)
+"""Mean and deviation of ln(σ/α) in EDM's training (its table 1)."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,10 @@ class Objective:
     """The training objective: mean over a batch of w_t · mean over pixels of (x̂(x_t, t) − R_{0→t−1} x_0)².
 
         w_t = min(α_t²/σ_t², snr_clamp)   "min_snr", the paper's (Hang et al. 2023)
-        w_t = α_t²/σ_t² + 1/s²            "edm" (Karras et al. 2022), s = `DATA_STD`: 1/c_out² of
-                                          `FlexiUNet.precondition`, so all times ask as much of its layers
+        w_t = (α_t²/σ_t² + 1/s²) · p_t    "edm" (Karras et al. 2022), s = `DATA_STD`. The first factor is 1/c_out² of
+                                          `FlexiUNet.precondition`: all times ask as much of its layers. The second
+                                          turns uniform times into EDM's draw, ln(σ/α) ~ N(−1.2, 1.2²), by the ratio
+                                          of the densities: times of nearly pure noise weigh little
         times the share of the full-size pixels that the target has, if pixel_share
 
     The process must degrade alike at all times of one size (a resize process does). The share turns means over pixels
@@ -199,8 +204,21 @@ class Objective:
         alpha, sigma = (np.array([level(t) for t in times]) for level in (proc.alpha, proc.sigma))
         weight = np.zeros(proc.steps + 1)
         snr = (alpha[1:] / sigma[1:]) ** 2
-        weight[1:] = snr + DATA_STD**-2 if self.weighting == "edm" else np.minimum(snr, self.snr_clamp)
+        if self.weighting == "edm":
+            weight[1:] = (snr + DATA_STD**-2) * self._edm_density(-0.5 * np.log(snr))
+        else:
+            weight[1:] = np.minimum(snr, self.snr_clamp)
         if self.pixel_share:
             pixels = np.array([np.prod(proc.shape(max(t - 1, 0))) for t in times])
             weight *= pixels / pixels[0]
         return np.stack([np.array(times), alpha, sigma, weight]).astype(np.float32)
+
+    def _edm_density(self, log_noise: np.ndarray) -> np.ndarray:
+        """(T,): EDM's density of ln(σ/α) over that of uniform times, which is 1/(T · its increase in a step)."""
+        times = np.arange(1, self.process.steps + 1)
+        # ln(σ/α) may jump where the size changes, and t = 1 has no step before it: the nearest other steps count.
+        known = times[~np.isin(times, [1, *self.process.size_changes])]
+        increase = np.interp(times, known, np.diff(log_noise, prepend=np.nan)[known - 1]) if len(known) else 1.0
+        mean, deviation = EDM_LOG_NOISE
+        normal = np.exp(-0.5 * ((log_noise - mean) / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
+        return np.asarray(self.process.steps * increase * normal)

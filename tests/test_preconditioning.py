@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -123,17 +124,32 @@ def test_compiled_and_bfloat16_agree(level: int, out_level: int) -> None:
 
 
 @pytest.mark.parametrize("matched", [True, False])
-def test_edm_weights_ask_as_much_of_the_layers_at_every_time(matched: bool) -> None:
-    """weight · c_out² = 1: the loss is the plain squared error of F. Min-SNR's is not."""
-    proc = process(matched)
-    net = FlexiUNet(CONFIG).precondition(proc)
+def test_edm_weights_are_the_layers_squared_error_under_edms_draw_of_the_noise(matched: bool) -> None:
+    """weight · c_out² over T sums like a density of ln(σ/α): to the normal probability of each level's range of it."""
+    steps = 1000
+    levels = ssd.ResolutionSchedule.thresholds([400, 700], steps=steps)
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(steps), levels, matched=matched)
+    net = FlexiUNet(dataclasses.replace(CONFIG, preconditioned_times=steps)).precondition(proc)
     assert net.coefficients is not None
-    products = {}
-    for weighting in ("edm", "min_snr"):
-        weights = Objective(proc, weighting=weighting)._table[3]
-        products[weighting] = weights[1:] * net.coefficients[2, 1:].square().numpy()
-    np.testing.assert_allclose(products["edm"], 1, rtol=1e-5)
-    assert products["min_snr"].max() > 10 * products["min_snr"].min()
+    weights = Objective(proc, weighting="edm")._table[3, 1:].astype(np.float64)
+    share = weights * net.coefficients[2, 1:].double().square().numpy() / steps
+    assert (share > 0).all()
+
+    def probability(ratio: float) -> float:
+        return 0.5 * (1 + math.erf((math.log(ratio) + 1.2) / (1.2 * math.sqrt(2))))
+
+    for first, last in ((2, 399), (401, 699), (701, 1000)):
+        low, high = (proc.sigma(t) / proc.alpha(t) for t in (first - 1, last))
+        # steps of ln(σ/α) are at most 0.8 at the start, 0.02 elsewhere; a sum of right ends errs by half a step
+        assert share[first - 1 : last].sum() == pytest.approx(probability(high) - probability(low), abs=0.012)
+
+
+def test_one_time_a_level_has_edm_weights() -> None:
+    levels = ssd.ResolutionSchedule.thresholds([38, 39, 40], steps=T)
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(T), levels)
+    weights = Objective(proc, weighting="edm")._table[3, 1:]
+    assert np.isfinite(weights).all()
+    assert (weights > 0).all()
 
 
 def test_wrong_processes_and_configurations_are_refused() -> None:

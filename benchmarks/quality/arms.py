@@ -134,6 +134,8 @@ CPU32 = Suite(
     {
         "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "4 levels, paper": Arm(4, merged(PAPER_PROCESS, PAPER_RECIPE)),
+        "4 levels, matched equal": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
+        "4 levels, matched convex": Arm(4, merged(MATCHED_CONVEX, PAPER_RECIPE, changes(0.1))),
         "4 levels, matched equal, EDM": Arm(4, merged(MATCHED_EQUAL, EDM, changes(0.1))),
         "4 levels, matched convex, EDM": Arm(4, merged(MATCHED_CONVEX, EDM, changes(0.1))),
         "4 levels, matched equal, EDM, equal cost": Arm(4, merged(MATCHED_EQUAL, EDM, EQUAL_COST, changes(0.1))),
