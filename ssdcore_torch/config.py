@@ -114,6 +114,7 @@ class TrainConfig:
     pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
     change_share   share of the batches that train a size-increasing step; None: as uniform times give it,
                    (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
+    size_bias      b: a path's share of the batches also grows as (pixels of its target)^b; 0: as times fall
     equal_cost     a step at a low level takes every image at several times, each with noise of its own, so that all
                    steps cost about the same
     precision      of the network's arithmetic; weights, averages and optimizer are float32 always, so bfloat16, with
@@ -147,6 +148,7 @@ class TrainConfig:
     weighting: Weighting = "min_snr"
     snr_clamp: float = 5.0
     weight_decay: float = 0.0
+    size_bias: float = 0.0
     equal_cost: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
@@ -167,7 +169,7 @@ class TrainConfig:
                 raise ValueError(f"train.{name}: expected at least 1, got {value}")
         if self.evaluate_samples < 4:
             raise ValueError(f"train.evaluate_samples: expected at least 4, got {self.evaluate_samples}")
-        for name in ("warmup", "weight_decay"):
+        for name in ("warmup", "weight_decay", "size_bias"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name}: expected at least 0, got {getattr(self, name)}")
         for name in ("learning_rate", "snr_clamp", "clip"):

@@ -97,9 +97,11 @@ class Objective:
     The process must degrade alike at all times of one size (a resize process does). The share turns means over pixels
     into sums, so that a coarse mode weighs the same at every level.
 
-    change_share   share of the batches on size-changing paths, spread evenly over the changes; None: the paper's
+    change_share   share of the batches on size-changing paths, which have one time each; None: the paper's
                    batches (a time drawn uniformly decides the path; if its size equals that of t − 1, the batch is
                    filled with other times of the path)
+    size_bias      b >= 0: a path's share also grows as (pixels of its target)^b, among the size-keeping paths and among
+                   the changes; 0: as times fall. Small sizes are learned in fewer steps than large ones.
     repeats        times and noises that each image gets in a step, one number a path (`equal_cost_repeats`); (): one
     """
 
@@ -109,8 +111,11 @@ class Objective:
     change_share: float | None = None
     repeats: tuple[int, ...] = ()
     weighting: Weighting = "min_snr"
+    size_bias: float = 0.0
 
     def __post_init__(self) -> None:
+        if not self.size_bias >= 0:
+            raise ValueError(f"size_bias: expected at least 0, got {self.size_bias}")
         if self.repeats and (len(self.repeats) != len(self.paths) or min(self.repeats) < 1):
             raise ValueError(
                 f"repeats: expected a number >= 1 for each of the {len(self.paths)} paths, got {self.repeats}"
@@ -125,11 +130,13 @@ class Objective:
     def path_probabilities(self) -> np.ndarray:
         """Probability of each of `paths`."""
         counts = np.array([len(path.times) for path in self.paths], dtype=np.float64)
+        pixels = np.array([np.prod(path.out_size) for path in self.paths])
+        shares = counts * (pixels / pixels.max()) ** self.size_bias
         changes = np.array([path.size != path.out_size for path in self.paths])
         if self.change_share is None or not changes.any():
-            return counts / counts.sum()
-        keeping = np.where(changes, 0.0, counts)
-        return (1 - self.change_share) * keeping / keeping.sum() + self.change_share * changes / changes.sum()
+            return shares / shares.sum()
+        keeping, changing = np.where(changes, 0.0, shares), np.where(changes, shares, 0.0)
+        return (1 - self.change_share) * keeping / keeping.sum() + self.change_share * changing / changing.sum()
 
     def draw(self, batch_size: int, seed: int, step: int) -> Batch:
         """The path and times of a step, for its whole batch: a function of the arguments alone."""

@@ -39,6 +39,14 @@ def test_path_probabilities() -> None:
         Objective(process(), change_share=0.2).path_probabilities,
         [0.8 * 12 / 38, 0.1, 0.8 * 17 / 38, 0.1, 0.8 * 9 / 38],
     )
+    # (8 → 8, 4 → 8, 4 → 4, 2 → 4, 2 → 2): in proportion to times × pixels, apart for those that keep the size
+    biased = np.array([12 * 64, 0, 17 * 16, 0, 9 * 4]) / (12 * 64 + 17 * 16 + 9 * 4) * 0.8
+    biased += np.array([0, 64, 0, 16, 0]) / 80 * 0.2
+    np.testing.assert_allclose(Objective(process(), change_share=0.2, size_bias=1.0).path_probabilities, biased)
+    half = np.array([12 * 8, 1 * 8, 17 * 4, 1 * 4, 9 * 2])
+    np.testing.assert_allclose(Objective(process(), size_bias=0.5).path_probabilities, half / half.sum())
+    with pytest.raises(ValueError, match="size_bias: expected at least 0, got -1"):
+        Objective(process(), size_bias=-1)
     one_level = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(40))
     np.testing.assert_array_equal(Objective(one_level, change_share=0.2).path_probabilities, [1.0])
 

@@ -87,6 +87,10 @@ def changes(share: float | None) -> Settings:
     return {"train": {"change_share": share}}
 
 
+def bias(exponent: float) -> Settings:
+    return {"train": {"size_bias": exponent}}
+
+
 PAPER_RECIPE = merged(PLAIN, MIN_SNR, changes(None))
 EDM = merged(PRECONDITIONED, EDM_WEIGHT)
 
@@ -120,6 +124,18 @@ SCREEN = Suite(
         "matched, convex, EDM, equal cost": Arm(3, merged(MATCHED_CONVEX, EDM, EQUAL_COST, changes(0.1))),
         "paper, convex, EDM": Arm(3, merged(PAPER_PROCESS, EDM, changes(0.1))),
         "paper, equal, EDM": Arm(3, merged(PAPER_EQUAL, EDM, changes(0.1))),
+        "matched, equal, bias 0.5": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(0.5))),
+        "matched, equal, bias 1": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(1))),
+        "matched, equal, pixel share, bias 0.5": Arm(
+            3, merged(MATCHED_EQUAL, PLAIN, PIXEL_SHARE, changes(0.1), bias(0.5))
+        ),
+        "matched, equal, preconditioned, bias 0.5": Arm(
+            3, merged(MATCHED_EQUAL, PRECONDITIONED, MIN_SNR, changes(0.1), bias(0.5))
+        ),
+        "matched, equal, EDM, bias 0.5": Arm(3, merged(MATCHED_EQUAL, EDM, changes(0.1), bias(0.5))),
+        "matched, equal, EDM, share": Arm(
+            3, merged(MATCHED_EQUAL, EDM, {"train": {"pixel_share": True}}, changes(0.1))
+        ),
         "matched, equal, preconditioned": Arm(3, merged(MATCHED_EQUAL, PRECONDITIONED, MIN_SNR, changes(0.1))),
     },
     settings=_CPU,
@@ -135,6 +151,8 @@ CPU32 = Suite(
         "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "4 levels, paper": Arm(4, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "4 levels, matched equal": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
+        "4 levels, matched equal, pixel share": Arm(4, merged(MATCHED_EQUAL, PLAIN, PIXEL_SHARE, changes(0.1))),
+        "4 levels, paper, equal": Arm(4, merged(PAPER_EQUAL, PAPER_RECIPE, changes(0.1))),
         "4 levels, matched convex": Arm(4, merged(MATCHED_CONVEX, PAPER_RECIPE, changes(0.1))),
         "4 levels, matched equal, EDM": Arm(4, merged(MATCHED_EQUAL, EDM, changes(0.1))),
         "4 levels, matched convex, EDM": Arm(4, merged(MATCHED_CONVEX, EDM, changes(0.1))),

@@ -86,7 +86,8 @@ def training_flops(config: Config) -> float:
 def _shares(config: Config) -> list[tuple[float, int]]:
     process, sizes = config.build_process(), config.network.level_sizes
     repeats = equal_cost_repeats(process, config.network) if config.train.equal_cost else ()
-    objective = Objective(process, change_share=config.train.change_share, repeats=repeats)
+    train = config.train
+    objective = Objective(process, change_share=train.change_share, repeats=repeats, size_bias=train.size_bias)
     rows = []
     for number, (path, share) in enumerate(zip(objective.paths, objective.path_probabilities)):
         flops = forward_flops(config.network, _level(sizes, path.size), _level(sizes, path.out_size))

@@ -79,7 +79,13 @@ class Trainer:
             self.net.compile_paths()
         repeats = equal_cost_repeats(self.process, config.network) if train.equal_cost else ()
         self.objective = Objective(
-            self.process, train.snr_clamp, train.pixel_share, train.change_share, repeats, train.weighting
+            self.process,
+            train.snr_clamp,
+            train.pixel_share,
+            train.change_share,
+            repeats,
+            train.weighting,
+            train.size_bias,
         )
         self.networks = PathNetworks(self.net, self.objective.paths, world)
         self.optimizer = torch.optim.AdamW(
