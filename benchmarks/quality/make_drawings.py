@@ -18,14 +18,21 @@ import hashlib
 import io
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from multiprocessing import Pool
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
+MISSING: str | None = None
+try:
+    import dicebear_styles
+    import numpy as np
+    import resvg_py
+    from dicebear import Avatar, Style
+    from PIL import Image
+except ModuleNotFoundError as error:  # said in main, so that --help works without them
+    MISSING = error.name
 
 PACKAGES = "dicebear-core==10.7.0 dicebear-styles==10.6.0 resvg-py==0.5.0 pillow numpy"
 CLASSES = ["clay", "critters", "cutouts", "landscape", "marbles", "moods", "open-peeps", "patchwork"]
@@ -35,22 +42,16 @@ OVERSAMPLING = 2
 
 @functools.cache
 def style(name: str) -> Any:
-    """A class' style. Raises SystemExit where its licence is not what this set promises."""
-    from dicebear import Style
-
-    definition = json.loads(files("dicebear_styles").joinpath(f"{name}.json").read_text("utf-8"))
+    """A class' style. Raises ValueError where its licence is not what this set promises."""
+    definition = json.loads(files(dicebear_styles).joinpath(f"{name}.json").read_text("utf-8"))
     licence = definition["meta"]["license"]["name"]
     if licence != "CC0 1.0":
-        raise SystemExit(f"error: the style {name} has the licence {licence}, expected CC0 1.0; install {PACKAGES}")
+        raise ValueError(f"the style {name} has the licence {licence}, expected CC0 1.0; pip install {PACKAGES}")
     return Style(definition)
 
 
 def drawing(job: tuple[str, int, int]) -> np.ndarray:
     """(class, seed, size) -> (size, size, 3) uint8."""
-    import resvg_py
-    from dicebear import Avatar
-    from PIL import Image
-
     name, seed, size = job
     side = size * OVERSAMPLING
     svg = Avatar(style(name), {"seed": f"{name}-{seed}", "size": side}).to_string()
@@ -78,16 +79,31 @@ def make(out: Path, classes: Sequence[str], per_class: int, first_seed: int, siz
     return hashlib.sha256(images.tobytes()).hexdigest()
 
 
-def at_least(least: int, text: str) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
-    return value
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
+        return value
+
+    return read
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    positive, natural = functools.partial(at_least, 1), functools.partial(at_least, 0)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    positive, natural = at_least(1), at_least(0)
     parser.add_argument("out", type=Path, metavar="OUT.npz")
     parser.add_argument("--per-class", type=positive, default=1250, metavar="N")
     parser.add_argument("--first-seed", type=natural, default=0, metavar="N")
@@ -97,11 +113,17 @@ def main() -> None:
     args = parser.parse_args()
     if not args.out.parent.is_dir():
         parser.error(f"{args.out.parent} is no folder; make it first")
+    if args.out.is_dir():
+        parser.error(f"{args.out} is a folder; name a file")
+    if len(set(args.classes)) < len(args.classes):
+        parser.error(f"argument --classes: expected each class once, got {' '.join(args.classes)}")
+    if MISSING:
+        parser.error(f"{MISSING} is not installed: pip install {PACKAGES} (an environment of its own will do)")
     try:
-        import dicebear  # noqa: F401
-        import resvg_py  # noqa: F401
-    except ImportError as error:
-        sys.exit(f"error: {error.name} is not installed: pip install {PACKAGES} (an environment of its own will do)")
+        for name in args.classes:
+            style(name)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     digest = make(args.out, args.classes, args.per_class, args.first_seed, args.size, args.workers)
     print(f"{args.out}: {args.per_class * len(args.classes)} drawings, SHA-256 of their pixels {digest}")
 
