@@ -145,11 +145,13 @@ SCREEN = Suite(
 CPU32 = Suite(
     32,
     "cpu",
-    240,
+    420,
     "seconds",
     {
         "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "4 levels, paper": Arm(4, merged(PAPER_PROCESS, PAPER_RECIPE)),
+        "4 levels, matched equal, bias 0.5": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(0.5))),
+        "4 levels, matched equal, EDM, bias 0.5": Arm(4, merged(MATCHED_EQUAL, EDM, changes(0.1), bias(0.5))),
         "4 levels, matched equal": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
         "4 levels, matched equal, pixel share": Arm(4, merged(MATCHED_EQUAL, PLAIN, PIXEL_SHARE, changes(0.1))),
         "4 levels, paper, equal": Arm(4, merged(PAPER_EQUAL, PAPER_RECIPE, changes(0.1))),
@@ -164,4 +166,19 @@ CPU32 = Suite(
     samples=500,
 )
 
-SUITES: Mapping[str, Suite] = {"screen16": SCREEN, "cpu32": CPU32}
+PRESET16 = Suite(
+    16,
+    "cpu",
+    240,
+    "seconds",
+    {
+        "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
+        "3 levels, paper": Arm(3, merged(PAPER_PROCESS, PAPER_RECIPE)),
+        "3 levels, paper equal": Arm(3, merged(PAPER_EQUAL, PAPER_RECIPE, changes(0.1))),
+        "3 levels, matched equal": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
+        "3 levels, matched equal, bias 0.5": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(0.5))),
+    },
+    settings=_CPU,
+)
+
+SUITES: Mapping[str, Suite] = {"screen16": SCREEN, "preset16": PRESET16, "cpu32": CPU32}
