@@ -55,6 +55,7 @@ from ssdcore_torch.unet import forward_flops
 FEATURES = ("lite0", "pixels")
 SAMPLE_SEED = 0
 ROUNDS = 4
+LEAST_SECONDS = 1  # of a slice: by then training hears of the request to stop
 EVALUATION_SECONDS = 60  # a slice starts no evaluation with less time left than this
 
 
@@ -153,10 +154,13 @@ def train_slice(out: Path, world: World, until: float) -> bool:
     trainer, _ = prepare(options, world)
     if trainer.step == trainer.config.train.steps:
         return True
+    left = until - time.time()
+    if left < LEAST_SECONDS:
+        return False
     spent = out / "training.json"
     before = json.loads(spent.read_text())["seconds"] if spent.exists() else 0.0
     # A slice ends as a user's Ctrl-C would end it: the step is finished and the state saved.
-    timer = threading.Timer(max(0.0, until - time.time()), os.kill, (os.getpid(), signal.SIGTERM))
+    timer = threading.Timer(left, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
     clock = time.process_time if world.device.type == "cpu" else time.perf_counter
