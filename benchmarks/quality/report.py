@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def samples(rows: Rows, folder: Path, count: int = 12) -> Any:
     shown = {}
     for arm, found in rows.items():
         images = np.load(folder_of(folder, arm, found[0]["seed"]) / "samples.npz")["images"][:count]
-        shown[arm] = list(np.moveaxis(images, 3, 1) / 127.5 - 1)
+        shown[textwrap.fill(arm, 14)] = list(np.moveaxis(images, 3, 1) / 127.5 - 1)
     return plotting.images(shown)
 
 
