@@ -75,10 +75,10 @@ MATCHED_CONVEX: Settings = {"process": {"schedule": "convex", "gamma": 0.5, "mat
 MATCHED_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "matched": True}}
 PAPER_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "matched": False}}
 
-MIN_SNR: Settings = {"train": {"weighting": "min_snr", "pixel_share": False}}
-PIXEL_SHARE: Settings = {"train": {"weighting": "min_snr", "pixel_share": True}}
+MIN_SNR: Settings = {"train": {"weighting": "min_snr", "pixel_share": False, "size_bias": 0.0}}
+PIXEL_SHARE: Settings = {"train": {"weighting": "min_snr", "pixel_share": True, "size_bias": 0.0}}
 PRECONDITIONED: Settings = {"network": {"preconditioned_times": 1000}}
-EDM_WEIGHT: Settings = {"train": {"weighting": "edm", "pixel_share": False}}
+EDM_WEIGHT: Settings = {"train": {"weighting": "edm", "pixel_share": False, "size_bias": 0.0}}
 PLAIN: Settings = {"network": {"preconditioned_times": None}}
 EQUAL_COST: Settings = {"train": {"equal_cost": True}}
 

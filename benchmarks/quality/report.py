@@ -64,7 +64,7 @@ def _mean(values: Sequence[float | None]) -> str:
     known = np.array([value for value in values if value is not None], dtype=float)
     if not len(known):
         return "-"
-    spread = f" ± {known.std(ddof=1):.2g}" if len(known) > 1 and known.std() > 0 else ""
+    spread = f" ± {known.std(ddof=1):.2g}" if len(known) > 1 and np.ptp(known) > 1e-9 * abs(known.mean()) else ""
     return f"{known.mean():.4g}{spread}" if known.mean() >= 1000 else f"{known.mean():.3g}{spread}"
 
 
