@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ssdcore_torch.config import Config, preset
@@ -181,4 +181,6 @@ PRESET16 = Suite(
     settings=_CPU,
 )
 
-SUITES: Mapping[str, Suite] = {"screen16": SCREEN, "preset16": PRESET16, "cpu32": CPU32}
+LONG32 = replace(CPU32, budget=1200)
+
+SUITES: Mapping[str, Suite] = {"screen16": SCREEN, "preset16": PRESET16, "cpu32": CPU32, "long32": LONG32}
