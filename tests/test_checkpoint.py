@@ -327,8 +327,8 @@ def test_a_mixed_up_run_is_noticed(tmp_path: Path, saved: Saved) -> None:
     ):
         load_state(run, network())
     assert load_run(run).step == 4  # drawing samples does not depend on it
-    save_config(run, dataclasses.replace(config, process=dataclasses.replace(config.process, matched=True)))
-    with pytest.raises(ValueError, match=r"process.matched: True instead of False"):
+    save_config(run, dataclasses.replace(config, process=dataclasses.replace(config.process, matched=False)))
+    with pytest.raises(ValueError, match=r"process.matched: False instead of True"):
         load_run(run)
 
 
