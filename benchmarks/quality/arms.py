@@ -151,6 +151,7 @@ CPU32 = Suite(
         "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "4 levels, paper": Arm(4, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "4 levels, matched equal, bias 0.5": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(0.5))),
+        "4 levels, matched equal, bias 1": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(1))),
         "4 levels, matched equal, EDM, bias 0.5": Arm(4, merged(MATCHED_EQUAL, EDM, changes(0.1), bias(0.5))),
         "4 levels, matched equal": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
         "4 levels, matched equal, pixel share": Arm(4, merged(MATCHED_EQUAL, PLAIN, PIXEL_SHARE, changes(0.1))),
