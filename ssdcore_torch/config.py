@@ -400,7 +400,8 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
 # ---- presets
 
 # "cpu" and "gpu64" train as the study of quality under equal budgets found best: matched noise, equal levels, batches
-# that lean to the large sizes (benchmarks/quality/README.md; on a CPU, at 16 and 32 pixels).
+# that lean to the large sizes; "gpu64", which trains for longer, with preconditioning and EDM's loss, which win at 20
+# minutes and lose at 2 (benchmarks/quality/README.md; on a CPU, at 16 and 32 pixels).
 
 
 def _cpu(data: str | None) -> Config:
@@ -437,7 +438,7 @@ def _gpu64(data: str | None) -> Config:
         preset="gpu64",
         seed=0,
         data=DataConfig(data or EMBEDDED),
-        network=FlexiUNetConfig(level_sizes(64, 4, stages=4), base_channels=96),
+        network=FlexiUNetConfig(level_sizes(64, 4, stages=4), base_channels=96, preconditioned_times=1000),
         process=ProcessConfig(schedule="equal", gamma=None, matched=True),
         train=TrainConfig(
             steps=10_000,
@@ -448,6 +449,7 @@ def _gpu64(data: str | None) -> Config:
             ema=(0.9995,),
             pixel_share=False,
             change_share=0.1,
+            weighting="edm",
             size_bias=0.5,
         ),
     )
