@@ -71,16 +71,23 @@ def merged(*settings: Settings) -> dict[str, Any]:
 # ---- what a recipe is made of; every name is used in the arms below
 
 PAPER_PROCESS: Settings = {"process": {"schedule": "convex", "gamma": 0.5, "matched": False}}
-MATCHED_CONVEX: Settings = {"process": {"schedule": "convex", "gamma": 0.5, "matched": True}}
-MATCHED_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "matched": True}}
 PAPER_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "matched": False}}
+MATCHED_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "matched": True}}
 
 MIN_SNR: Settings = {"train": {"weighting": "min_snr", "pixel_share": False, "size_bias": 0.0}}
 PIXEL_SHARE: Settings = {"train": {"weighting": "min_snr", "pixel_share": True, "size_bias": 0.0}}
-PRECONDITIONED: Settings = {"network": {"preconditioned_times": 1000}}
 EDM_WEIGHT: Settings = {"train": {"weighting": "edm", "pixel_share": False, "size_bias": 0.0}}
 PLAIN: Settings = {"network": {"preconditioned_times": None}}
-EQUAL_COST: Settings = {"train": {"equal_cost": True}}
+PRECONDITIONED: Settings = {"network": {"preconditioned_times": 1000}}
+
+
+def thresholds(*starts: int) -> Settings:
+    """Matched noise, each level starting at the time given."""
+    return {"process": {"schedule": "thresholds", "gamma": None, "matched": True, "starts": list(starts)}}
+
+
+def blocks(count: int) -> Settings:
+    return {"network": {"blocks_per_stage": count}}
 
 
 def changes(share: float | None) -> Settings:
@@ -92,7 +99,12 @@ def bias(exponent: float) -> Settings:
 
 
 PAPER_RECIPE = merged(PLAIN, MIN_SNR, changes(None))
+LEANING = merged(MATCHED_EQUAL, PLAIN, MIN_SNR, changes(0.1), bias(0.5))
 EDM = merged(PRECONDITIONED, EDM_WEIGHT)
+LEANING_EDM = merged(LEANING, EDM, bias(0.5))
+
+# What `python -m ssdcore design --size 16 --levels 3 --steps 25 --times time` finds for the training images.
+DESIGNED16 = thresholds(459, 709)
 
 # ---- suites
 
@@ -101,70 +113,23 @@ _CPU32: Settings = merged(
     _CPU, {"network": {"channel_multipliers": [1, 1, 2, 2], "level_sizes": [[32, 32]], "attention_sizes": [8]}}
 )
 
-SCREEN = Suite(
+SCREEN16 = Suite(
     16,
     "cpu",
     90,
     "seconds",
     {
         "1 level, paper's recipe": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
-        "1 level, preconditioned": Arm(1, merged(PAPER_PROCESS, PRECONDITIONED, MIN_SNR)),
         "1 level, EDM": Arm(1, merged(PAPER_PROCESS, EDM)),
-        "paper": Arm(3, merged(PAPER_PROCESS, PAPER_RECIPE)),
-        "paper, changes 10 %": Arm(3, merged(PAPER_PROCESS, PAPER_RECIPE, changes(0.1))),
-        "paper, equal, changes 10 %": Arm(3, merged(PAPER_EQUAL, PAPER_RECIPE, changes(0.1))),
-        "matched, convex": Arm(3, merged(MATCHED_CONVEX, PAPER_RECIPE, changes(0.1))),
-        "matched, equal": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
-        "matched, equal, pixel share": Arm(3, merged(MATCHED_EQUAL, PLAIN, PIXEL_SHARE, changes(0.1))),
-        "matched, convex, EDM": Arm(3, merged(MATCHED_CONVEX, EDM, changes(0.1))),
-        "matched, equal, EDM": Arm(3, merged(MATCHED_EQUAL, EDM, changes(0.1))),
-        "matched, equal, EDM, changes 3 %": Arm(3, merged(MATCHED_EQUAL, EDM, changes(0.03))),
-        "matched, equal, EDM, changes 20 %": Arm(3, merged(MATCHED_EQUAL, EDM, changes(0.2))),
-        "matched, equal, EDM, equal cost": Arm(3, merged(MATCHED_EQUAL, EDM, EQUAL_COST, changes(0.1))),
-        "matched, convex, EDM, equal cost": Arm(3, merged(MATCHED_CONVEX, EDM, EQUAL_COST, changes(0.1))),
-        "paper, convex, EDM": Arm(3, merged(PAPER_PROCESS, EDM, changes(0.1))),
-        "paper, equal, EDM": Arm(3, merged(PAPER_EQUAL, EDM, changes(0.1))),
-        "matched, equal, bias 0.5": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(0.5))),
-        "matched, equal, bias 1": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(1))),
-        "matched, equal, pixel share, bias 0.5": Arm(
-            3, merged(MATCHED_EQUAL, PLAIN, PIXEL_SHARE, changes(0.1), bias(0.5))
-        ),
-        "matched, equal, preconditioned, bias 0.5": Arm(
-            3, merged(MATCHED_EQUAL, PRECONDITIONED, MIN_SNR, changes(0.1), bias(0.5))
-        ),
-        "matched, equal, EDM, bias 0.5": Arm(3, merged(MATCHED_EQUAL, EDM, changes(0.1), bias(0.5))),
-        "matched, equal, EDM, share": Arm(
-            3, merged(MATCHED_EQUAL, EDM, {"train": {"pixel_share": True}}, changes(0.1))
-        ),
-        "matched, equal, preconditioned": Arm(3, merged(MATCHED_EQUAL, PRECONDITIONED, MIN_SNR, changes(0.1))),
+        "matched, equal": Arm(3, merged(LEANING, bias(0))),
+        "matched, equal, bias 0.5": Arm(3, LEANING),
+        "matched, equal, bias 1": Arm(3, merged(LEANING, bias(1))),
+        "matched, equal, pixel share, bias 0.5": Arm(3, merged(LEANING, PIXEL_SHARE, bias(0.5))),
+        "matched, equal, preconditioned, bias 0.5": Arm(3, merged(LEANING, PRECONDITIONED)),
+        "matched, equal, EDM, bias 0.5": Arm(3, LEANING_EDM),
     },
     settings=_CPU,
     seeds=(0,),
-)
-
-CPU32 = Suite(
-    32,
-    "cpu",
-    420,
-    "seconds",
-    {
-        "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
-        "4 levels, paper": Arm(4, merged(PAPER_PROCESS, PAPER_RECIPE)),
-        "4 levels, matched equal, bias 0.5": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(0.5))),
-        "4 levels, matched equal, bias 1": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(1))),
-        "4 levels, matched equal, EDM, bias 0.5": Arm(4, merged(MATCHED_EQUAL, EDM, changes(0.1), bias(0.5))),
-        "4 levels, matched equal": Arm(4, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
-        "4 levels, matched equal, pixel share": Arm(4, merged(MATCHED_EQUAL, PLAIN, PIXEL_SHARE, changes(0.1))),
-        "4 levels, paper, equal": Arm(4, merged(PAPER_EQUAL, PAPER_RECIPE, changes(0.1))),
-        "4 levels, matched convex": Arm(4, merged(MATCHED_CONVEX, PAPER_RECIPE, changes(0.1))),
-        "4 levels, matched equal, EDM": Arm(4, merged(MATCHED_EQUAL, EDM, changes(0.1))),
-        "4 levels, matched convex, EDM": Arm(4, merged(MATCHED_CONVEX, EDM, changes(0.1))),
-        "4 levels, matched equal, EDM, equal cost": Arm(4, merged(MATCHED_EQUAL, EDM, EQUAL_COST, changes(0.1))),
-        "4 levels, matched convex, EDM, equal cost": Arm(4, merged(MATCHED_CONVEX, EDM, EQUAL_COST, changes(0.1))),
-        "1 level, EDM": Arm(1, merged(PAPER_PROCESS, EDM)),
-    },
-    settings=_CPU32,
-    samples=500,
 )
 
 PRESET16 = Suite(
@@ -176,12 +141,44 @@ PRESET16 = Suite(
         "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "3 levels, paper": Arm(3, merged(PAPER_PROCESS, PAPER_RECIPE)),
         "3 levels, paper equal": Arm(3, merged(PAPER_EQUAL, PAPER_RECIPE, changes(0.1))),
-        "3 levels, matched equal": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1))),
-        "3 levels, matched equal, bias 0.5": Arm(3, merged(MATCHED_EQUAL, PAPER_RECIPE, changes(0.1), bias(0.5))),
+        "3 levels, matched equal, bias 0.5": Arm(3, LEANING),
+        "3 levels, matched designed, bias 0.5": Arm(3, merged(LEANING, DESIGNED16)),
     },
     settings=_CPU,
 )
 
+_AGAINST_ONE: Mapping[str, Arm] = {
+    "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
+    "1 level, EDM": Arm(1, merged(PAPER_PROCESS, EDM)),
+    "4 levels, paper": Arm(4, merged(PAPER_PROCESS, PAPER_RECIPE)),
+    "4 levels, matched equal, bias 0.5": Arm(4, LEANING),
+    "4 levels, matched equal, EDM, bias 0.5": Arm(4, LEANING_EDM),
+}
+CPU32 = Suite(32, "cpu", 420, "seconds", _AGAINST_ONE, settings=_CPU32, samples=500)
 LONG32 = replace(CPU32, budget=1200)
+GPU32 = Suite(32, "gpu64", 1200, "seconds", _AGAINST_ONE, samples=2000)
+GPU64 = replace(GPU32, size=64)
 
-SUITES: Mapping[str, Suite] = {"screen16": SCREEN, "preset16": PRESET16, "cpu32": CPU32, "long32": LONG32}
+
+def _scaling(size: int, most_levels: int) -> Mapping[str, Arm]:
+    return {
+        f"{size} px, depth {depth}, levels {levels}": Arm(levels, merged(LEANING, blocks(depth)))
+        for depth in (1, 2)
+        for levels in range(1, most_levels + 1)
+    }
+
+
+# Into one folder, for one table: sizes, levels and depth.
+SCALING16 = Suite(16, "cpu", 180, "seconds", _scaling(16, 3), settings=_CPU, seeds=(0,), samples=500)
+SCALING32 = Suite(32, "cpu", 180, "seconds", _scaling(32, 4), settings=_CPU32, seeds=(0,), samples=500)
+
+SUITES: Mapping[str, Suite] = {
+    "screen16": SCREEN16,
+    "preset16": PRESET16,
+    "cpu32": CPU32,
+    "long32": LONG32,
+    "gpu32": GPU32,
+    "gpu64": GPU64,
+    "scaling16": SCALING16,
+    "scaling32": SCALING32,
+}

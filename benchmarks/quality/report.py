@@ -52,12 +52,13 @@ def table(rows: Rows) -> str:
     for arm, found in rows.items():
         cells = [_mean([column(row) for row in found]) for column in COLUMNS.values()]
         lines.append(f"| {arm} | {len(found)} | " + " | ".join(cells) + " |")
-    some = next(iter(rows.values()))[0]
-    floors = ", ".join(f"{some[name]['floor']:.3g} in {name}" for name in ("lite0", "pixels") if some[name]["floor"])
-    return (
-        "\n".join(lines)
-        + f"\n\n{some['samples']} samples each; as many held-out images have a Fréchet distance of {floors}."
-    )
+    for some in {found[0]["size"]: found[0] for found in rows.values()}.values():
+        known = [f"{some[name]['floor']:.3g} in {name}" for name in ("lite0", "pixels") if some[name]["floor"]]
+        lines.append(
+            f"\n{some['size']} px: {some['samples']} samples each; as many held-out images have a Fréchet distance of "
+            f"{' and '.join(known) or 'nothing known: too few'}."
+        )
+    return "\n".join(lines)
 
 
 def _mean(values: Sequence[float | None]) -> str:
@@ -96,6 +97,7 @@ def main() -> None:
     print(table(rows))
     write_json(args.folder / "rows.json", [row for found in rows.values() for row in found])
     pictures = args.pictures or args.folder
+    pictures.mkdir(parents=True, exist_ok=True)
     plotting.save(pareto(rows, "lite0"), pictures / "quality.png", dpi=100)
     plotting.save(samples(rows, args.folder), pictures / "samples.png", dpi=100)
 
