@@ -234,6 +234,7 @@ def _run(args: argparse.Namespace, world: World) -> int:
     say = print if world.leader else _silent
     if args.dry_run:
         say(_describe(trainer, out).replace("writing to", "would write to"))
+        say("timing a few steps of every path ...")
         say(plan(trainer).table())
         return 0
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from dataclasses import replace
@@ -277,6 +278,21 @@ def test_a_plan_says_what_a_run_costs() -> None:
     assert made.seconds == pytest.approx(1000 * sum(p.share * p.seconds for p in made.paths))
     for word in ("M parameters", "GFLOP", "4×4 → 8×8", "MiB"):
         assert word in made.table()
+
+
+def test_a_plan_times_slow_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("ssdcore_torch.training.plan")  # the name in the package is the function
+
+    trainer = Trainer(tiny_config(1000), tiny_data(), WORLD)
+    taken = []
+    step = trainer.train_step
+    monkeypatch.setattr(trainer, "train_step", lambda images: taken.append(trainer.step) or step(images))
+    for slow, steps in ((0.0, 1), (1e9, 1 + module.TIMED)):
+        monkeypatch.setattr(module, "SLOW", slow)
+        taken.clear()
+        made = plan(trainer)
+        assert len(taken) == steps * len(made.paths)
+        assert all(p.seconds > 0 for p in made.paths)
 
 
 def test_memory_kept_for_the_backward_pass_is_what_autograd_keeps() -> None:
