@@ -287,8 +287,9 @@ def test_a_plan_times_slow_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     step = trainer.train_step
     monkeypatch.setattr(trainer, "train_step", lambda images: taken.append(trainer.step) or step(images))
-    for slow, steps in ((0.0, 1), (1e9, 1 + module.TIMED)):
+    for slow, compiles, steps in ((0.0, False, 1), (0.0, True, 1 + module.TIMED), (1e9, False, 1 + module.TIMED)):
         monkeypatch.setattr(module, "SLOW", slow)
+        trainer.config = trainer.config.overlaid({"train": {"compile": compiles}})
         taken.clear()
         made = plan(trainer)
         assert len(taken) == steps * len(made.paths)
