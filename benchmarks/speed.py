@@ -2,13 +2,14 @@
 
     python benchmarks/speed.py                                     # ours alone
     python benchmarks/speed.py --peer CHECKOUT                     # beside the paper's code, a git checkout of it
-    python benchmarks/speed.py --peer CHECKOUT --out speed.json    # and the figures as JSON
+    python benchmarks/speed.py --peer CHECKOUT --out speed.json    # and the figures as JSON, after every section
 
 Without a CUDA device it measures a small model in float32 on two threads (or OMP_NUM_THREADS), in under six minutes on
 an idle machine; on a busy one a thread that waits for a core costs many times its share. With a CUDA device it measures
 the paper's models: ours in bfloat16 autocast and compiled, the peer as its configurations ship. Sections are taken in
-order until --minutes are over and the rest is named as not measured; `--only SECTION …` goes on with those (what was
-compiled is kept in TORCHINDUCTOR_CACHE_DIR). Our network runs all its blocks, the peer's leaves out its last.
+order until --minutes are over and the rest is named as not measured, as is a section that fails, with its error;
+`--only SECTION …` goes on with those (what was compiled is kept in TORCHINDUCTOR_CACHE_DIR). Our network runs all its
+blocks, the peer's leaves out its last.
 
 Training: whole steps (noisy input, forward, backward, AdamW, moving average) on images in memory, path by path: the
 median time of each path that at least 1 % of the steps take, weighed by how often the paper's schedule takes it.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import importlib
 import itertools
 import json
@@ -28,6 +30,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -41,8 +44,11 @@ from torch import Tensor
 import ssdcore as ssd
 from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate
 from ssdcore_torch.config import preset
+from ssdcore_torch.data import ImageSet
 from ssdcore_torch.diffusion import Batch, Objective, paths_of
 from ssdcore_torch.diffusion import Path as TimePath
+from ssdcore_torch.distributed import World
+from ssdcore_torch.training import Trainer, plan
 from ssdcore_torch.unet import level_sizes
 
 STEPS = 50  # of sampling, and one more for each change of size
@@ -107,29 +113,36 @@ def main() -> None:
     unknown = set(args.only or ()) - set(sections)
     if unknown:
         parser.error(f"unknown sections {sorted(unknown)}; this device has {', '.join(sections)}")
-    peer = None if args.peer is None else load_peer(args.peer)
+    peer = None if args.peer is None else load_peer(args.peer, device)
     bench = Bench(device, peer, compiled=device.type == "cuda" and not args.eager)
     rows: list[Row] = []
-    late: list[str] = []
     started = time.perf_counter()
-    for name in args.only or sections:
-        if time.perf_counter() - started > 60 * args.minutes:
-            late.append(name)
-            continue
-        print(f"# {name}, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-        rows += sections[name](bench)
-    head = {
-        "device": device_name(device),
-        "date": datetime.date.today().isoformat(),
-        "command": "python " + " ".join(sys.argv),
-        "torch": torch.__version__,
-        "load": os.getloadavg()[0],
-        "minutes": round((time.perf_counter() - started) / 60, 1),
-        "not measured": late,
-    }
+    missing = dict.fromkeys(args.only or sections, "no time")
+    for name in tuple(missing):
+        since = time.perf_counter() - started
+        if since <= 60 * args.minutes:
+            print(f"# {name}, {since:.0f} s", file=sys.stderr, flush=True)
+            try:
+                rows += sections[name](bench)
+                del missing[name]
+            except Exception as error:  # what the other sections measure is worth keeping
+                traceback.print_exc()
+                missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            free(device)
+        head = {
+            "device": device_name(device),
+            "date": datetime.date.today().isoformat(),
+            "command": "python " + " ".join(sys.argv),
+            "torch": torch.__version__,
+            "load": os.getloadavg()[0],
+            "minutes": round((time.perf_counter() - started) / 60, 1),
+            "not measured": missing,
+        }
+        if args.out is not None:  # now, in case a later section ends the process
+            args.out.write_text(json.dumps({**head, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
     print(to_markdown(head, rows))
-    if args.out is not None:
-        args.out.write_text(json.dumps({**head, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    if any(reason != "no time" for reason in missing.values()):
+        raise SystemExit(1)
 
 
 def to_markdown(head: dict[str, Any], rows: list[Row]) -> str:
@@ -145,7 +158,10 @@ def to_markdown(head: dict[str, Any], rows: list[Row]) -> str:
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}×"
         lines.append(f"| {row.what} | {row.unit} | {row.ours:.4g} | {peer} | {ratio} |")
     if head["not measured"]:
-        lines += ["", f"Not measured, for lack of time: {', '.join(head['not measured'])}."]
+        lines += [
+            "",
+            "Not measured: " + "; ".join(f"{name} ({why})" for name, why in head["not measured"].items()) + ".",
+        ]
     return "\n".join(lines)
 
 
@@ -213,7 +229,8 @@ def training(bench: Bench, model: Model, batch_size: int) -> list[Row]:
         if bench.device.type == "cuda":
             full = draw(paths[0], batch_size)
             peaks.append(bench.peak(lambda side=side, full=full: side.train_step(full)))
-        free(side, bench.device)
+        side.__dict__.clear()
+        free(bench.device)
     rows = [row(f"train {model}, batch {batch_size}", "images/s", speeds)]
     if peaks:
         rows.append(row(f"its peak memory at {model.size} px", "GiB", peaks, less_is_better=True))
@@ -230,7 +247,8 @@ def sampling(bench: Bench, model: Model, count: int) -> list[Row]:
         side.sample(count)
         bench.synchronise()
         speeds.append(count / (time.perf_counter() - started))
-        free(side, bench.device)
+        side.__dict__.clear()
+        free(bench.device)
     return [row(f"sample {model}, {model.sampling_steps} steps, batch {count}", "images/s", speeds)]
 
 
@@ -245,7 +263,6 @@ def recomputation(bench: Bench, model: Model, batch_size: int) -> list[Row]:
     if bench.device.type == "cuda":
         peak = bench.peak(lambda: side.train_step(batch))
         rows.append(Row("its peak memory", "GiB", peak, None, None))
-    free(side, bench.device)
     return rows
 
 
@@ -254,14 +271,12 @@ def default_preset(bench: Bench) -> list[Row]:
     config = preset("cpu")
     process, train = config.build_process(), config.train
     torch.manual_seed(0)
-    side = Ours.of(config.network, process, bench.device, compiled=bench.compiled)
-    objective = Objective(process, train.snr_clamp, train.pixel_share, train.change_share)
-    seconds = 0.0
-    for path, share in zip(objective.paths, objective.path_probabilities):
-        batch = draw(path, train.batch_size)
-        seconds += float(share) * bench.seconds(lambda batch=batch: side.train_step(batch))
+    images = np.random.default_rng(0).integers(0, 256, (train.batch_size, config.size, config.size, 3), dtype=np.uint8)
+    trainer = Trainer(config, ImageSet(images, None, (), "noise"), World(0, 1, 0, bench.device))
+    seconds = sum(path.share * path.seconds for path in plan(trainer).paths)
+    generate(trainer.net, process, 64, steps=2)
     started = time.perf_counter()
-    generate(side.net, process, 64, steps=100)
+    generate(trainer.net, process, 64, steps=100)
     bench.synchronise()
     elapsed = time.perf_counter() - started
     return [
@@ -306,8 +321,10 @@ def draw(path: TimePath, batch_size: int) -> Batch:
     return Batch(path, np.random.default_rng(0).choice(np.array(path.times), size=batch_size))
 
 
-def free(side: Ours | PeerModel, device: torch.device) -> None:
-    side.__dict__.clear()
+def free(device: torch.device) -> None:
+    """Give back what nothing refers to any more; compiled code and its network refer to each other."""
+    torch._dynamo.reset()
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
@@ -319,27 +336,16 @@ class Ours:
     """Network, objective and optimizer as our trainer puts them together."""
 
     def __init__(self, model: Model, device: torch.device, compiled: bool) -> None:
-        self._build(model.network, model.process(), device, compiled, model.sampling_steps)
-
-    @classmethod
-    def of(cls, network: FlexiUNetConfig, process: ssd.LinearDiffusion, device: torch.device, compiled: bool) -> Ours:
-        made = cls.__new__(cls)
-        made._build(network, process, device, compiled, STEPS)
-        return made
-
-    def _build(
-        self, network: FlexiUNetConfig, process: ssd.LinearDiffusion, device: torch.device, compiled: bool, steps: int
-    ) -> None:
-        self.device, self.process, self.steps = device, process, steps
+        self.device, self.process, self.steps = device, model.process(), model.sampling_steps
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.net = FlexiUNet(network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.net = FlexiUNet(model.network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
         self.average = [p.detach().clone() for p in self.net.parameters()]
         if compiled:
             self.net.compile_paths()
-        self.objective = Objective(process)
+        self.objective = Objective(self.process)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-        self.images = torch.rand(512, 3, *network.level_sizes[0], device=device) * 2 - 1
+        self.images = torch.rand(512, 3, *model.network.level_sizes[0], device=device) * 2 - 1
 
     def train_step(self, batch: Batch) -> Tensor:
         noise = torch.randn(batch.noise_shape(3), device=self.device)
@@ -448,7 +454,7 @@ class FixedTimes:
         return self.indices[:count].to(device), torch.ones(count, device=device), None
 
 
-def load_peer(checkout: Path) -> Peer:
+def load_peer(checkout: Path, device: torch.device) -> Peer:
     """Its modules. Packages that it takes only to read files, to draw and to read settings may be missing."""
     if not (checkout / "guided_diffusion").is_dir():
         raise SystemExit(f"--peer {checkout}: expected a checkout of the paper's code, with a folder guided_diffusion")
@@ -468,7 +474,7 @@ def load_peer(checkout: Path) -> Peer:
     modules["train_util"].pprint.pformat = modules["train_util"].pprint.pprint = lambda *values, **options: ""
     if not torch.distributed.is_initialized():  # it synchronises its processes in every step
         store = torch.distributed.HashStore()
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     return Peer(modules)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import json
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -51,16 +52,16 @@ def process(config: FlexiUNetConfig = TINY, steps: int = 40) -> ssd.LinearDiffus
     return ssd.LinearDiffusion.resize(sizes[0], ssd.NoiseSchedule.linear(steps), levels, sizes=sizes)
 
 
-def run(net: FlexiUNet, path: tuple[int, int], precision: str) -> list[Tensor]:
-    """Output, and the gradients of a random projection of it, on one path."""
+def run(net: FlexiUNet, path: tuple[int, int], precision: str, device: str = "cpu") -> list[Tensor]:
+    """Output, and the gradients of a random projection of it, on one path; back on the CPU."""
     torch.manual_seed(7)
-    x, t = inputs(net.config, path[0])
-    label = torch.tensor([0, 1]) if net.config.num_classes else None
+    x, t = (value.to(device) for value in inputs(net.config, path[0]))
+    label = torch.tensor([0, 1], device=device) if net.config.num_classes else None
     net.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
         y = net(x, t, path[1], label)
-    (y * torch.randn_like(y)).sum().backward()
-    return [y.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
+    (y * torch.randn(y.shape, dtype=y.dtype).to(device)).sum().backward()
+    return [value.cpu() for value in (y.detach(), *(p.grad for p in net.parameters() if p.grad is not None))]
 
 
 def distance(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -469,15 +470,39 @@ def test_the_benchmark_measures_both_sides(speed: Any) -> None:
         "torch": "2",
         "minutes": 1,
         "load": 0.0,
-        "not measured": ["x"],
+        "not measured": {"x": "no time"},
     }
     table = speed.to_markdown(head, rows)
     assert table.count("\n|") == 5
     assert f"| train 8 px, 2 levels, batch 2 | images/s | {rows[0].ours:.4g} | {rows[0].peer:.4g} |" in table
-    assert table.endswith("Not measured, for lack of time: x.")
+    assert table.endswith("Not measured: x (no time).")
     alone = dataclasses.replace(bench, peer=None)
     (row,) = speed.sampling(alone, tiny, 1)
     assert (row.peer, row.ratio) == (None, None)
+
+
+def test_a_benchmark_section_that_fails_loses_no_other(
+    speed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(bench: Any) -> list[Any]:
+        raise RuntimeError("out of memory\nand more")
+
+    out = tmp_path / "speed.json"
+
+    def measured(bench: Any) -> list[Any]:
+        assert not out.exists()
+        return [speed.row("train", "images/s", [2.0, 1.0])]
+
+    def last(bench: Any) -> list[Any]:
+        assert json.loads(out.read_text())["rows"][0]["ratio"] == 2
+        return []
+
+    monkeypatch.setattr(speed, "cpu_sections", lambda: {"a": measured, "b": failing, "c": last})
+    monkeypatch.setattr(sys, "argv", ["speed.py", "--device", "cpu", "--out", str(out)])
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert "Not measured: b (RuntimeError: out of memory)." in capsys.readouterr().out
+    assert json.loads(out.read_text())["not measured"] == {"b": "RuntimeError: out of memory"}
 
 
 def test_the_benchmark_weighs_paths_by_the_papers_steps(speed: Any) -> None:
@@ -497,4 +522,4 @@ def test_the_benchmark_weighs_paths_by_the_papers_steps(speed: Any) -> None:
 
 def test_the_benchmark_refuses_what_is_no_checkout(speed: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="expected a checkout of the paper's code"):
-        speed.load_peer(tmp_path)
+        speed.load_peer(tmp_path, torch.device("cpu"))
