@@ -109,6 +109,16 @@ def _outside_transforms(xp: Namespace) -> Any:
         yield
 
 
+def _copied(xp: Namespace, value: np.ndarray, dtype: Any, device: Any) -> Array:
+    """`value` in a namespace, on a device that the host does not wait for."""
+    if xp.__name__ == "array_api_compat.torch" and getattr(device, "type", None) == "cuda":
+        torch = sys.modules["torch"]
+        made = xp.asarray(value.copy(), dtype=dtype)
+        if type(made) is torch.Tensor:  # a fake tensor, of a tracer, has no memory to pin
+            return made.pin_memory().to(device, non_blocking=True)
+    return xp.asarray(value.copy(), dtype=dtype, device=device)
+
+
 class Constant:
     """A float64 (or integer) numpy array, and its copies in the namespaces, dtypes and devices that asked for it."""
 
@@ -130,7 +140,7 @@ class Constant:
         held = self._cache.get(key)
         if held is None:
             with _outside_transforms(xp):
-                held = (xp.asarray(self.value.copy(), dtype=dtype, device=device),)
+                held = (_copied(xp, self.value, dtype, device),)
             if _is_torch(held[0]):  # its sizes stay constants where torch.compile makes others symbolic
                 held[0]._dynamo_static_indices = set(range(held[0].ndim))
             if not _is_torch(held[0]) or type(held[0]) is sys.modules["torch"].Tensor:  # never keep a fake tensor

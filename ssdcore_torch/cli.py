@@ -127,7 +127,6 @@ def open_device(name: str | None) -> torch.device:
     """
     device = _find_device(name)
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True  # few sizes, each many times
     elif device.type == "cpu":
         _use_available_cores()

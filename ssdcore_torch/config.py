@@ -191,6 +191,10 @@ class TrainConfig:
                 f"train.batch_size: {self.batch_size} images do not divide into accumulate = {self.accumulate} parts"
             )
 
+    def in_bfloat16(self, device: str) -> bool:
+        """Whether `precision` means bfloat16 on this type of device."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device == "cuda")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -250,7 +254,7 @@ class Config:
         if size < 1 or levels < 1:
             raise ValueError(f"expected size >= 1 and levels >= 1, got size {size} and {levels} levels")
         net = self.network
-        sizes = level_sizes(size, levels, stages=net.stages)
+        sizes = level_sizes(size, levels, stages=net.stages, flexi=net.flexi)
         attention = None if net.attention_sizes is None else tuple(size >> k for k in net.attention_stages)
         return replace(self, network=replace(net, level_sizes=sizes, attention_sizes=attention))
 

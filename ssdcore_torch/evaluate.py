@@ -115,7 +115,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.data is None:
         raise ValueError("--samples needs --data, the real images to compare with")
     options = parser()
-    for name in ("steps", "sampler", "eta", "placement", "guidance", "weights", "seed"):
+    for name in ("steps", "sampler", "eta", "placement", "guidance", "weights", "seed", "precision", "compile"):
         if getattr(args, name) != options.get_default(name):
             raise ValueError(f"--{name} says how a run's images are drawn, and --samples are already: leave it out")
 
@@ -141,6 +141,7 @@ class Subject:
 def _of_run(args: argparse.Namespace, world: World) -> Subject:
     run = sample.open_run(args, world.device)
     times, config = sample.times_of(run, args), run.config
+    lowered = sample.in_bfloat16(run, args, world.device)
     own = args.data is None or config.data.path in (args.data, str(Path(args.data).resolve()))
     data = (config.data.path, config.data.classes) if own else (args.data, ())
 
@@ -158,6 +159,7 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
             eta=args.eta,
             times=times,
             guidance=args.guidance,
+            arithmetic=torch.autocast(world.device.type, torch.bfloat16, enabled=lowered),
         )
 
     about = {
@@ -170,6 +172,7 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
         "steps": len(times),
         "times": list(times),
         "guidance": args.guidance,
+        "precision": "bfloat16" if lowered else "float32",
         "seed": args.seed,
     }
     return Subject(config.size, None, data, samples, about)

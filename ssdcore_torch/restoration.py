@@ -91,7 +91,7 @@ def restore(
             draw = host_noise(seed, range(first, first + len(part)), y.shape[1], dtype, device)
             guide = _Guide(chain, operator, part, noise_level, law)
             some = None if classes is None else classes[first : first + batch_size].to(device)
-            fill = fill_of(net, batch_size, len(y))
+            fill = fill_of(net, batch_size)
             walk = Walk(net, level_sizes_of(net, proc), chain, sampler, own, clip, guide, some, guidance, fill)
             parts.append(walk.down(guide.start(draw).to(dtype), draw, on_step))
     return torch.cat(parts)

@@ -80,6 +80,18 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
         help="other weights of the run's network, as ssdcore_torch.ema writes them",
     )
     add("--seed", type=cli.whole_number(0), default=0, help="image i depends on the seed and i alone (default: 0)")
+    add(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the network's arithmetic; states stay float32 (default: auto, as the run was trained: bfloat16 on "
+        "CUDA unless its train.precision says otherwise)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the network first: a minute or more a path, kept on disk, for many images on CUDA",
+    )
     add("--batch-size", type=cli.whole_number(1), default=64, help="images through the network at once (default: 64)")
 
 
@@ -138,13 +150,29 @@ def save_array(drawn: Tensor, labels: list[int] | None, path: Path) -> None:
 
 
 def open_run(args: argparse.Namespace, device: torch.device) -> checkpoint.Run:
-    """The run, with the weights asked for. Raises ValueError for guidance of a run without classes, too."""
+    """The run, with the weights asked for, its average ready to draw with. Raises ValueError for guidance of a run that
+    never saw images without a class, too."""
     run = checkpoint.load_run(args.run, device)
-    if args.guidance != 1 and run.config.network.num_classes is None:
+    network = run.config.network
+    if args.guidance != 1 and network.num_classes is None:
         raise ValueError(f"--guidance {args.guidance:g}: this run knows no classes; train one with --conditional")
+    if args.guidance != 1 and network.null_label is None:
+        raise ValueError(
+            f'--guidance {args.guidance:g}: this run has no label for "no class" to compare with (the paper\'s '
+            "released weights have none); leave --guidance out"
+        )
     if args.weights is not None:
         checkpoint.load_weights(run.ema, args.weights)
+    if device.type == "cuda":
+        run.ema.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if args.compile:
+        run.ema.compile_paths()
     return run
+
+
+def in_bfloat16(run: checkpoint.Run, args: argparse.Namespace, device: torch.device) -> bool:
+    """What --precision means for the network's arithmetic on this device."""
+    return args.precision == "bfloat16" or (args.precision == "auto" and run.config.train.in_bfloat16(device.type))
 
 
 def _run(args: argparse.Namespace, world: World) -> int:
@@ -155,21 +183,22 @@ def _run(args: argparse.Namespace, world: World) -> int:
         raise cli.UserError(str(error)) from error
     chain: list[tuple[int, Tensor, Tensor]] = []
     started = time.perf_counter()
-    drawn = generate_shared(
-        world,
-        run.ema,
-        run.process,
-        args.n,
-        labels=labels,
-        guidance=args.guidance,
-        eta=args.eta,
-        seed=args.seed,
-        sampler=args.sampler,
-        times=times,
-        prior=run.prior,
-        batch_size=args.batch_size,
-        on_step=None if args.gif is None else lambda *step: chain.append(step),
-    )
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=in_bfloat16(run, args, world.device)):
+        drawn = generate_shared(
+            world,
+            run.ema,
+            run.process,
+            args.n,
+            labels=labels,
+            guidance=args.guidance,
+            eta=args.eta,
+            seed=args.seed,
+            sampler=args.sampler,
+            times=times,
+            prior=run.prior,
+            batch_size=args.batch_size,
+            on_step=None if args.gif is None else lambda *step: chain.append(step),
+        )
     seconds = time.perf_counter() - started
     if not world.leader:
         return 0

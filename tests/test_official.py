@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ssdcore as ssd
-from ssdcore_torch import checkpoint, cli, convert
+from ssdcore_torch import checkpoint, cli, convert, sample
 from ssdcore_torch.config import ProcessConfig
 from ssdcore_torch.official import export_official, import_official, released_names
 from ssdcore_torch.unet import FlexiUNet, FlexiUNetConfig, level_sizes
@@ -397,6 +397,17 @@ def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", f"ssdcore_torch.{name}", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_guidance_of_released_weights_is_refused(tiny: FlexiUNet, weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """Those with classes have no label for "no class"."""
+    torch.save({"model": weights, "step": 1}, tmp_path / "ema.pt")
+    net = FlexiUNet(dataclasses.replace(tiny.config, num_classes=2))
+    convert.convert(tmp_path / "ema.pt", tmp_path / "run", net, ProcessConfig("convex", 0.5, False, 1000))
+    command = [str(tmp_path / "run"), "--n", "2", "--steps", "4", "--out", str(tmp_path / "grid.png")]
+    with pytest.raises(cli.UserError, match='no label for "no class"'):
+        sample.main([*command, "--guidance", "2"])
+    assert sample.main([*command, "--label", "1"]) == 0
 
 
 @pytest.mark.slow

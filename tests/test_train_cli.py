@@ -26,6 +26,7 @@ from ssdcore_torch import checkpoint, cli, ema, load_run, sample, train
 from ssdcore_torch.data import EMBEDDED, load_images
 from ssdcore_torch.training import Trainer
 from ssdcore_torch.training import pictures as pictures_module
+from ssdcore_torch.unet import FlexiUNet
 
 TINY = ["--preset", "cpu", "--size", "8", "--levels", "2", "--batch-size", "4", "--device", "cpu"]
 
@@ -219,6 +220,28 @@ def test_unreadable_checkpoints_are_refused(
         assert name in line
         assert "cut short" in line
     assert not (tmp_path / "grid.png").exists()
+
+
+def test_samples_in_lower_precision_and_compiled(
+    run_folder: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--precision lowers the network's arithmetic alone; --compile compiles the network that draws."""
+    compiled: list[FlexiUNet] = []
+    monkeypatch.setattr(FlexiUNet, "compile_paths", lambda net: compiled.append(net))
+    drawn = {}
+    for name, options in {
+        "auto": [],
+        "float32": ["--precision", "float32"],
+        "bfloat16": ["--precision", "bfloat16", "--compile"],
+    }.items():
+        out = tmp_path / f"{name}.npz"
+        command = [str(run_folder[0]), "--n", "3", "--steps", "5", "--device", "cpu", "--out", str(out), *options]
+        assert sample.main(command) == 0
+        drawn[name] = np.load(out)["images"].astype(int)
+    assert np.array_equal(drawn["auto"], drawn["float32"])
+    difference = np.abs(drawn["bfloat16"] - drawn["float32"])
+    assert 0 < difference.mean() < 8  # of 255
+    assert len(compiled) == 1
 
 
 def test_bad_sample_options_are_refused(

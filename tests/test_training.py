@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssdcore_torch import cli
+from ssdcore_torch import checkpoint, cli
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import Feed, ImageSet
 from ssdcore_torch.distributed import World, connect
@@ -58,8 +58,6 @@ def folder(tmp_path: Path) -> Path:
 
 
 def trained(folder: Path, config: Config, extras: Extras = Extras(), data: ImageSet | None = None) -> Trainer:  # noqa: B008
-    from ssdcore_torch import checkpoint
-
     checkpoint.save_config(folder, config)
     trainer = Trainer(config, tiny_data() if data is None else data, WORLD)
     assert train(trainer, folder, extras)
@@ -134,8 +132,6 @@ def test_steps_run_ahead_of_the_check_change_nothing(monkeypatch: pytest.MonkeyP
 
 
 def test_a_failed_run_keeps_its_last_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssdcore_torch import checkpoint
-
     config = tiny_config(12)
     checkpoint.save_config(folder, config)
     trainer = Trainer(config, tiny_data(), WORLD)
@@ -251,8 +247,6 @@ def test_a_run_leaves_its_log_samples_and_profile(folder: Path) -> None:
 
 def test_the_best_evaluation_is_kept(folder: Path) -> None:
     """Rotation keeps the newest checkpoints and the best one."""
-    from ssdcore_torch import checkpoint
-
     distances = iter([5.0, 1.0, 3.0, 4.0, 2.0])
     config = tiny_config(20, evaluate_every=4, evaluate_samples=8, save_every=2, keep=1)
     trainer = trained(folder, config, Extras(evaluate=lambda _: {"frechet": next(distances)}))
@@ -263,6 +257,27 @@ def test_the_best_evaluation_is_kept(folder: Path) -> None:
     again = Trainer(config, tiny_data(), WORLD)
     again.restore(checkpoint.load_state(folder, again.net.state_dict()))
     assert again.best == trainer.best
+
+
+def test_restored_moments_have_the_layout_of_their_weights(tmp_path: Path) -> None:
+    """The optimizer's fused CUDA kernel takes no other, and weights are channels-last there."""
+    made = []
+    for _ in range(2):
+        trainer = Trainer(tiny_config(), tiny_data(), WORLD)
+        trainer.net.to(memory_format=torch.channels_last)
+        made.append(trainer)
+    run(made[0], 2)
+    checkpoint.save_config(tmp_path, made[0].config)
+    checkpoint.save_state(tmp_path, made[0].state(), keep=1)
+    made[1].restore(checkpoint.load_state(tmp_path, made[1].net.state_dict()))
+    strided = 0
+    for before, after in zip(*(trainer.net.parameters() for trainer in made)):
+        for name in ("exp_avg", "exp_avg_sq"):
+            saved, restored = (t.optimizer.state[p][name] for t, p in zip(made, (before, after)))
+            assert torch.equal(saved, restored)
+            assert restored.stride() == after.stride()
+        strided += after.stride() != after.contiguous().stride()
+    assert strided > 5
 
 
 def test_a_plan_says_what_a_run_costs() -> None:

@@ -99,7 +99,7 @@ def encode(
             part = images[first : first + batch_size].to(device)
             some = None if classes is None else classes[first : first + batch_size].to(device)
             draw = host_noise(seed, range(first, first + len(part)), part.shape[1], part.dtype, device)
-            fill = fill_of(net, batch_size, len(images))
+            fill = fill_of(net, batch_size)
             walk = Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill)
             parts.append(_up(walk, part, draw, tolerance))
     states, details = zip(*parts)
@@ -186,7 +186,7 @@ def decode(
             else:
                 draw = host_noise(seed, range(first, first + len(x)), x.shape[1], x.dtype, device)
             some = None if classes is None else classes[part].to(device)
-            fill = fill_of(net, batch_size, len(encoding.state))
+            fill = fill_of(net, batch_size)
             parts.append(Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill).down(x, draw))
     return torch.cat(parts)
 

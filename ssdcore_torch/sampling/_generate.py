@@ -22,6 +22,7 @@ from ssdcore_torch.sampling._walk import (
     host_noise,
     level_sizes_of,
 )
+from ssdcore_torch.unet import FlexiUNet
 
 # A covariance of this many numbers squared is still small; a process whose smallest size has more has few levels, and
 # there α_T is too small for the data to show in x_T.
@@ -67,7 +68,7 @@ def generate(
     placement: Placement | None = None,
     times: Sequence[int] | None = None,
     prior: ssd.Gaussian | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     batch_size: int = 64,
     clip: bool = True,
     dtype: torch.dtype = torch.float32,
@@ -101,9 +102,12 @@ def generate(
                 `placement` are then of no effect)
     prior       law of x_T as `proc.prior` gives it, over (h, w) or (channels, h, w) at the smallest size;
                 None: N(0, σ_T² I)
-    batch_size  images that go through the network at once (through a compiled network in the last batch, too)
+    channels    of the images; None: as many as a FlexiUNet takes, 3 of another callable
+    batch_size  images that go through the network at once (through a compiled network always, also where fewer are
+                left or asked for: another size would be another compilation)
     clip        clip every prediction to [−1, 1], the range of images
-    dtype       of the states and of the result; the network must take it
+    dtype       of the states and of the result; the network must take it. Under `torch.autocast` the network alone
+                computes in its lower precision.
     on_step     called with (t, x_t, prediction) at every step of every batch, for pictures of the chain
 
     Sample i is a function of (seed, i) and its label alone (up to rounding, whatever the batch it shares). A module is
@@ -118,7 +122,9 @@ def generate(
     own = defaults_of(sampler)
     chain = chain_of(proc, steps, own.placement if placement is None else placement, times)
     device = device_of(net)
-    law = chain.prior() if prior is None else prior
+    if channels is None:
+        channels = net.config.in_channels if isinstance(net, FlexiUNet) else 3
+    law = chain.prior(torch.zeros(chain.shape(chain.steps), dtype=dtype, device=device)) if prior is None else prior
     law = ssd.Gaussian(torch.as_tensor(law.mean, dtype=dtype, device=device), law.covariance)
     parts = []
     with evaluating(net):
@@ -134,7 +140,7 @@ def generate(
                 clip,
                 labels=part,
                 guidance=guidance,
-                fill=fill_of(net, batch_size, n),
+                fill=fill_of(net, batch_size),
             )
             draw = host_noise(seed, range(first + start, first + stop), channels, dtype, device)
             parts.append(walk.down(law.sample(draw(chain.shape(chain.steps))), draw, on_step))

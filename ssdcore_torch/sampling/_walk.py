@@ -58,9 +58,9 @@ def device_of(net: Denoiser) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def fill_of(net: Denoiser, batch_size: int, n: int) -> int:
-    """`Walk.fill` for n samples in batches: the first batch's size if the network is compiled."""
-    return min(batch_size, n) if isinstance(net, FlexiUNet) and net.compiled else 0
+def fill_of(net: Denoiser, batch_size: int) -> int:
+    """`Walk.fill` for samples in batches: their size if the network is compiled."""
+    return batch_size if isinstance(net, FlexiUNet) and net.compiled else 0
 
 
 @contextmanager
@@ -93,6 +93,17 @@ def host_noise(seed: int, indices: Sequence[int], channels: int, dtype: torch.dt
         return noise.to(device, dtype, non_blocking=True)
 
     return draw
+
+
+def on_this_stream(draw: Draw, device: torch.device) -> Draw:
+    """`draw`, its copies to a CUDA device queued where the caller's work is, also if another thread asks for it."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def drawn(shape: tuple[int, ...]) -> Tensor:
+        with torch.cuda.stream(stream):
+            return draw(shape)
+
+    return drawn
 
 
 def drawn_ahead(draw: Draw, shapes: Sequence[tuple[int, ...]], background: bool) -> Iterator[Tensor]:
@@ -170,7 +181,8 @@ class Walk:
         return clean if self.correct is None else self.correct(x, clean, k)
 
     def _evaluate(self, x: Tensor, labels: Tensor | None, k: int) -> Tensor:
-        times = torch.full((len(x),), float(self.chain.times[k - 1]), dtype=x.dtype, device=x.device)
+        wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16 has only some of the whole numbers above 256
+        times = torch.full((len(x),), float(self.chain.times[k - 1]), dtype=wide, device=x.device)
         condition = {} if labels is None else {"label": labels}
         return self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1)), **condition).to(x.dtype)
 
@@ -179,7 +191,7 @@ class Walk:
         chain = self.chain
         previous: Tensor | None = None
         shapes = [chain.shape(k - 1) for k in range(chain.steps, 1, -1)]
-        noise = drawn_ahead(draw, shapes, background=x.is_cuda)
+        noise = drawn_ahead(on_this_stream(draw, x.device), shapes, background=x.is_cuda)
         for k in range(chain.steps, 0, -1):
             clean = self.predict(x, k)
             if on_step is not None:

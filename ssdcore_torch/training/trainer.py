@@ -103,7 +103,7 @@ class Trainer:
         self.images = len(data)
         self.sizes = level_sizes_of(self.net, self.process)
         self.step = 0
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=runs_in_bfloat16(config, device))
+        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=train.in_bfloat16(device.type))
         paths = len(self.objective.paths)
         self.best: dict[str, Any] | None = None
         self.prior: ssd.Gaussian | None = None
@@ -289,13 +289,14 @@ class Trainer:
         self.net.load_state_dict(state.model)
         self.averages.load(state.averages)
         packed = self.optimizer.state_dict()
+        # In the weights' layout, as the optimizer makes them: on CUDA its fused kernel takes no other.
         packed["state"] = {
             i: {
                 "step": state.updates[name],
-                "exp_avg": state.first_moments[name],
-                "exp_avg_sq": state.second_moments[name],
+                "exp_avg": torch.empty_like(weight).copy_(state.first_moments[name]),
+                "exp_avg_sq": torch.empty_like(weight).copy_(state.second_moments[name]),
             }
-            for i, (name, _) in enumerate(self.net.named_parameters())
+            for i, (name, weight) in enumerate(self.net.named_parameters())
         }
         self.optimizer.load_state_dict(packed)
         for name, values in (("spike_means", self._spike_means), ("spike_counts", self._spike_counts)):
@@ -303,12 +304,6 @@ class Trainer:
         self._skipped.fill_(state.extra["skipped"])
         self.best = state.extra["best"]
         self.step = state.step
-
-
-def runs_in_bfloat16(config: Config, device: torch.device) -> bool:
-    """What `train.precision` means on this device."""
-    precision = config.train.precision
-    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def _name(path: Path) -> str:

@@ -1,0 +1,132 @@
+"""Training and sampling on each device against the plain network in float32 on the CPU. The cases on CUDA are marked
+`gpu`; the same tests run on the CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from test_speed_paths import TINY, distance, process, run, tolerance
+from test_training import tiny_config, tiny_data
+from test_unet import CONFIGS, random_net
+
+from ssdcore_torch import FlexiUNet, checkpoint, generate
+from ssdcore_torch.distributed import World
+from ssdcore_torch.sampling._walk import host_noise, on_this_stream
+from ssdcore_torch.training import Trainer
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+PATHS = [(0, 0), (1, 1), (1, 0)]
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """CUDA rounds the factors of float32 convolutions to 11 bits unless told not to."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def on(device: str, net: FlexiUNet) -> FlexiUNet:
+    """A copy there, in the layout that the trainer takes there."""
+    layout = torch.channels_last if device == "cuda" else torch.contiguous_format
+    return copy.deepcopy(net).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", ["small", "classes", "released", "factor 1.5"])
+def test_outputs_and_gradients(name: str, path: tuple[int, int], device: str) -> None:
+    plain = random_net(CONFIGS[name])
+    exact = run(plain, path, "float32")
+    with exact_float32():
+        assert distance(run(on(device, plain), path, "float32", device), exact) < tolerance("float32")
+    # bfloat16 as near as the CPU's own, which rounds once a layer
+    lowered = distance(run(plain, path, "bfloat16"), exact)
+    assert distance(run(on(device, plain), path, "bfloat16", device), exact) < 1.5 * lowered
+
+
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), *DEVICES[1:]])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_outputs_and_gradients(precision: str, device: str) -> None:
+    torch._dynamo.reset()
+    plain = random_net(TINY)
+    net = on(device, plain).compile_paths()
+    exact = run(plain, (1, 0), "float32")
+    bound = tolerance("float32") if precision == "float32" else 1.5 * distance(run(plain, (1, 0), precision), exact)
+    with exact_float32():
+        assert distance(run(net, (1, 0), precision, device), exact) < bound
+        # graphs are replayed from the second call on
+        assert distance(run(net, (1, 0), precision, device), exact) < bound
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_training_goes_on_from_its_checkpoint(device: str, tmp_path: Path) -> None:
+    """The state that was saved is the state restored, and the next steps are taken."""
+    world = World(0, 1, 0, torch.device(device))
+    first, second = (Trainer(tiny_config(), tiny_data(), world) for _ in range(2))
+    _advance(first, 3)
+    checkpoint.save_config(tmp_path, first.config)
+    checkpoint.save_state(tmp_path, first.state())
+    second.restore(checkpoint.load_state(tmp_path, second.net.state_dict()))
+    for (name, a), (_, b) in zip(first.net.named_parameters(), second.net.named_parameters()):
+        assert torch.equal(a, b), name
+        for moment in ("exp_avg", "exp_avg_sq"):
+            x, y = (t.optimizer.state[p][moment] for t, p in ((first, a), (second, b)))
+            assert torch.equal(x, y), name
+            assert y.stride() == b.stride(), name
+    expected, found = _advance(first, 3), _advance(second, 3)
+    torch.testing.assert_close(found, expected, rtol=0 if device == "cpu" else 1e-2, atol=0)
+
+
+def _advance(trainer: Trainer, steps: int) -> torch.Tensor:
+    batches = trainer.feed.batches(trainer.step)
+    return torch.stack([trainer.train_step(next(batches)).cpu() for _ in range(steps)])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("sampler", ["ancestral", "multistep"])
+def test_samples_are_the_same_on_every_device(sampler: str, device: str) -> None:
+    """Noise is drawn on the host; what is left are the roundings of ten steps of an untrained network."""
+    net, proc = random_net(TINY).eval().double(), process()
+    arguments = {"sampler": sampler, "seed": 4, "dtype": torch.float64}
+    expected = generate(net, proc, 3, 10, **arguments)
+    found = generate(on(device, net), proc, 3, 10, **arguments)
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", ["ancestral", "multistep"])
+def test_nothing_waits_for_the_gpu(sampler: str) -> None:
+    """Neither a training step, whose figures are read at intervals, nor sampling, from its first batch on."""
+    world = World(0, 1, 0, torch.device("cuda"))
+    trainer = Trainer(tiny_config(), tiny_data(), world)
+    net, proc = on("cuda", random_net(TINY).eval()), process()
+    batches = trainer.feed.batches(0)
+    images = [next(batches) for _ in range(6)]
+    _ = [trainer.train_step(batch) for batch in images[:4]]
+    generate(net, proc, 2, 5, sampler=sampler)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _ = [trainer.train_step(batch) for batch in images[4:]]
+        generate(net, proc, 2, 5, sampler=sampler)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_noise_from_another_thread_follows_the_callers_stream() -> None:
+    net, proc = on("cuda", random_net(TINY).eval()), process()
+    expected = generate(net, proc, 8, 10)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        drawn = on_this_stream(host_noise(0, [0], 3, torch.float32, torch.device("cuda")), torch.device("cuda"))
+        assert drawn((8, 8)).shape == (1, 3, 8, 8)
+        found = generate(net, proc, 8, 10)
+    torch.cuda.synchronize()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
