@@ -79,7 +79,7 @@ def _line(axes: Axes, index: int, x: Any, y: Any, label: str, step: bool = False
         x,
         y,
         color=COLOURS[index % 7],
-        linestyle=_STYLES[index % 7],
+        linestyle=_STYLES[(index + index // 7) % 7],
         linewidth=max(1.4, 2.6 - 0.6 * index),  # where curves coincide, those below show at the sides
         label=label,
         drawstyle="steps-post" if step else "default",
@@ -300,7 +300,7 @@ def checks(ratios: Mapping[str, Mapping[str, float]], title: str = "") -> Figure
     """How near each conformance check came to its tolerance: beyond the line it failed.
 
     ratios   series (a backend, a dtype, a subject) -> check -> worst measured error as a share of its tolerance;
-             infinite where the check broke off
+             infinite where the check broke off, NaN where it measured no number
     """
     names = list(dict.fromkeys(name for series in ratios.values() for name in series))
     if not names:
@@ -309,7 +309,8 @@ def checks(ratios: Mapping[str, Mapping[str, float]], title: str = "") -> Figure
     most = 10 * max(1.0, *finite, 0.0)
     figure, ((axes,),) = _figure(1, 1, 7.0, 0.9 + 0.24 * len(names))
     for i, (label, series) in enumerate(ratios.items()):
-        shown = [min(max(ratio, _LEAST_RATIO), most) for ratio in series.values()]
+        # where a check broke off, or measured no number, it failed by the most
+        shown = [min(max(ratio, _LEAST_RATIO), most) if ratio == ratio else most for ratio in series.values()]
         shift = 0.6 * ((i + 0.5) / len(ratios) - 0.5)  # series side by side within a check's row
         where = [names.index(name) + shift for name in series]
         style: dict[str, Any] = {"linestyle": "none", "marker": _MARKERS[i % 8], "color": COLOURS[i % 7]}

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -263,7 +263,7 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
         "ranks": world.size,
         "seconds": {"samples": round(drawing, 3), "all": round(time.perf_counter() - started, 3)},
         "images_per_second": round(n / drawing, 3) if args.samples is None else None,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
             "ssdcore": ssdcore.__version__,
             "torch": torch.__version__,

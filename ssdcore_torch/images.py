@@ -40,6 +40,7 @@ def denoising_strip(steps: Sequence[tuple[int, Tensor, Tensor]], samples: int = 
     picked = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
     size = max(prediction.shape[-1] for _, _, prediction in picked)
     scale = max(1, math.ceil(TILE / size))
+    samples = min(samples, len(picked[0][1]))
     cell, line = size * scale + GAP, 14
     page = Image.new("RGB", (cell * len(picked) + GAP, line + samples * (2 * cell + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default()

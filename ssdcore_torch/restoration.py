@@ -128,6 +128,12 @@ def _check(
             f"measurements: expected floating-point (n >= 1, channels, {', '.join(map(str, out))}), what {operator} "
             f"gives, got {y.dtype} of shape {tuple(y.shape)}"
         )
+    if not y.isfinite().all():
+        bad = int((~y.isfinite()).sum())
+        raise ValueError(
+            f"measurements: {bad} of {y.numel()} values are not finite; leave what is missing out of the operator, as "
+            "inpainting does, instead of marking it by NaN"
+        )
     if not noise_level > 0:
         raise ValueError(
             f"noise_level: expected a positive number, got {noise_level}; for exact measurements take a small one"
@@ -199,7 +205,7 @@ def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, axes: int)
     squared = (residual**2).sum(over, keepdim=True)
     goal = _TOLERANCE**2 * squared
     for _ in range(_MAX_ITERATIONS):
-        open_ = squared > goal
+        open_ = ~(squared <= goal)  # what is not a number is never done
         if not open_.any():
             return x
         image = apply(direction)

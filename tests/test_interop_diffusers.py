@@ -165,6 +165,30 @@ def test_the_scheduler_holds_the_process_of_its_settings() -> None:
     assert given.process.size_changes == (300,)
 
 
+def test_what_a_configuration_leaves_out_means_what_its_maker_means(tmp_path: Path) -> None:
+    """A file of theirs without a prediction type is one of noise; one made of ours for theirs keeps clean images."""
+    (tmp_path / "scheduler_config.json").write_text('{"_class_name": "DDPMScheduler", "num_train_timesteps": 60}')
+    assert diffusers.DDPMScheduler.from_pretrained(tmp_path).config.prediction_type == "epsilon"
+    taken = SSDScheduler.from_pretrained(tmp_path, level_sizes=[[4, 4]]).config
+    assert (taken.prediction_type, taken.timestep_spacing) == ("epsilon", "leading")
+    for theirs in (diffusers.DDPMScheduler, diffusers.DDIMScheduler):
+        made = SSDScheduler(level_sizes=[[4, 4]])
+        assert theirs.from_config(made.config).config.prediction_type == "sample"
+
+
+def test_a_pipeline_visits_the_timesteps_given() -> None:
+    net = FlexiUNet(FlexiUNetConfig(SIZES, base_channels=32, channel_multipliers=(1, 1), blocks_per_stage=1)).eval()
+    pipe = SSDPipeline(FlexiUNetModel.wrap(net), two_levels())
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(seed=1, timesteps=[59, 30, 3], output_type="pt").images
+    for same in (torch.tensor([59, 30, 3]), np.array([59, 30, 3])):
+        assert torch.equal(pipe(seed=1, timesteps=same, output_type="pt").images, expected)
+    with pytest.raises(ValueError, match="either num_inference_steps or timesteps"):
+        pipe(num_inference_steps=3, timesteps=[59, 30, 3])
+    with pytest.raises(ValueError, match="T − 1 and every timestep"):
+        pipe(timesteps=[])
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -394,6 +418,21 @@ ONE = {"level_sizes": [[4, 4]]}
             lambda: SSDScheduler.from_config(diffusers.DDPMScheduler(variance_type="learned").config, **ONE),
             ValueError,
             r"no counterpart for variance_type = 'learned'",
+        ),
+        (
+            lambda: SSDScheduler.from_config(diffusers.EulerDiscreteScheduler().config, **ONE),
+            ValueError,
+            r"expected the configuration of an SSDScheduler, DDPMScheduler or DDIMScheduler, got .*final_sigmas_type",
+        ),
+        (
+            lambda: SSDScheduler.from_config({"_class_name": "EDMEulerScheduler"}, **ONE),
+            ValueError,
+            r"got one of EDMEulerScheduler",
+        ),
+        (
+            lambda: two_levels().add_noise(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), torch.tensor([-1])),
+            ValueError,
+            r"expected timesteps within 0 … 59, got \[-1\]",
         ),
         (lambda: two_levels().set_timesteps(), ValueError, r"either num_inference_steps or timesteps"),
         (lambda: two_levels().set_timesteps(1), ValueError, r"take at least 2 steps"),

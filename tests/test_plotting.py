@@ -221,15 +221,22 @@ def test_pareto():
         plotting.pareto([("a", 1, math.nan, 0)], "cost", "quality")
 
 
+def test_no_two_curves_look_alike():
+    (axes,) = plotting.lines({str(i): ([0, 1], [i, i]) for i in range(12)}, "x", "y").axes
+    looks = [(line.get_color(), line._unscaled_dash_pattern, line.get_linestyle()) for line in axes.get_lines()]
+    assert len(set(map(str, looks))) == 12
+
+
 def test_checks_draw_failures_beyond_the_line_whatever_their_size():
-    (axes,) = plotting.checks({"good": {"adjoint": 0.5, "norm": 0.0}, "bad": {"norm": 20.0, "dtype": math.inf}}).axes
+    failed = {"norm": 20.0, "dtype": math.inf, "adjoint": math.nan}
+    (axes,) = plotting.checks({"good": {"adjoint": 0.5, "norm": 0.0}, "bad": failed}).axes
     low, high = axes.get_xlim()
     good, bad = curve(axes, "good"), curve(axes, "bad")
     assert good[0].tolist() == [0.5, 1e-4]
-    assert bad[0].tolist() == [20.0, 200.0]
+    assert bad[0].tolist() == [20.0, 200.0, 200.0]
     assert all(low < value < high for value in [*good[0], *bad[0]])
     assert [label.get_text() for label in axes.get_yticklabels()] == ["adjoint", "norm", "dtype"]
-    assert np.round(bad[1]).tolist() == [1, 2]
+    assert np.round(bad[1]).tolist() == [1, 2, 0]
     assert not set(good[1]) & set(bad[1])
     with pytest.raises(ValueError, match="at least one check"):
         plotting.checks({"a": {}})

@@ -1,6 +1,8 @@
 """What the README shows must run as it stands."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,14 @@ def test_every_file_that_the_readme_links_exists():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links
     assert not [link for link in links if not (README.parent / link).exists()]
+
+
+def test_every_command_of_the_package_takes_the_options_shown():
+    pytest.importorskip("torch")
+    text = README.read_text(encoding="utf-8")
+    shown = re.findall(r"-m (?:-- )?ssdcore_torch\.(\w+)((?: [^`\n#&]+)?)", text)
+    assert {name for name, _ in shown} >= {"train", "sample", "evaluate", "ema", "convert", "prepare"}
+    for name, options in shown:
+        parser = importlib.import_module(f"ssdcore_torch.{name}").parser()
+        if options.strip():
+            parser.parse_args(shlex.split(options))  # exits, with the reason on stderr, at one that it does not know

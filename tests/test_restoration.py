@@ -218,6 +218,11 @@ def test_bad_input() -> None:
         ),
         ("measurements: .*got torch.int64", operator, {"measurements": torch.zeros(1, 1, 4, 2, dtype=torch.int64)}),
         (r"full-size images \(8, 4\), got Resize\(\(16, 16\)", ssd.Resize((16, 16), (4, 4)), {}),
+        (
+            "measurements: 1 of 8 values are not finite; leave what is missing out of the operator",
+            operator,
+            {"measurements": torch.where(torch.arange(8.0).reshape(1, 1, 4, 2) == 3, torch.nan, y)},
+        ),
         ("noise_level: expected a positive number, got 0", operator, {"noise_level": 0}),
         (r"data: expected a covariance over \(8, 4\)", operator, {"data": other}),
         ("data: the covariance is singular", operator, {"data": singular}),

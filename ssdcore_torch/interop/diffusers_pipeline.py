@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,18 +216,18 @@ class SSDPipeline(DiffusionPipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        num_inference_steps: int = 100,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         seed: int | None = None,
         class_labels: Labels | None = None,
         guidance_scale: float = 1.0,
-        timesteps: list[int] | None = None,
+        timesteps: Sequence[int] | None = None,
         output_type: Literal["pil", "np", "pt"] = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw `batch_size` images.
 
-        num_inference_steps  network evaluations an image
+        num_inference_steps  network evaluations an image; None: 100, or as many as `timesteps`
         generator            of all noise, or one for each image; or
         seed                 image i is then sample i of ``ssdcore_torch.generate(…, seed=seed)``, up to rounding
         class_labels         class of each image, or one for all; None: no class
@@ -249,7 +250,10 @@ class SSDPipeline(DiffusionPipeline):
         device, dtype, channels = self._execution_device, self.unet.dtype, self.unet.config["in_channels"]
         labels = None if labels is None else labels.to(device)
         scheduler = self.scheduler
-        scheduler.set_timesteps(None if timesteps else num_inference_steps, device, timesteps)
+        if timesteps is None:
+            scheduler.set_timesteps(100 if num_inference_steps is None else num_inference_steps, device)
+        else:
+            scheduler.set_timesteps(num_inference_steps, device, timesteps)
         from_seed = None if seed is None else host_noise(seed, range(batch_size), channels, dtype, device)
 
         def draw(size: tuple[int, ...]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
@@ -24,7 +26,10 @@ LEVEL_SCHEDULES = ("equal", "convex", "sigmoid", "tanh", "thresholds")
 PREDICTIONS = ("sample", "epsilon", "v_prediction")
 SPACINGS = (*PLACEMENTS, "leading", "trailing", "linspace")
 
-# Settings of diffusers' own schedulers that change the result, with the values that mean what is done here.
+# Schedulers of diffusers whose configurations are taken; what they mean by a setting that a file leaves out.
+_THEIRS = (DDPMScheduler, DDIMScheduler)
+_THEIR_DEFAULTS = {"prediction_type": "epsilon", "timestep_spacing": "leading"}
+# Their settings that change the result, with the values that mean what is done here.
 _ONLY = {
     "variance_type": ("fixed_small", "fixed_small_log"),
     "thresholding": (False,),
@@ -57,7 +62,8 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             clean = unet(x, t, out_size=scheduler.prediction_size(t)).sample
             x = scheduler.step(clean, t, x, generator=generator).prev_sample
 
-    With one size this is DDPM at eta = 1 and DDIM at eta = 0, and drives diffusers' own UNet2DModel and DDPMPipeline;
+    With one size this is DDPM at eta = 1 and DDIM at eta = 0, and drives diffusers' own UNet2DModel and DDPMPipeline
+    (not its DDIMPipeline, which puts a DDIMScheduler in the place of any other);
     ``SSDScheduler.from_config(pipe.scheduler.config, level_sizes=[[64, 64]])`` takes over the settings of theirs.
 
     level_sizes          (height, width) of every level of the state, full size first; one of them: an ordinary process
@@ -111,8 +117,12 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ) from error
         betas = None if trained_betas is None else [float(beta) for beta in trained_betas]
         starts = None if level_starts is None else [operator.index(start) for start in level_starts]
-        # plain lists, which JSON gives back as they are
-        self.register_to_config(level_sizes=sizes, trained_betas=betas, level_starts=starts)
+        # Plain lists, which JSON gives back as they are. diffusers drops what was a default here when it makes another
+        # scheduler of this configuration, and its own default prediction is another.
+        defaults = [name for name in self.config.get("_use_default_values", ()) if name != "prediction_type"]
+        self.register_to_config(
+            level_sizes=sizes, trained_betas=betas, level_starts=starts, _use_default_values=defaults
+        )
         noise = _noise(num_train_timesteps, beta_schedule, beta_start, beta_end, betas)
         levels = _levels(num_train_timesteps, len(sizes), level_schedule, level_gamma, starts)
         if len(sizes) == 1:
@@ -121,10 +131,9 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.process = ssd.LinearDiffusion.resize(
                 tuple(sizes[0]), noise, levels, matched=matched, kernel=kernel, sizes=[tuple(size) for size in sizes]
             )
-        defaults = SAMPLERS.get(_one_of("sampler", sampler, tuple(SAMPLERS)))
-        assert defaults is not None
-        self._eta = defaults.eta if eta is None else eta
-        self._spacing = defaults.placement if timestep_spacing is None else timestep_spacing
+        own = SAMPLERS[_one_of("sampler", sampler, tuple(SAMPLERS))]
+        self._eta = own.eta if eta is None else eta
+        self._spacing = own.placement if timestep_spacing is None else timestep_spacing
         _one_of("timestep_spacing", self._spacing, SPACINGS)
         _one_of("prediction_type", prediction_type, PREDICTIONS)
         self._check_combination(sampler, prediction_type)
@@ -155,11 +164,22 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As in diffusers, also from the configuration of a DDPMScheduler or DDIMScheduler, with level_sizes added.
 
-        Raises ValueError for a setting of theirs that has no counterpart here, such as learned variances.
+        Raises ValueError for the configuration of another scheduler, and for a setting of theirs that has no
+        counterpart here, such as learned variances.
         """
         if isinstance(config, Mapping):
             # diffusers leaves out what was a default where it was made; other defaults stand here
             config = {name: value for name, value in config.items() if name != "_use_default_values"}
+            maker = config.get("_class_name", cls.__name__)
+            known = {name for kind in (cls, *_THEIRS) for name in inspect.signature(kind.__init__).parameters}
+            foreign = sorted(name for name in config if not name.startswith("_") and name not in known)
+            if maker not in (cls.__name__, *(kind.__name__ for kind in _THEIRS)) or foreign:
+                raise ValueError(
+                    "SSDScheduler.from_config: expected the configuration of an SSDScheduler, DDPMScheduler or "
+                    f"DDIMScheduler, got one of {maker}" + (f" with {', '.join(foreign)}" if foreign else "")
+                )
+            if maker != cls.__name__:
+                config = {**_THEIR_DEFAULTS, **config}
             for name, allowed in _ONLY.items():
                 if config.get(name, allowed[0]) not in allowed:
                     raise ValueError(
@@ -342,6 +362,10 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _training_times(self, timesteps: Tensor, images: Tensor, before: int, what: str) -> list[int]:
         times = [int(i) + 1 for i in torch.as_tensor(timesteps).flatten()]
+        if not all(1 <= t <= self.process.steps for t in times):
+            raise ValueError(
+                f"{what}: expected timesteps within 0 … {self.process.steps - 1}, got {sorted(t - 1 for t in times)}"
+            )
         if len(times) not in (1, len(images)) or not times:
             raise ValueError(
                 f"{what}: expected one timestep, or one for each of {len(images)} images, got {len(times)}"
