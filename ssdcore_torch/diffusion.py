@@ -138,9 +138,12 @@ class Objective:
         keeping, changing = np.where(changes, 0.0, shares), np.where(changes, shares, 0.0)
         return (1 - self.change_share) * keeping / keeping.sum() + self.change_share * changing / changing.sum()
 
-    def draw(self, batch_size: int, seed: int, step: int) -> Batch:
-        """The path and times of a step, for its whole batch: a function of the arguments alone."""
-        number = keyed(Purpose.PATH, seed, step).choice(len(self.paths), p=self.path_probabilities)
+    def draw(self, batch_size: int, seed: int, step: int, path: Path | None = None) -> Batch:
+        """The path (unless one is given) and times of a step, for its whole batch: a function of the arguments alone."""
+        if path is None:
+            number = keyed(Purpose.PATH, seed, step).choice(len(self.paths), p=self.path_probabilities)
+        else:
+            number = self.paths.index(path)
         repeats = self.repeats[number] if self.repeats else 1
         shape = batch_size if repeats == 1 else (batch_size, repeats)
         path = self.paths[number]

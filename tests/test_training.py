@@ -301,7 +301,7 @@ def test_a_plan_times_slow_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(tiny_config(1000), tiny_data(), WORLD)
     taken = []
     step = trainer.train_step
-    monkeypatch.setattr(trainer, "train_step", lambda images: taken.append(trainer.step) or step(images))
+    monkeypatch.setattr(trainer, "train_step", lambda *args: taken.append(trainer.step) or step(*args))
     for slow, compiles, steps in ((0.0, False, 1), (0.0, True, 1 + module.TIMED), (1e9, False, 1 + module.TIMED)):
         monkeypatch.setattr(module, "SLOW", slow)
         trainer.config = trainer.config.overlaid({"train": {"compile": compiles}})
@@ -329,6 +329,19 @@ def test_memory_kept_for_the_backward_pass_is_what_autograd_keeps() -> None:
     measured = sum(kept.values())
     del out
     assert saved_bytes(trainer.net, path) == pytest.approx(measured, rel=0.1)
+    assert saved_bytes(trainer.net, path, recompute=True) < measured / 2
+
+
+def test_a_plan_of_the_rarest_path_and_of_recomputed_activations() -> None:
+    """A path that a step in a hundred million takes is timed as the others are; recomputing shows in the memory."""
+    plans = [
+        plan(Trainer(tiny_config(steps=2, batch_size=8, size_bias=12.0, recompute=on), tiny_data(), WORLD))
+        for on in (False, True)
+    ]
+    rarest = min(plans[0].paths, key=lambda p: p.share)
+    assert 0 < rarest.share < 1e-6
+    assert rarest.seconds > 0
+    assert plans[1].saved_bytes < plans[0].saved_bytes / 2
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

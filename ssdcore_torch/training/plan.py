@@ -35,7 +35,7 @@ class Plan:
 
     parameters   of the network
     state_bytes  weights, gradients, optimizer moments and averages
-    saved_bytes  what the largest path keeps for its backward pass, at this process' part of a batch, in float32
+    saved_bytes  the most that a path keeps for its backward pass, at this process' part of a batch, in float32
     seconds      of all the steps, as measured on this device with images drawn at random; loading is not in it
     """
 
@@ -51,7 +51,7 @@ class Plan:
         head = f"{self.parameters / 1e6:.2f} M parameters; {self.steps} steps in about {_duration(self.seconds)}\n"
         memory = (
             f"memory a process: {_gib(self.state_bytes)} of weights, gradients, moments and averages, and about "
-            f"{_gib(self.saved_bytes)} kept for the backward pass of the largest path\n"
+            f"{_gib(self.saved_bytes)} kept for the backward pass of the largest path (in bfloat16 about half of it)\n"
         )
         rows = [f"{'path':>16} {'steps':>9} {'GFLOP an image':>15} {'s a step':>9}"]
         for plan in self.paths:
@@ -75,20 +75,25 @@ def plan(trainer: Trainer) -> Plan:
         paths.append(PathPlan(path, float(share), gflop, _seconds_a_step(trainer, images, path)))
     parameters = sum(p.numel() for p in trainer.net.parameters())
     copies = 4 + len(trainer.averages.state())
-    largest = max(objective.paths, key=lambda path: (path.out_size, path.size))
+    repeats = objective.repeats or (1,) * len(objective.paths)
+    recompute = config.train.recompute
+    saved = max(count * saved_bytes(trainer.net, path, recompute) for path, count in zip(objective.paths, repeats))
     part = config.train.batch_size // (trainer.world.size * config.train.accumulate)
     return Plan(
         parameters,
         4 * copies * parameters,
-        part * saved_bytes(trainer.net, largest),
+        part * saved,
         tuple(paths),
         config.train.steps,
         config.train.steps * sum(p.share * p.seconds for p in paths),
     )
 
 
-def saved_bytes(net: FlexiUNet, path: Path) -> int:
-    """Bytes that one image's forward pass keeps for the backward pass in float32, found on shapes alone."""
+def saved_bytes(net: FlexiUNet, path: Path, recompute: bool = False) -> int:
+    """Bytes that one image's forward pass keeps for the backward pass in float32, found on shapes alone.
+
+    recompute   as `FlexiUNet.checkpoint_activations` does: what is kept until a block is computed again
+    """
     config, sizes = net.config, net.config.level_sizes
     kept: dict[int, int] = {}
 
@@ -99,7 +104,7 @@ def saved_bytes(net: FlexiUNet, path: Path) -> int:
 
     back: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
     with torch.device("meta"):
-        twin = FlexiUNet(config)
+        twin = FlexiUNet(config).checkpoint_activations(recompute)
         weights = {p.untyped_storage()._cdata for p in twin.parameters()}
         x, t = torch.empty(1, config.in_channels, *path.size), torch.ones(1)
         label = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
@@ -121,26 +126,14 @@ def _random_images(trainer: Trainer) -> ImageBatch:
 def _seconds_a_step(trainer: Trainer, images: ImageBatch, path: Path) -> float:
     """Of a whole training step on this path: the least of a few, or the first if that is slow."""
     times: list[float] = []
-    for step in _steps_of(trainer, path, TIMED + 1):
+    while len(times) <= TIMED:
         if times and times[0] >= SLOW and not trainer.config.train.compile:
             return times[0]
-        trainer.step = step
         started = time.perf_counter()
-        trainer.train_step(images)
+        trainer.train_step(images, path)
         trainer.take_figures()  # waits for the device
         times.append(time.perf_counter() - started)
     return min(times[1:])
-
-
-def _steps_of(trainer: Trainer, path: Path, count: int) -> list[int]:
-    """The first steps that draw this path."""
-    found: list[int] = []
-    step = 0
-    while len(found) < count:
-        if trainer.objective.draw(1, trainer.config.seed, step).path == path:
-            found.append(step)
-        step += 1
-    return found
 
 
 def _gib(count: int) -> str:

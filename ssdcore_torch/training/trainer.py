@@ -122,23 +122,25 @@ class Trainer:
             rate *= 0.5 * (1 + math.cos(math.pi * step / train.steps))
         return rate
 
-    def draw(self, step: int) -> Draw:
-        """Path, times, noise and left-out labels of a step, for its whole batch."""
+    def draw(self, step: int, path: Path | None = None) -> Draw:
+        """Path (unless given), times, noise and left-out labels of a step, for its whole batch."""
         config, device = self.config, self.world.device
-        batch = self.objective.draw(config.train.batch_size, config.seed, step)
+        batch = self.objective.draw(config.train.batch_size, config.seed, step, path)
         generator = torch.Generator(device).manual_seed(torch_seed(Purpose.NOISE, config.seed, step))
         noise = torch.randn(batch.noise_shape(config.network.in_channels), generator=generator, device=device)
         dropped = keyed(Purpose.LABELS, config.seed, step).random(len(batch)) < config.train.label_dropout
         return Draw(batch, noise, dropped)
 
-    def train_step(self, images: ImageBatch) -> Tensor:
+    def train_step(self, images: ImageBatch, path: Path | None = None) -> Tensor:
         """One optimizer step on this process' slice of the batch of step `self.step`; its mean loss, on the device.
+
+        path   to take instead of the one that the step draws, to time it
 
         The update is left out, without the host being asked, where the loss or the gradient is not finite (and in all
         steps after: `check` then says so), and where the loss is a spike by `train.skip_spikes`.
         """
         config, step = self.config, self.step
-        drawn = self.draw(step)
+        drawn = self.draw(step, path)
         path = drawn.batch.path
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
