@@ -154,6 +154,8 @@ PRESET16 = Suite(
 _AGAINST_ONE: Mapping[str, Arm] = {
     "1 level": Arm(1, merged(PAPER_PROCESS, PAPER_RECIPE)),
     "1 level, EDM": Arm(1, merged(PAPER_PROCESS, EDM)),
+    # As many operations a sample as four equal levels in 25 steps.
+    "1 level, EDM, 11 steps": Arm(1, merged(PAPER_PROCESS, EDM), {"steps": 11}),
     "4 levels, paper": Arm(4, merged(PAPER_PROCESS, PAPER_RECIPE)),
     "4 levels, matched equal, bias 0.5": Arm(4, LEANING),
     "4 levels, matched equal, EDM, bias 0.5": Arm(4, LEANING_EDM),
