@@ -339,6 +339,12 @@ def chain() -> list[tuple[int, Any, Any]]:
     return [(t, *(torch.rand(3, 3, n, n, generator=draw) * 2 - 1 for n in (x, p))) for t, x, p in sizes]
 
 
+def test_a_strip_of_fewer_images_than_it_may_show(chain):
+    few = [(t, x_t[:1], clean[:1]) for t, x_t, clean in chain]
+    one, many = images.denoising_strip(few), images.denoising_strip(chain, samples=1)
+    assert np.array_equal(np.asarray(one), np.asarray(many))
+
+
 def test_denoising_frames_show_the_state_growing(chain):
     from ssdcore_torch import images
 
