@@ -340,6 +340,8 @@ def chain() -> list[tuple[int, Any, Any]]:
 
 
 def test_a_strip_of_fewer_images_than_it_may_show(chain):
+    from ssdcore_torch import images
+
     few = [(t, x_t[:1], clean[:1]) for t, x_t, clean in chain]
     one, many = images.denoising_strip(few), images.denoising_strip(chain, samples=1)
     assert np.array_equal(np.asarray(one), np.asarray(many))
