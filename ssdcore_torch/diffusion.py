@@ -139,7 +139,7 @@ class Objective:
         return (1 - self.change_share) * keeping / keeping.sum() + self.change_share * changing / changing.sum()
 
     def draw(self, batch_size: int, seed: int, step: int, path: Path | None = None) -> Batch:
-        """The path (unless one is given) and times of a step, for its whole batch: a function of the arguments alone."""
+        """The path (unless given) and times of a step, for its whole batch: a function of the arguments alone."""
         if path is None:
             number = keyed(Purpose.PATH, seed, step).choice(len(self.paths), p=self.path_probabilities)
         else:

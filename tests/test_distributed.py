@@ -102,12 +102,16 @@ def test_samples_do_not_depend_on_the_number_of_processes(alone: Path, tmp_path:
     assert np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
+def children(process: subprocess.Popen[str]) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    return sorted(map(int, found.split()))
+
+
 def test_when_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(2, "train", *TINY, "--steps", 100_000, "--out", out)
     wait_for_step(process, out, 12)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    os.kill(max(map(int, children.split())), signal.SIGKILL)
+    os.kill(children(process)[-1], signal.SIGKILL)
     code, _, error = finish(process)
     assert code != 0
     assert "Signal 9 (SIGKILL)" in error or "lost contact with another rank" in error
@@ -118,11 +122,17 @@ def test_when_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path: Path)
     assert load_run(out).step == saved + 2
 
 
-def test_a_request_to_stop_stops_all_at_one_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", ["torchrun", "ranks, then torchrun", "rank 1"])
+def test_a_request_to_stop_stops_all_at_one_step(who: str, tmp_path: Path) -> None:
+    """Whoever is asked: a cluster signals every process, and torchrun, asked too, signals its ranks once more."""
     out = tmp_path / "run"
     process = start(2, "train", *TINY, "--steps", 100_000, "--out", out)
     wait_for_step(process, out, 7)
-    process.send_signal(signal.SIGTERM)
+    if who != "torchrun":
+        for rank in children(process) if who == "ranks, then torchrun" else children(process)[-1:]:
+            os.kill(rank, signal.SIGTERM)
+    if who != "rank 1":
+        process.send_signal(signal.SIGTERM)
     code, said, _ = finish(process)
     assert code != 0
     stopped = int(re.search(r"stopped after step (\d+) and saved", said).group(1))  # type: ignore[union-attr]

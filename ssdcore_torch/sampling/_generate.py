@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -29,17 +29,19 @@ from ssdcore_torch.unet import FlexiUNet
 LARGEST_FITTED_PRIOR = 1024
 
 
-def fit_moments(images: Tensor, proc: ssd.LinearDiffusion) -> tuple[np.ndarray, np.ndarray] | None:
+def fit_moments(images: Tensor | Iterable[Tensor], proc: ssd.LinearDiffusion) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean (channels, h, w) and covariance (n, n), n = channels·h·w, of clean images at the smallest size: float64.
 
-    images   (count, channels, *full size) uint8
+    images   (count, channels, *full size) uint8, or batches of them, one of which is held at a time
     Feed them to `proc.prior` for the law of x_T. None where n exceeds `LARGEST_FITTED_PRIOR`.
     """
-    shape = (images.shape[1], *proc.shape(proc.steps))
-    if np.prod(shape) > LARGEST_FITTED_PRIOR:
-        return None
-    chunks = [proc.clean(to_float(part), proc.steps).flatten(1).double().cpu() for part in images.split(1024)]
-    values = torch.cat(chunks).numpy()
+    small: list[Tensor] = []
+    for batch in images.split(1024) if isinstance(images, Tensor) else images:
+        shape = (batch.shape[1], *proc.shape(proc.steps))
+        if np.prod(shape) > LARGEST_FITTED_PRIOR:
+            return None
+        small.append(proc.clean(to_float(batch), proc.steps).flatten(1).double().cpu())
+    values = torch.cat(small).numpy()
     return values.mean(0).reshape(shape), np.cov(values, rowvar=False, bias=True)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
-from ssdcore_torch.metrics import evaluate_network, open_extractor, open_reference
+from ssdcore_torch.metrics import MOST, evaluate_network, open_extractor, open_reference
 from ssdcore_torch.training.pictures import SAMPLE_STEPS
 from ssdcore_torch.training.trainer import Trainer
 
@@ -20,14 +18,21 @@ class Evaluation:
     def __init__(self, trainer: Trainer, out: Path) -> None:
         """Measure the training images, or take their measures from the run's cache. Raises ImportError without the
         extra "evaluate"."""
-        world = trainer.world
-        self.extractor = open_extractor(trainer.config.train.evaluate_features, world.device)
-        self.reference = open_reference(trainer.feed.images, self.extractor, world=world, cache=out / "reference")
+        world, train = trainer.world, trainer.config.train
+        self.extractor = open_extractor(train.evaluate_features, world.device)
+        self.reference = open_reference(
+            trainer.feed.images,
+            self.extractor,
+            world=world,
+            most=max(MOST, train.evaluate_samples),
+            cache=out / "reference",
+        )
 
     def __call__(self, trainer: Trainer) -> dict[str, float]:
         config = trainer.config
         count = config.train.evaluate_samples
-        labels = config.labels_in_turn(count)
+        # classes as often as among the images they are compared with
+        labels = None if config.network.num_classes is None else self.reference.labels
         return evaluate_network(
             trainer.averages.network,
             trainer.process,
@@ -38,5 +43,5 @@ class Evaluation:
             prior=trainer.prior,
             seed=config.seed,
             steps=min(SAMPLE_STEPS, trainer.process.steps),
-            labels=None if labels is None else torch.tensor(labels),
+            labels=None if labels is None else labels[:count],
         )

@@ -18,7 +18,7 @@ Figures = Mapping[str, Any]
 
 
 class Log:
-    """log.jsonl: one JSON object a line, each with its "step"."""
+    """log.jsonl: one JSON object a line, each with its "step"; `evaluated` is the last with an "evaluation", or −1."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Go on with a log; lines past `step` belong to work that was not saved and is done again."""
@@ -28,6 +28,7 @@ class Log:
             kept = [line for line in lines if _step_of(line) <= step]
         write_atomically(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
         self.path = path
+        self.evaluated = max((_step_of(line) for line in kept if "evaluation" in json.loads(line)), default=-1)
 
     def write(self, figures: Figures) -> None:
         with open(self.path, "a", encoding="utf-8") as file:

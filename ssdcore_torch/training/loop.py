@@ -48,11 +48,13 @@ def train(trainer: Trainer, out: Path, extras: Extras) -> bool:
     with ExitStack() as stack:
         stops = stack.enter_context(stop_requests())
         loop = _Loop(trainer, out, extras, stack)
+        loop.catch_up()
         batches = trainer.feed.batches(trainer.step)
         while trainer.step < total and not trainer.world.any(bool(stops)):
             trainer.train_step(next(batches))
             loop.after_step()
         loop.save()
+        trainer.world.wait()  # torchrun ends the other ranks, rank 0 in its save too, as soon as one has left
     return trainer.step >= total
 
 
@@ -65,6 +67,7 @@ class _Loop:
         self.leader = trainer.world.leader
         self.snapshots = _evenly(train.steps, train.snapshots) if train.ema_widths else frozenset()
         self.mark, self.since, self.warned = trainer.step, time.perf_counter(), False
+        self.saved: tuple[int, object] | None = None
         interval = 0.5 if sys.stderr.isatty() else 10.0
         self.bar = stack.enter_context(
             tqdm(
@@ -97,12 +100,24 @@ class _Loop:
         if step in self.snapshots and self.leader:
             trainer.check()
             ema.save_snapshot(self.out, step, trainer.averages)
+        evaluates = self.evaluates_now()
+        if (step % train.save_every == 0 and not last) or evaluates:  # first, as what follows takes long and may fail
+            self.save()
         if train.sample_every and step % train.sample_every == 0 and not last and self.leader:
             self.draw()
-        if train.evaluate_every and (step % train.evaluate_every == 0 or last):
+        if evaluates:
             self.evaluate()
-        if step % train.save_every == 0 and not last:
-            self.save()
+
+    def evaluates_now(self) -> bool:
+        """Whether the network is to be evaluated after this step."""
+        train, step = self.trainer.config.train, self.trainer.step
+        return train.evaluate_every is not None and (step % train.evaluate_every == 0 or step == train.steps)
+
+    def catch_up(self) -> None:
+        """The evaluation of the restored step, if the run ended in it."""
+        missing = self.log is not None and self.log.evaluated < self.trainer.step
+        if self.trainer.step and self.evaluates_now() and self.trainer.world.any(missing):
+            self.evaluate()
 
     def report(self) -> None:
         """One line of the log, from the steps since the last."""
@@ -112,18 +127,18 @@ class _Loop:
         now, step = time.perf_counter(), trainer.step
         speed = (step - self.mark) * trainer.config.train.batch_size / (now - self.since)
         self.mark, self.since = step, now
-        waited = trainer.feed.wait_share
+        slow = trainer.world.any(trainer.feed.wait_share > WAITING)
         if not self.leader:
             return
         self.write({"step": step, **figures, "images_per_second": round(speed, 1)})
         self.bar.set_postfix({"loss": f"{figures['loss']:.4g}", "images/s": f"{speed:.0f}"}, refresh=False)
-        if waited > WAITING and not self.warned:
+        if slow and not self.warned:
             self.warned = True
             _log.warning(
-                "training waits for images %.0f %% of the time: the loader is the bottleneck; raise data.workers "
-                "(--set data.workers=N), or data.memory_gib so that the decoded images fit, or pack them into shards "
-                "once with python -m ssdcore_torch.prepare",
-                100 * waited,
+                "training waits for images more than %.0f %% of the time: the loader is the bottleneck; raise "
+                "data.workers (--set data.workers=N), or data.memory_gib so that the decoded images fit, or pack them "
+                "into shards once with python -m ssdcore_torch.prepare",
+                100 * WAITING,
             )
 
     def write(self, figures: Mapping[str, object]) -> None:
@@ -155,9 +170,13 @@ class _Loop:
             self.save()
 
     def save(self) -> None:
-        self.trainer.check()
-        if self.leader:
-            checkpoint.save_state(self.out, self.trainer.state(), self.trainer.config.train.keep)
+        """Save the state, unless this one is saved."""
+        trainer = self.trainer
+        trainer.check()
+        current = trainer.step, trainer.best
+        if self.leader and current != self.saved:
+            checkpoint.save_state(self.out, trainer.state(), trainer.config.train.keep)
+            self.saved = current
 
 
 def _evenly(steps: int, count: int) -> frozenset[int]:

@@ -21,4 +21,4 @@ def fitted_prior(data: ImageSet | ImageStream, process: ssd.LinearDiffusion) -> 
         return fit_moments(torch.from_numpy(data.images).permute(0, 3, 1, 2), process)
     feed = Feed(data, data.order(min(BATCH, len(data)), seed=0), torch.device("cpu"), seed=0)
     count = -(-min(STREAMED, len(data)) // BATCH)
-    return fit_moments(torch.cat([batch.images for batch in itertools.islice(feed.batches(0), count)]), process)
+    return fit_moments((batch.images for batch in itertools.islice(feed.batches(0), count)), process)
