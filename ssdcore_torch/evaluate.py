@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 
 import ssdcore
 from ssdcore_torch import checkpoint, cli, images, metrics, sample
+from ssdcore_torch.config import DataConfig
 from ssdcore_torch.data import ImageSet, ImageStream, open_images
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.metrics import _report
@@ -126,14 +127,14 @@ class Subject:
 
     size      of its images, which the real ones are resized to
     most      how many there are, None for any number
-    data      path and classes of the real images
+    data      the real images
     samples   this rank's share of n of them, to compare with a reference
     about     what a report says of it
     """
 
     size: int
     most: int | None
-    data: tuple[str, tuple[str, ...]]
+    data: DataConfig
     samples: Callable[[int, metrics.Reference], metrics.Samples]
     about: dict[str, Any]
 
@@ -143,7 +144,7 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
     times, config = sample.times_of(run, args), run.config
     lowered = sample.in_bfloat16(run, args, world.device)
     own = args.data is None or config.data.path in (args.data, str(Path(args.data).resolve()))
-    data = (config.data.path, config.data.classes) if own else (args.data, ())
+    data = config.data if own else replace(config.data, path=args.data, classes=())
 
     def samples(n: int, reference: metrics.Reference) -> metrics.Samples:
         return metrics.draw(
@@ -193,7 +194,7 @@ def _labels(run: checkpoint.Run, reference: metrics.Reference, n: int) -> Tensor
 
 def _of_files(args: argparse.Namespace, world: World) -> Subject:
     size = _size_of(args.samples)
-    found = _open(args.samples, size, (), world)
+    found = _open(DataConfig(str(args.samples)), size, world)
     if found.skipped and world.leader:
         name, reason = found.skipped[0]
         print(f"left out {len(found.skipped)} files of {args.samples}: {name} ({reason})", file=sys.stderr)
@@ -203,7 +204,7 @@ def _of_files(args: argparse.Namespace, world: World) -> Subject:
         return metrics.Samples(share, metrics.image_batches(found, np.array(share), args.batch_size))
 
     about = {"samples": str(args.samples), "images": len(found)}
-    return Subject(size, len(found), (args.data, ()), samples, about)
+    return Subject(size, len(found), DataConfig(args.data), samples, about)
 
 
 def _size_of(path: Path) -> int:
@@ -220,8 +221,17 @@ def _size_of(path: Path) -> int:
     return sizes.pop()[0]
 
 
-def _open(path: str | Path, size: int, classes: tuple[str, ...], world: World) -> ImageSet | ImageStream:
-    return open_images(path, size, classes=classes, world=world)
+def _open(data: DataConfig, size: int, world: World) -> ImageSet | ImageStream:
+    """The images, always their centred squares."""
+    return open_images(
+        data.path,
+        size,
+        classes=data.classes,
+        workers=data.workers,
+        memory_gib=data.memory_gib,
+        broken_share=data.broken_share,
+        world=world,
+    )
 
 
 def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Tensor]:
@@ -229,7 +239,7 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
     started = time.perf_counter()
     subject = _of_run(args, world) if args.samples is None else _of_files(args, world)
     extractor = metrics.open_extractor(args.features, world.device)
-    data = _open(subject.data[0], subject.size, subject.data[1], world)
+    data = _open(subject.data, subject.size, world)
     n = _count(args.n, subject.most, len(data))
     most = max(metrics.MOST, 2 * n)
     common = {"world": world, "cache": args.cache, "batch_size": args.batch_size}
@@ -237,7 +247,7 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
     metrics.check_count(n, reference)
     held_out = None
     if args.held_out is not None:
-        images = _open(args.held_out, subject.size, (), world)
+        images = _open(replace(subject.data, path=args.held_out, classes=()), subject.size, world)
         held_out = metrics.open_reference(images, extractor, most=most, **common)
     samples = subject.samples(n, reference)
     measured = metrics.measure(metrics.progress(samples, len(samples.share), "samples", world), extractor, world)
@@ -257,7 +267,7 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
             "fingerprint": extractor.fingerprint,
         },
         "samples": subject.about,
-        "data": {"path": subject.data[0], "classes": list(subject.data[1]), **reference.about},
+        "data": {"path": subject.data.path, "classes": list(subject.data.classes), **reference.about},
         "held_out": None if held_out is None else {"path": args.held_out, **held_out.about},
         "device": _device_name(world.device),
         "ranks": world.size,

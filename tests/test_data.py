@@ -143,17 +143,18 @@ def test_files_without_any_suffix(tmp_path: Path, gradient: np.ndarray) -> None:
     np.testing.assert_array_equal(load_images(tmp_path, 24).images[0], gradient)
 
 
-def test_what_fits_is_resident_and_the_rest_streams(
-    tmp_path: Path, gradient: np.ndarray, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_fits_is_resident_and_the_rest_streams(tmp_path: Path, gradient: np.ndarray) -> None:
     np.save(tmp_path / "x.npy", np.stack([gradient] * 8))
     room = 8 * 16 * 16 * 3 / 2**30
-    with caplog.at_level("INFO", "ssdcore_torch"):
-        assert isinstance(open_images(tmp_path / "x.npy", 16, memory_gib=room), ImageSet)
-    assert "8 images" in caplog.text
-    assert "0.0 MiB" in caplog.text
-    assert isinstance(open_images(tmp_path / "x.npy", 16, memory_gib=room * 0.99), ImageStream)
-    assert isinstance(open_images(tmp_path / "x.npy", 16, crop="random"), ImageStream)  # another crop each time
+    resident, streamed = (open_images(tmp_path / "x.npy", 16, memory_gib=gib) for gib in (room, room * 0.99))
+    assert isinstance(resident, ImageSet)
+    assert "8 images" in resident.describe()
+    assert "kept in memory: 0.0 MiB" in resident.describe()
+    assert isinstance(streamed, ImageStream)
+    assert "to keep them would take 0.0 MiB" in streamed.describe()
+    cropped = open_images(tmp_path / "x.npy", 16, crop="random")
+    assert isinstance(cropped, ImageStream)
+    assert "each time is another crop" in cropped.describe()
     # A file larger than memory is mapped: opening it reads nothing.
     mapped = open_images(tmp_path / "x.npy", 16, memory_gib=0).reader.source.images
     assert isinstance(mapped.base, np.memmap) or isinstance(mapped, np.memmap)
@@ -232,7 +233,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[Path, str]]:
         "missing": (folder / "missing", "no such data"),
         "empty": (folder / "empty", "holds no files"),
         "broken": (folder / "broken", "none of the 2 files"),
-        "small": (folder / "small", r"tiny.png is 12×8 pixels, smaller than size 16"),
+        "small": (folder / "small", r"tiny.png: is 12×8 pixels, smaller than size 16: choose a smaller size"),
         "bad.npz": (folder / "bad.npz", "not a readable"),
         "float.npy": (folder / "float.npy", "uint8"),
         "shape.npy": (folder / "shape.npy", r"\(2, 16, 16, 5\)"),

@@ -10,6 +10,7 @@ import signal
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,18 +259,106 @@ def test_broken_pictures_of_a_stream_are_replaced_named_and_counted(
 
 
 def test_too_many_broken_pictures_stop_the_stream_and_name_the_first(tmp_path: Path) -> None:
-    for k in range(20):
+    """The same share as where all are decoded at once: of the different pictures, however often they are read."""
+    for k in range(100):
         Image.fromarray(picture(k)).save(tmp_path / f"{k:02d}.png")
-    (tmp_path / "07.png").write_bytes(b"nonsense")
-    images = open_images(tmp_path, 16, memory_gib=0, broken_share=0.04)  # 1 of 20 is more
+    for k in range(0, 100, 20):
+        (tmp_path / f"{k:02d}.png").write_bytes(b"nonsense")
+    images = open_images(tmp_path, 16, memory_gib=0, broken_share=0.04)  # 5 of 100 are more
     assert isinstance(images, ImageStream)
-    batches = Feed(images, images.order(20, 0), CPU, seed=0, workers=0).batches(0)
+    feed = Feed(images, images.order(20, 0), CPU, seed=0, workers=0)
+    batches = feed.batches(0)
     for _ in range(4):
         next(batches)  # 80 pictures: too few to judge
-    with pytest.raises(ValueError, match=r"5 of 100 pictures .* 0\.04 allows; the first, .*07\.png: not an image"):
+    with pytest.raises(ValueError, match=r"\d of 100 pictures .* 0\.04 allows; the first, .*0\.png: not an image"):
         next(batches)
+    assert feed.skipped == 5
+    with pytest.raises(ValueError, match=r"5 of 100 pictures .* 0\.04 allows"):
+        open_images(tmp_path, 16, broken_share=0.04)
     allowed = open_images(tmp_path, 16, memory_gib=0, broken_share=0.05)
     assert len(take(Feed(allowed, allowed.order(20, 0), CPU, seed=0, workers=0), 0, 8)) == 8
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_the_same_images_come_from_memory_and_from_a_stream(kind: str, tmp_path: Path) -> None:
+    """In the same order, with the same numbers and labels, with others in the place of broken and small ones."""
+    source = tmp_path / "pictures"
+    for k in range(30):
+        (source / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(k)).save(source / "ab"[k % 2] / f"{k:02d}.png")
+    path: Path = source
+    if kind == "shards":
+        pytest.importorskip("webdataset")
+        from ssdcore_torch.prepare import prepare
+
+        prepare("folder", source, 16, tmp_path / "shards", per_shard=4, workers=0)
+        path = tmp_path / "shards"
+    else:
+        (source / "a" / "04.png").write_bytes(b"nonsense")
+        Image.fromarray(picture(3)[:10]).save(source / "b" / "05.png")
+        (source / "b" / "29.png").write_bytes(b"nonsense")
+    resident, streamed = (open_images(path, 16, memory_gib=gib, broken_share=0.5) for gib in (4, 0))
+    assert isinstance(resident, ImageSet)
+    assert isinstance(streamed, ImageStream)
+    assert resident.fingerprint == streamed.fingerprint != ""
+    assert resident.count == streamed.count == 30
+    ours = [
+        take(Feed(images, images.order(7, 3), CPU, seed=1, flip=True, workers=0), 0, 9)
+        for images in (resident, streamed)
+    ]
+    for a, b in zip(*ours):
+        assert torch.equal(a.images, b.images)
+        assert a.labels is not None
+        assert b.labels is not None
+        assert torch.equal(a.labels, b.labels)
+        np.testing.assert_array_equal(a.indices, b.indices)
+    assert len(resident.skipped) == len(streamed.skipped) == (3 if kind == "folder" else 0)
+
+
+def test_a_fingerprint_knows_data_wherever_it_lies(tmp_path: Path) -> None:
+    for name in ("here", "there", "other"):
+        (tmp_path / name).mkdir()
+        for k in range(4):
+            Image.fromarray(picture(k)).save(tmp_path / name / f"{k}.png")
+    (tmp_path / "other" / "3.png").write_bytes((tmp_path / "other" / "3.png").read_bytes() + b"more")
+    pixels = np.stack([picture(k) for k in range(4)])
+    np.save(tmp_path / "x.npy", pixels)
+    np.save(tmp_path / "y.npy", 255 - pixels)
+    here, there, other, x, y = (
+        open_images(tmp_path / name, 16).fingerprint for name in ("here", "there", "other", "x.npy", "y.npy")
+    )
+    assert here == there
+    assert len({here, other, x, y}) == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([1, 2, 3, 1], "expected labels from 0 to 2, as there are 3 class names, got some from 1 to 3"),
+        ([0, -1, 0, 2], "got some from -1 to 2"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: list[int], says: str, tmp_path: Path) -> None:
+    pixels = np.stack([picture(k) for k in range(4)])
+    np.savez(tmp_path / "x.npz", images=pixels, labels=np.array(labels), class_names=np.array(["a", "b", "c"]))
+    with pytest.raises(ValueError, match=says):
+        open_images(tmp_path / "x.npz", 16)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root reads everything: the walk itself is made to fail."""
+    (tmp_path / "closed").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "0.png")
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match=r"closed cannot be read \(Permission denied\)"):
+        open_images(tmp_path, 16)
 
 
 def test_nothing_but_broken_pictures_is_an_error_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 The files of a run:
 
     config.json          the `Config`
+    data.json            a fingerprint of the training images
     checkpoints/         what training continues from, the newest few (`State`; the files of one: `_state.py`)
     model.safetensors    the newest checkpoint's weights, for others to read
     ema.safetensors      their moving average: what samples are drawn with
@@ -15,7 +16,15 @@ A run without checkpoints/ holds weights of which no optimizer is known (`ssdcor
 """
 
 from ssdcore_torch.checkpoint._files import Tensors, digest, load_tensors, save_tensors, write_atomically
-from ssdcore_torch.checkpoint._resume import RESUMABLE, Changes, read_config, resumable_changes, save_config
+from ssdcore_torch.checkpoint._resume import (
+    RESUMABLE,
+    Changes,
+    check_data,
+    read_config,
+    resumable_changes,
+    save_config,
+    save_data,
+)
 from ssdcore_torch.checkpoint._run import Run, load_prior, load_run, load_weights, save_prior
 from ssdcore_torch.checkpoint._state import State, checkpoints, load_state, save_state, was_saved
 from ssdcore_torch.official import import_official
@@ -26,6 +35,7 @@ __all__ = [
     "Run",
     "State",
     "Tensors",
+    "check_data",
     "checkpoints",
     "digest",
     "import_official",
@@ -37,6 +47,7 @@ __all__ = [
     "read_config",
     "resumable_changes",
     "save_config",
+    "save_data",
     "save_prior",
     "save_state",
     "save_tensors",

@@ -1,4 +1,4 @@
-"""A run's config.json, and which of its settings may change when training goes on."""
+"""A run's config.json, which of its settings may change when training goes on, and data.json, which knows its data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdcore_torch.checkpoint._files import printable, write_atomically
+from ssdcore_torch.checkpoint._files import json_writer, printable, read_json, write_atomically
 from ssdcore_torch.config import Config, differences
 
 _WHEN = "only when something is written depends on it"
@@ -28,6 +28,7 @@ RESUMABLE: Mapping[str, str] = {
     "train.accumulate": "the same images make a step; their gradients are added in another order, so equal to rounding",
     "train.compile": "only speed depends on it; the results are equal to rounding",
     "train.recompute": _HOW,
+    "data.path": "the same data may lie in another place",
     "data.workers": _HOW,
     "data.memory_gib": _HOW,
     "data.broken_share": "only when too many broken files stop the run depends on it",
@@ -94,3 +95,19 @@ def read_config(run: Path) -> Config:
         return Config.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {printable(error)}") from error
+
+
+def save_data(run: Path, fingerprint: str) -> None:
+    """Write data.json, by which `check_data` knows the run's data: the `fingerprint` of what `open_images` gave."""
+    write_atomically(run / "data.json", json_writer({"fingerprint": fingerprint}))
+
+
+def check_data(run: Path, fingerprint: str) -> None:
+    """Raises ValueError if the run was begun on other data. A run without data.json is known by its number of images
+    alone, which its checkpoints hold."""
+    path = run / "data.json"
+    if path.exists() and read_json(path).get("fingerprint") != fingerprint:
+        raise ValueError(
+            f"this run was begun on other data than this: files, sizes or labels are not those that {path} stands "
+            "for; give the same data, in whatever place, or start another run"
+        )

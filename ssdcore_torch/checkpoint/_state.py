@@ -174,7 +174,15 @@ def _sweep(run: Path) -> None:
     """Delete what a trainer that was killed while it wrote has left."""
     for folder in (run / FOLDER).glob(".step-*.tmp"):
         shutil.rmtree(folder)
-    own = ("config.json", "log.jsonl", "prior.safetensors", "model.safetensors", "ema.safetensors", "samples.png")
+    own = (
+        "config.json",
+        "data.json",
+        "log.jsonl",
+        "prior.safetensors",
+        "model.safetensors",
+        "ema.safetensors",
+        "samples.png",
+    )
     for pattern in (*(f".{name}.*.tmp" for name in own), "snapshots/.*.tmp", "samples/.*.tmp"):
         for file in run.glob(pattern):
             file.unlink()

@@ -24,7 +24,7 @@ class ImageBatch:
 
     images   (b, 3, h, w) uint8 on the device
     labels   (b,) int64 on the device, or None where the data has none
-    indices  (b,) int64, which images they are
+    indices  (b,) int64, the numbers of these images among all in the source
     """
 
     images: Tensor
@@ -60,8 +60,8 @@ class Feed:
             raise ValueError(f"part: expected (i, n) with 0 <= i < n, got {part}")
         if order.batch_size % parts:
             raise ValueError(f"expected a batch size that {parts} processes can share equally, got {order.batch_size}")
-        if order.count != len(images):
-            raise ValueError(f"expected an order of {len(images)} images, got one of {order.count}")
+        if order.count != images.count:
+            raise ValueError(f"expected an order of {images.count} images, got one of {order.count}")
         self.images, self.order, self.device = images, order, torch.device(device)
         self.seed, self.flip, self.workers = seed, flip, check_workers(workers)
         share = order.batch_size // parts
@@ -75,6 +75,11 @@ class Feed:
         share = self._waited / max(now - self._since, 1e-9)
         self._waited, self._since = 0.0, now
         return min(share, 1.0)
+
+    @property
+    def skipped(self) -> int:
+        """Files that this process has found to be of no use so far: no pictures, broken, or too small."""
+        return len(self.images.skipped)
 
     def batches(self, first_step: int) -> Iterator[ImageBatch]:
         """The batches of step first_step, first_step + 1, … without end.
@@ -97,8 +102,8 @@ class Feed:
             tosses = keyed(Purpose.FLIP, self.seed, step).random(self.order.batch_size)[self.slice]
             flipped = self._send(torch.from_numpy(tosses < 0.5))
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-        labels = self.images.labels
-        shown = None if labels is None else self._send(torch.from_numpy(labels[indices]))
+        labels = self.images.labels_of(indices)
+        shown = None if labels is None else self._send(torch.from_numpy(labels))
         return ImageBatch(images.contiguous(), shown, indices)
 
     def _send(self, values: Tensor) -> Tensor:
@@ -109,8 +114,8 @@ class Feed:
     def _gather(self, first_step: int) -> Iterator[tuple[Tensor, np.ndarray]]:
         assert isinstance(self.images, ImageSet)
         for batch in self.order.batches(first_step):
-            indices = batch[self.slice]
-            yield torch.from_numpy(self.images.images[indices]), indices
+            pixels, indices = self.images.take(batch[self.slice])
+            yield torch.from_numpy(pixels), indices
 
     def _stream(self, first_step: int) -> Iterator[tuple[Tensor, np.ndarray]]:
         assert isinstance(self.images, ImageStream)

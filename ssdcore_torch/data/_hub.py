@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ssdcore_torch.data._pixels import reason
-from ssdcore_torch.data._sources import Source, need
+from ssdcore_torch.data._sources import Source, check_labels, need, some
 
 HUB = "hf:"
 """What the name of a dataset of the hub starts with; then NAME, or NAME:SPLIT. A saved folder may be NAME, too."""
@@ -55,6 +57,7 @@ class HubSource(Source):
             labels = found.select_columns([label]).with_format("numpy")[:][label].astype(np.int64)
             if labels.min() >= 0:  # −1 says that a split has none
                 self.labels, self.class_names = labels, tuple(found.features[label].names)
+                check_labels(self.labels, self.class_names, path)
 
     @staticmethod
     def _column(found: Any, kind: type) -> str | None:
@@ -69,6 +72,11 @@ class HubSource(Source):
 
     def name(self, index: int) -> str:
         return f"row {index} of {self.source}"
+
+    def traits(self) -> Iterator[bytes]:
+        for index in some(len(self), 16):
+            stored = self.rows[index][self.column]
+            yield os.path.basename(stored["path"]).encode() if stored["bytes"] is None else stored["bytes"]
 
 
 def _load(datasets: Any, name: str, path: str) -> Any:

@@ -51,7 +51,11 @@ class ImageSet:
     labels       (n,) int64 indices into `class_names`, or None where the source has no labels
     class_names  names of the labels; empty without labels
     source       what was read, for messages
-    skipped      (path, reason) of every file that could not be read as an image
+    skipped      (path, reason) of every file that could not be used
+    missing      (k,) int64, ascending: of the `count` pictures in the source, the numbers of those that are not here,
+                 as they are broken or too small
+    blocks       sizes of consecutive groups of the `count` pictures that are read together (tar shards); () for none
+    fingerprint  the same for a copy of the data in another place
     """
 
     images: np.ndarray
@@ -59,13 +63,40 @@ class ImageSet:
     class_names: tuple[str, ...]
     source: str
     skipped: tuple[tuple[str, str], ...] = ()
+    missing: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    blocks: tuple[int, ...] = ()
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def count(self) -> int:
+        """Pictures in the source, which `order` numbers: those here and the missing ones."""
+        return len(self.images) + len(self.missing)
+
     def order(self, batch_size: int, seed: int) -> Order:
-        """The order to train on them in."""
-        return Order(len(self), batch_size, seed)
+        """The order to train on them in: an `ImageStream`'s of the same data."""
+        return Order(self.count, batch_size, seed, self.blocks)
+
+    def take(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For (b,) numbers of an order: images (b, size, size, 3) uint8, and the (b,) numbers they really have. In the
+        place of a missing one stands the next that is not, as in an `ImageStream`.
+        """
+        rows = self._rows(numbers)
+        # Row r is the picture that has r others before it, besides missing ones.
+        return self.images[rows], rows + np.searchsorted(self.missing - np.arange(len(self.missing)), rows, "right")
+
+    def labels_of(self, numbers: np.ndarray) -> np.ndarray | None:
+        """(b,) int64 for (b,) numbers of an order, or None where there are no labels."""
+        return None if self.labels is None else self.labels[self._rows(numbers)]
+
+    def _rows(self, numbers: np.ndarray) -> np.ndarray:
+        return (numbers - np.searchsorted(self.missing, numbers)) % len(self)
+
+    def describe(self) -> str:
+        """How many images of what, and the memory that they take."""
+        return f"{len(self)} images of {self.source}, decoded and kept in memory: {_memory(self.images.nbytes)}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +108,7 @@ class ImageStream:
     source       what is read, for messages
     size         height and width
     crop         "center", or "random": another square each time
+    fingerprint  the same for a copy of the data in another place
     """
 
     reader: Reader
@@ -87,11 +119,17 @@ class ImageStream:
     crop: Crop
     broken_share: float
     blocks: tuple[int, ...] = ()
+    fingerprint: str = ""
     _failed: dict[str, str] = field(default_factory=dict)
-    _read: list[int] = field(default_factory=lambda: [0, 0])  # pictures asked for since the start, and those replaced
+    _read: list[int] = field(default_factory=lambda: [0])  # one number: pictures asked for since the start
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @property
+    def count(self) -> int:
+        """Pictures in the source, which `order` numbers."""
+        return len(self)
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
@@ -100,7 +138,18 @@ class ImageStream:
 
     def order(self, batch_size: int, seed: int) -> Order:
         """The order to train on them in: of tar shards, few at a time are read."""
-        return Order(len(self), batch_size, seed, self.blocks)
+        return Order(self.count, batch_size, seed, self.blocks)
+
+    def labels_of(self, numbers: np.ndarray) -> np.ndarray | None:
+        """(b,) int64 for (b,) numbers of an order, or None where there are no labels."""
+        return None if self.labels is None else self.labels[numbers]
+
+    def describe(self) -> str:
+        """How many images of what, and why they are not kept in memory."""
+        if self.crop == "random":
+            return f"{len(self)} images of {self.source}, decoded whenever they are read, as each time is another crop"
+        kept = _memory(len(self) * self.size**2 * 3)
+        return f"{len(self)} images of {self.source}, decoded whenever they are read: to keep them would take {kept}"
 
     def read(self, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[tuple[Tensor, np.ndarray]]:
         """For each task (indices (b,), numbers of random crops (b, 3) or None): images (b, size, size, 3) uint8
@@ -108,12 +157,13 @@ class ImageStream:
         """
         for images, used, failures, _ in answers(Pictures(self.reader, replace=True), tasks, workers, pin):
             self._read[0] += len(used)
-            self._read[1] += len(failures)
             for failure in failures:
                 if failure.name not in self._failed:
                     self._failed[failure.name] = failure.reason
                     log.warning("skipped %s: %s", failure.name, failure.reason)
-            check_share(self._read[1], self._read[0], self._failed, self.broken_share, self.source)
+            # Of different pictures, as where all are decoded at once: in every epoch the same are read again.
+            different = min(self._read[0], len(self))
+            check_share(len(self._failed), different, self._failed, self.broken_share, self.source)
             yield images, used
 
 
@@ -148,9 +198,12 @@ def open_images(
     broken_share  of the files read, this share may be unreadable or smaller than `size`; past it reading fails
     world         with several ranks on a machine, one decodes and the others share its memory
 
-    Raises ValueError if nothing is readable, if too much is broken, or for images that are smaller than `size` where
-    all are decoded at once; FileNotFoundError for no such path; ImportError where shards or Hugging Face datasets need
-    the extra `ssdcore[data]`.
+    A picture that is broken or smaller than `size` is named in the log and in `skipped`, and another takes its place in
+    batches. Whether images are kept in memory changes nothing else: the same images come in the same order.
+
+    Raises ValueError if nothing is readable, too much is broken, or labels are not the numbers of classes;
+    FileNotFoundError for no such path; OSError for a folder that cannot be read; ImportError where shards or Hugging
+    Face datasets need the extra `ssdcore[data]`.
     """
     if size < 1:
         raise ValueError(f"size: expected at least 1, got {size}")
@@ -165,26 +218,18 @@ def open_images(
     reader = Reader(source, classes_of(source, classes), size)
     _check_size(source, size)
     if not len(reader):
-        name, reason = source.passed_over[0]
-        count = len(source.passed_over)
-        raise ValueError(
-            f"none of the {count} files in {source.source} is a readable image; the first, {name}: {reason}"
-        )
+        raise _nothing_usable(source, source.passed_over)
     if crop == "center" and len(reader) * size * size * 3 <= memory_gib * 2**30:
         return _shared(lambda room: _decode_all(reader, workers, broken_share, room), world)
-    blocks: tuple[int, ...] = ()
-    if source.blocks:
-        ends = np.cumsum((0, *source.blocks))
-        counts = np.diff(np.searchsorted(reader.rows, ends))
-        blocks = tuple(int(count) for count in counts if count)
     labels = None if source.labels is None else source.labels[reader.rows]
-    return ImageStream(reader, labels, source.class_names, source.source, size, crop, broken_share, blocks)
+    blocks, fingerprint = _blocks(reader), source.fingerprint()
+    return ImageStream(reader, labels, source.class_names, source.source, size, crop, broken_share, blocks, fingerprint)
 
 
 def load_images(path: str | os.PathLike[str], size: int, classes: Sequence[str] = ()) -> ImageSet:
     """All images of `path` in memory, whatever they take, however many are broken; else as `open_images`.
 
-    Files of a folder that are no readable image are listed in `skipped`.
+    Files that are no readable image, or a smaller one, are listed in `skipped`.
     """
     images = open_images(path, size, classes=classes, memory_gib=math.inf, broken_share=1.0)
     assert isinstance(images, ImageSet)
@@ -204,7 +249,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         return open_shards(text)
     if not file.exists():
         raise FileNotFoundError(
-            f"no such data: {file}; give an image folder, an .npz or .npy file, tar shards, or {HUB}NAME"
+            f"no such data: {file}; give an image folder, an .npz or .npy file, tar shards, or {HUB}NAME; if it has "
+            "moved, its new place"
         )
     return FolderSource(file) if file.is_dir() else ArraySource(file, str(file))
 
@@ -215,6 +261,18 @@ def _check_size(source: Source, size: int) -> None:
         raise ValueError(
             f"{source.source}: its images are {width}×{height} pixels, smaller than size {size}: choose a smaller size"
         )
+
+
+def _blocks(reader: Reader) -> tuple[int, ...]:
+    """Sizes of the groups of chosen pictures that are read together."""
+    ends = np.cumsum((0, *reader.source.blocks))
+    counts = np.diff(np.searchsorted(reader.rows, ends))
+    return tuple(int(count) for count in counts if count)
+
+
+def _memory(count: int) -> str:
+    """A number of bytes, to be read."""
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
 Room = Callable[[tuple[int, ...]], np.ndarray]
@@ -245,21 +303,24 @@ def _decode_all(reader: Reader, workers: int, broken_share: float, room: Room) -
                 failures += failed
                 bar.update(len(part) + len(failed))
         images, kept = images[:done], np.concatenate(used)
-    if small := [failure for failure in failures if failure.small]:
-        more = f" (and {len(small) - 1} more)" if len(small) > 1 else ""
-        raise ValueError(f"{small[0].name} {small[0].reason}{more}: choose a smaller size or remove it")
     skipped = tuple(sorted([*source.passed_over, *((failure.name, failure.reason) for failure in failures)]))
     if not len(images):
-        name, reason = skipped[0]
-        raise ValueError(
-            f"none of the {len(skipped)} files in {source.source} is a readable image; the first, {name}: {reason}"
-        )
+        raise _nothing_usable(source, skipped, small=all(failure.small for failure in failures))
+    check_share(len(failures), count, {f.name: f.reason for f in failures}, broken_share, source.source)
     for failure in failures:
         log.warning("skipped %s: %s", failure.name, failure.reason)
-    check_share(len(failures), count, {f.name: f.reason for f in failures}, broken_share, source.source)
-    log.info("%d images of %s in memory: %.1f MiB", len(images), source.source, images.nbytes / 2**20)
     labels = None if source.labels is None else source.labels[reader.rows[kept]]
-    return ImageSet(images, labels, source.class_names, source.source, skipped)
+    missing = np.delete(np.arange(count), kept)
+    blocks, fingerprint = _blocks(reader), source.fingerprint()
+    return ImageSet(images, labels, source.class_names, source.source, skipped, missing, blocks, fingerprint)
+
+
+def _nothing_usable(source: Source, skipped: Sequence[tuple[str, str]], small: bool = False) -> ValueError:
+    name, reason = skipped[0]
+    advice = ": choose a smaller size" if small else ""
+    return ValueError(
+        f"none of the {len(skipped)} files in {source.source} can be used; the first, {name}: {reason}{advice}"
+    )
 
 
 def check_share(broken: int, read: int, failed: dict[str, str], share: float, source: str) -> None:
@@ -268,7 +329,8 @@ def check_share(broken: int, read: int, failed: dict[str, str], share: float, so
         name, reason = next(iter(failed.items()))
         raise ValueError(
             f"{broken} of {read} pictures read from {source} are broken or too small, more than the "
-            f"broken share of {share:g} allows; the first, {name}: {reason}"
+            f"broken share of {share:g} allows; the first, {name}: {reason}; mend or remove them, choose a smaller "
+            "size, or allow a larger share"
         )
 
 

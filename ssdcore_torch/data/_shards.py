@@ -24,7 +24,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from ssdcore_torch.data._manifest import INDEX, MANIFEST, Index, Manifest
 from ssdcore_torch.data._order import WINDOW
-from ssdcore_torch.data._sources import FatalSourceError, Source, need
+from ssdcore_torch.data._sources import FatalSourceError, Source, check_labels, need
 
 log = logging.getLogger("ssdcore_torch")
 
@@ -74,6 +74,7 @@ class ShardSource(Source):
         index: Index,
         class_names: tuple[str, ...],
     ) -> None:
+        check_labels(index.labels, class_names, source)
         self.source, self.shards, self.index = source, tuple(shards), index
         self.labels, self.class_names = index.labels, class_names
         self.blocks = tuple(counts)
@@ -93,6 +94,11 @@ class ShardSource(Source):
         file.seek(int(self.index.offsets[index]) - tarfile.BLOCKSIZE)  # the header before it
         member = file.read(100).split(b"\0")[0].decode(errors="replace")
         return f"{member} in {self._shard(index).path}"
+
+    def traits(self) -> Iterator[bytes]:
+        yield repr(self.blocks).encode()
+        yield self.index.offsets.tobytes()
+        yield self.index.lengths.tobytes()
 
     def _shard(self, index: int) -> Place:
         return self.shards[int(np.searchsorted(self.ends, index, side="right"))]

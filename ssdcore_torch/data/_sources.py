@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -49,6 +50,37 @@ class Source(ABC):
         """The files that are read; empty where these are not the user's own."""
         return []
 
+    def traits(self) -> Iterator[bytes]:
+        """What tells this data from other besides number and labels, wherever it lies; quick for a million pictures."""
+        return iter(())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of number, labels and traits: the same for a copy of the data in another place."""
+        digest = hashlib.sha256(repr((len(self), self.class_names)).encode())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        for trait in self.traits():
+            digest.update(hashlib.sha256(trait).digest())
+        return digest.hexdigest()
+
+
+def some(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0 to `count` − 1, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)).tolist()
+
+
+def check_labels(labels: np.ndarray | None, class_names: Sequence[str], source: str) -> None:
+    """Raises ValueError unless every label is the number of a class; of any class, where there are no names."""
+    if labels is None or not len(labels):
+        return
+    least, most, count = int(labels.min()), int(labels.max()), len(class_names)
+    if least < 0 or (count and most >= count):
+        names = f", as there are {count} class names" if count else ""
+        raise ValueError(
+            f"{source}: expected labels {f'from 0 to {count - 1}' if count else 'of 0 or more'}{names}, got some from "
+            f"{least} to {most}: number the classes from 0"
+        )
+
 
 def need(module: str) -> Any:
     """A module of the extra "data". Raises ImportError that says so."""
@@ -60,7 +92,10 @@ class FatalSourceError(ValueError):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Every file below `folder` but hidden ones, in one order on every machine; linked folders are searched once."""
+    """Every file below `folder` but hidden ones, in one order on every machine; linked folders are searched once.
+
+    Raises OSError for a folder that cannot be read.
+    """
     return [folder / name for name in _names_below(folder)]
 
 
@@ -68,8 +103,8 @@ def _names_below(folder: Path) -> list[str]:
     """The files' names from `folder` on, with slashes."""
     found: list[str] = []
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != _ROOTS_OWN)
         if (real := os.path.realpath(parent)) in seen:  # a link back up would never end
             folders.clear()
             continue
@@ -77,6 +112,16 @@ def _names_below(folder: Path) -> list[str]:
         inside = "" if (relative := os.path.relpath(parent, folder)) == "." else relative.replace(os.sep, "/") + "/"
         found += [inside + name for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+_ROOTS_OWN = "lost+found"  # at the top of most disks, readable by root alone, and never the user's
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """What os.walk would keep to itself: a class or a half of the pictures could be missing."""
+    raise OSError(
+        f"the folder {error.filename} cannot be read ({error.strerror}): make it readable, or move it elsewhere"
+    ) from error
 
 
 class FolderSource(Source):
@@ -128,6 +173,15 @@ class FolderSource(Source):
     def files(self) -> list[Path]:
         return [Path(self.name(index)) for index in range(len(self))]
 
+    def traits(self) -> Iterator[bytes]:
+        """All names from the folder on, and the sizes of some files: to ask for a million would take minutes."""
+        yield self._names.tobytes()
+        for index in some(len(self), 256):
+            try:
+                yield str(os.path.getsize(self.name(index))).encode()
+            except OSError:  # a link to nowhere is one more broken file
+                yield b"unreadable"
+
 
 class ArraySource(Source):
     """The images of an .npz or .npy file, the latter mapped into memory, not read.
@@ -148,6 +202,7 @@ class ArraySource(Source):
                     f"{file}: expected integer labels shaped ({len(self.images)},), got {labels.dtype} {labels.shape}"
                 )
             self.labels = labels.astype(np.int64)
+            check_labels(self.labels, self.class_names, str(file))
 
     def _load(self) -> dict[str, np.ndarray]:
         try:
@@ -171,6 +226,11 @@ class ArraySource(Source):
     @property
     def files(self) -> list[Path]:
         return [self.file]
+
+    def traits(self) -> Iterator[bytes]:
+        yield repr((self.images.shape, self.images.dtype.str)).encode()
+        for index in some(len(self), 16):
+            yield self.images[index].tobytes()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "images": None}  # a mapped array would travel whole

@@ -100,7 +100,7 @@ class Trainer:
             part=(world.rank, world.size),
             workers=config.data.workers,
         )
-        self.images = len(data)
+        self.images = data.count
         self.sizes = level_sizes_of(self.net, self.process)
         self.step = 0
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=train.in_bfloat16(device.type))
