@@ -316,6 +316,15 @@ def setting(text: str) -> dict[str, Any]:
     return settings
 
 
+def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings laid over each other, section by section."""
+    result: dict[str, Any] = {}
+    for tree in trees:
+        for key, value in tree.items():
+            result[key] = merged(result.get(key) or {}, value) if isinstance(value, Mapping) else value
+    return result
+
+
 def _overlay(tree: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     merged = dict(tree)
     for key, value in settings.items():
@@ -342,8 +351,8 @@ _Loader.add_implicit_resolver(
 def _yaml(text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"not YAML: {error}") from error  # PyYAML lets through what a wrong !!tag makes of a value
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:

@@ -28,7 +28,7 @@ from torch import Tensor
 import ssdcore
 from ssdcore_torch import checkpoint, cli, images, metrics, sample
 from ssdcore_torch.config import DataConfig
-from ssdcore_torch.data import ImageSet, ImageStream, open_images
+from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.metrics import _report
 from ssdcore_torch.sampling import to_float
@@ -143,7 +143,7 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
     run = sample.open_run(args, world.device)
     times, config = sample.times_of(run, args), run.config
     lowered = sample.in_bfloat16(run, args, world.device)
-    own = args.data is None or config.data.path in (args.data, str(Path(args.data).resolve()))
+    own = args.data is None or config.data.path in (args.data, absolute(args.data))
     data = config.data if own else replace(config.data, path=args.data, classes=())
 
     def samples(n: int, reference: metrics.Reference) -> metrics.Samples:

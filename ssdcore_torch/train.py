@@ -6,9 +6,13 @@ Under `torchrun --nproc_per_node=N -m -- ssdcore_torch.train …` the batch is s
 from __future__ import annotations
 
 import argparse
+import errno
+import itertools
+import os
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +22,11 @@ from safetensors import SafetensorError
 
 import ssdcore as ssd
 from ssdcore_torch import checkpoint, cli
-from ssdcore_torch.config import PRESETS, Config, differences, preset, read_settings, setting
-from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, open_images
+from ssdcore_torch.config import PRESETS, Config, differences, merged, preset, read_settings, setting
+from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, absolute, open_images
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, NotFiniteError, Trainer, final_pictures, fitted_prior, plan, replay, train
+from ssdcore_torch.training.log import summary_writer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,8 +82,6 @@ def parser() -> argparse.ArgumentParser:
 def _config(args: argparse.Namespace, device: torch.device, saved: Config | None) -> Config:
     """The configuration asked for: the saved run's or the preset's, with the options laid over it."""
     data = args.data
-    if data is not None and Path(data).exists():
-        data = str(Path(data).resolve())  # so that the run can be resumed from another folder
     if args.preset is not None or saved is None:
         name = args.preset or ("gpu64" if device.type == "cuda" else "cpu")
         config = preset(name, data or (saved.data.path if saved and saved.data.path != EMBEDDED else None))
@@ -95,20 +98,50 @@ def _config(args: argparse.Namespace, device: torch.device, saved: Config | None
             config = config.scheduled(schedule)
         except ValueError as error:
             raise ValueError(f"--schedule {args.schedule}: {error}") from error
-    if args.config is not None:
-        try:
-            config = config.overlaid(read_settings(args.config.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ValueError(f"--config {args.config}: {error}") from error
-    for text in args.set:
-        try:
-            config = config.overlaid(setting(text))
-        except ValueError as error:
-            raise ValueError(f"--set {text}: {error}") from error
+    config = config.overlaid(_settings(args, config))
+    # so that the run can be resumed from another folder
+    return replace(config, data=replace(config.data, path=absolute(config.data.path)))
+
+
+def _settings(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """What --config, each --set and the options say, in this order, as one tree: some settings go only together.
+
+    Raises ValueError, naming where they come from, unless `config` takes them.
+    """
+    given: dict[str, dict[str, Any]] = {}
+    name = f"--config {args.config}"
+    try:
+        if args.config is not None:
+            given[name] = read_settings(args.config.read_text(encoding="utf-8"))
+        for text in args.set:
+            name = f"--set {text}"
+            given[name] = setting(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    options = {"steps": args.steps, "batch_size": args.batch_size}
+    tree: dict[str, Any] = {"train": {name: value for name, value in options.items() if value is not None}}
     if args.seed is not None:
-        config = replace(config, seed=args.seed)
-    changes = {"steps": args.steps, "batch_size": args.batch_size}
-    return replace(config, train=replace(config.train, **{k: v for k, v in changes.items() if v is not None}))
+        tree["seed"] = args.seed
+    tree = merged(*given.values(), tree)
+    try:
+        config.overlaid(tree)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(given)}: {error}" if given else str(error)) from error
+    return tree
+
+
+def _check_extras(config: Config, tensorboard: bool) -> None:
+    """Raises ImportError, naming what to install, if the run would miss an optional package."""
+    if config.train.evaluate_every is not None:
+        from ssdcore_torch.metrics import open_extractor, require_torchmetrics
+
+        try:
+            require_torchmetrics()
+            open_extractor(config.train.evaluate_features)
+        except ImportError as error:
+            raise ImportError(f"train.evaluate_every: {error}") from error
+    if tensorboard:
+        summary_writer()
 
 
 def _conditional(config: Config, data: ImageSet | ImageStream, asked: bool) -> Config:
@@ -130,11 +163,7 @@ def _conditional(config: Config, data: ImageSet | ImageStream, asked: bool) -> C
 def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) -> Path:
     """The folder to write to. Raises ValueError if it holds another run, or anything else."""
     if args.out is None:
-        folder, count = Path("runs") / config.preset, 1
-        while folder.exists():
-            count += 1
-            folder = Path("runs") / f"{config.preset}-{count}"
-        return folder
+        return next(folder for folder in _free_names(config) if not folder.exists())
     out: Path = args.out
     if saved is not None:
         if refused := checkpoint.resumable_changes(saved, config).refused:
@@ -143,13 +172,48 @@ def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) 
         changed = differences(config, checkpoint.read_config(out))
         advice = f"of another configuration ({'; '.join(changed)})" if changed else "(add --resume to go on with it)"
         raise ValueError(f"--out {out} already holds a run {advice}: choose another folder")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not _left_over(path.name) for path in out.iterdir())):
         raise ValueError(f"--out {out} {'is not empty' if out.is_dir() else 'is a file'}: choose a new folder")
     return out
 
 
+def _free_names(config: Config) -> Iterator[Path]:
+    """The default names of a run's folder, in turn."""
+    yield Path("runs") / config.preset
+    for count in itertools.count(2):
+        yield Path("runs") / f"{config.preset}-{count}"
+
+
+def _left_over(name: str) -> bool:
+    """Whether a trainer that was killed before it had written anything left this."""
+    return name == checkpoint.LOCK or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _claim(args: argparse.Namespace, config: Config, out: Path) -> Path:
+    """Make the folder of a new run, and hold it; under the next free name, if another run took a default one meanwhile.
+
+    Raises ValueError if another run took the folder asked for.
+    """
+    if args.out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    else:
+        for out in _free_names(config):
+            out.parent.mkdir(exist_ok=True)
+            try:
+                out.mkdir()
+                break
+            except FileExistsError:
+                continue
+    checkpoint.hold(out)
+    if (out / "config.json").exists():
+        checkpoint.release(out)
+        raise ValueError(f"--out {out} already holds a run, which began just now: choose another folder")
+    return out
+
+
 def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
-    """Check everything, read the data, build or restore the trainer; only then make the run folder."""
+    """Check everything, read the data, build or restore the trainer; only then make the run folder, which rank 0 then
+    holds until `checkpoint.release`."""
     if args.out is None and (args.resume or world.size > 1):
         why = "--resume needs" if args.resume else "several processes need"
         raise cli.UserError(f"{why} --out RUN, the folder of the run")
@@ -157,8 +221,12 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         raise cli.UserError("--replay needs --out RUN --resume, and one process")
     try:
         saved = checkpoint.read_config(args.out) if args.resume else None
+        writes = world.leader and not args.dry_run and args.replay is None
+        if saved is not None and writes:
+            checkpoint.hold(args.out)
         started = saved is not None and checkpoint.was_saved(args.out)  # else it was stopped before its first save
         config = _config(args, world.device, saved)
+        _check_extras(config, args.tensorboard)
         data = open_images(
             config.data.path,
             config.size,
@@ -171,6 +239,8 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         )
         config = _conditional(config, data, args.conditional)
         out = _run_folder(args, config, saved)
+        if saved is not None:
+            checkpoint.check_data(out, data.fingerprint)
         trainer = Trainer(config, data, world)
         if started:
             trainer.restore(checkpoint.load_state(out, trainer.net.state_dict()))
@@ -180,7 +250,9 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         if args.dry_run or args.replay is not None:
             return trainer, out
         if world.leader:
-            out.mkdir(parents=True, exist_ok=True)
+            if saved is None:
+                out = _claim(args, config, out)
+            checkpoint.save_data(out, data.fingerprint)
             checkpoint.save_config(out, config)
             if not (out / "prior.safetensors").exists():
                 moments = fitted_prior(data, trainer.process)
@@ -189,6 +261,8 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         world.wait()
         trainer.prior = checkpoint.load_prior(out, config, world.device)
     except (ValueError, OSError, ImportError) as error:
+        if args.out is not None:
+            checkpoint.release(args.out)
         raise cli.UserError(str(error)) from error
     if world.leader:
         _note(data, saved, config)
@@ -211,10 +285,7 @@ def _extras(args: argparse.Namespace, trainer: Trainer, out: Path) -> Extras:
         return Extras(None, args.tensorboard, args.profile)
     from ssdcore_torch.training.evaluation import Evaluation
 
-    try:
-        return Extras(Evaluation(trainer, out), args.tensorboard, args.profile)
-    except ImportError as error:
-        raise cli.UserError(f"train.evaluate_every: {error}") from error
+    return Extras(Evaluation(trainer, out), args.tensorboard, args.profile)
 
 
 def _describe(trainer: Trainer, out: Path) -> str:
@@ -224,13 +295,29 @@ def _describe(trainer: Trainer, out: Path) -> str:
     classes = "" if config.network.num_classes is None else f", {config.network.num_classes} classes"
     processes = "" if world.size == 1 else f" and {world.size - 1} more"
     return (
-        f"{config.preset}: {trainer.images} images{classes}, sizes {sizes}, {parameters / 1e6:.2f} M parameters, "
-        f"{config.train.steps} steps of {config.train.batch_size} on {world.device}{processes}; writing to {out}"
+        f"{config.preset}: {trainer.feed.images.describe()}{classes}\n"
+        f"sizes {sizes}, {parameters / 1e6:.2f} M parameters, {config.train.steps} steps of {config.train.batch_size} "
+        f"on {world.device}{processes}; writing to {out}"
     )
+
+
+def _command(world: World, *arguments: object) -> str:
+    """A command of this module that a shell takes as it is, under torchrun if this process is."""
+    launcher = ["python", "-m"]
+    if world.size > 1:
+        launcher = ["torchrun", f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', world.size)}", "-m", "--"]
+    return shlex.join([*launcher, "ssdcore_torch.train", *map(str, arguments)])
 
 
 def _run(args: argparse.Namespace, world: World) -> int:
     trainer, out = prepare(args, world)
+    try:
+        return _work(args, world, trainer, out)
+    finally:
+        checkpoint.release(out)
+
+
+def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -> int:
     say = print if world.leader else _silent
     if args.dry_run:
         say(_describe(trainer, out).replace("writing to", "would write to"))
@@ -246,29 +333,51 @@ def _run(args: argparse.Namespace, world: World) -> int:
         started, first = time.perf_counter(), trainer.step
         finished = train(trainer, out, _extras(args, trainer, out))
     except NotFiniteError as error:
-        again = f"python -m ssdcore_torch.train --out {out} --resume"
+        # One process takes the parts of the batch that several had.
+        parts = ["--set", f"train.accumulate={trainer.config.train.accumulate * world.size}"] if world.size > 1 else []
+        again = _command(replace(world, size=1), "--out", out, "--resume", "--replay", error.step, *parts)
         raise cli.UserError(
             f"{error}. Nothing was saved after the last checkpoint, which is sound. To look at this step image by "
-            f"image: {again} --replay {error.step}. If nothing is wrong with the images, start another run with a "
-            "lower train.learning_rate, or with train.clip"
+            f"image: {again}. If nothing is wrong with the images, start another run with a lower "
+            "train.learning_rate, or with train.clip"
         ) from error
     except (OSError, SafetensorError) as error:
-        raise cli.UserError(f"{out} cannot be written ({error}): its last checkpoint is intact, to --resume") from error
+        what = f"{out} cannot be written ({error})" if _of_writing(error, out) else str(error)
+        raise cli.UserError(f"{what}: the run's last checkpoint is intact, to --resume") from error
     except (ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         # Too much of the data is broken, or a process that decodes was killed.
         raise cli.UserError(f"{error}; the run's last checkpoint is intact, to --resume") from error
-    again = f"python -m ssdcore_torch.train --out {out} --resume"
     if not finished:
+        again = _command(world, "--out", out, "--resume")
         say(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
         return cli.INTERRUPTED
     trained = time.perf_counter()
     if world.leader:
-        final_pictures(checkpoint.load_run(out, world.device))
+        try:
+            final_pictures(checkpoint.load_run(out, world.device))
+        except OSError as error:
+            raise cli.UserError(
+                f"the run is complete and saved in {out}, but its pictures cannot be written ({error}); to draw some: "
+                f"{_next('sample', out, '--n', 64)}"
+            ) from error
     world.wait()
     say(_summary(trainer, out, trainer.step - first, trained - started, time.perf_counter() - trained))
     return 0
+
+
+def _of_writing(error: Exception, out: Path) -> bool:
+    """Whether an error is about the run folder, and not, say, about a process that could not be started."""
+    if not isinstance(error, OSError):
+        return True  # safetensors tells no file
+    full = error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+    names = (name for name in (error.filename, error.filename2) if isinstance(name, (str, os.PathLike)))
+    return full or any(Path(name).resolve().is_relative_to(out.resolve()) for name in names)
+
+
+def _next(command: str, *arguments: object) -> str:
+    return shlex.join(["python", "-m", f"ssdcore_torch.{command}", *map(str, arguments)])
 
 
 def _summary(trainer: Trainer, out: Path, steps: int, training: float, drawing: float) -> str:
@@ -278,16 +387,19 @@ def _summary(trainer: Trainer, out: Path, steps: int, training: float, drawing: 
     lines = [f"{steps} steps in {training:.0f} s ({speed:.0f} images/s), samples in {drawing:.0f} s"]
     if trainer.skipped:
         lines.append(f"{trainer.skipped} updates left out as spikes (train.skip_spikes)")
+    if trainer.feed.skipped:
+        lines.append(f"{trainer.feed.skipped} files skipped, others in their place; the log above names them")
     if trainer.best is not None:
         best: Mapping[str, Any] = trainer.best
-        lines.append(f"best Fréchet distance {best['frechet']:.4g} after step {best['step']}")
+        kept = out / "checkpoints" / f"step-{best['step']:08d}"
+        lines.append(f"best Fréchet distance {best['frechet']:.4g} after step {best['step']}, kept in {kept}")
     lines += [
         f"  {out / 'samples.png'}    samples",
         f"  {out / 'denoising.png'}  from noise to image: x_t above, prediction below",
         f"  {out / 'log.jsonl'}      the loss",
         f"  {out / 'ema.safetensors'}  the averaged weights",
-        f"next: python -m ssdcore_torch.sample {out} --n 64 --steps 100 --seed 1 --out grid.png",
-        f"      python -m ssdcore_torch.evaluate {out}",
+        f"next: {_next('sample', out, '--n', 64, '--steps', 100, '--seed', 1, '--out', 'grid.png')}",
+        f"      {_next('evaluate', out)}",
     ]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ import shutil
 import signal
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from test_kill import LATER, NEW, make_run
 
 from ssdcore_torch import load_run
 from ssdcore_torch.checkpoint import checkpoints, load_state, load_tensors, read_config, save_state
+from ssdcore_torch.config import preset, read_settings
+from ssdcore_torch.config import setting as read_setting
 from ssdcore_torch.ema import reconstruct
 
 MEMORY, SECONDS = 1 << 30, 60
@@ -423,3 +425,35 @@ def test_snapshots(tracked: Path, data: st.DataObject) -> None:
     mended = struct.pack("<Q", len(header)) + header + content[8 + length :]
     with replaced(path, data.draw(st.sampled_from([mended, data.draw(damaged(content))]))):
         survives(tracked, lambda: reconstruct(tracked, 0.07), path.name, "snapshots")
+
+
+# ---- settings that a person writes
+
+TAGS = (
+    "!!bool",
+    "!!int",
+    "!!float",
+    "!!timestamp",
+    "!!binary",
+    "!!omap",
+    "!!pairs",
+    "!!set",
+    "!!null",
+    "!!map",
+    "!!seq",
+)
+SCALARS = st.text("0123456789:-+.eE_xobntTZ ~'\"[]{},\n", max_size=12)
+
+
+@fuzz(600)
+@given(st.one_of(st.text(max_size=60), st.builds("train: {{clip: {} {}}}".format, st.sampled_from(TAGS), SCALARS)))
+@example("!!bool x")
+@example("!!int ''")
+@example("!!timestamp x")
+@example("!!python/object/apply:os.system [ls]")
+@example("[" * 3000)
+def test_settings_of_any_text(text: str) -> None:
+    """Read, or refused by a ValueError; what is read is taken by a configuration, or refused alike."""
+    for read in (read_settings, lambda text: read_setting(f"train.clip={text}")):
+        with bounded(), suppress(ValueError):
+            preset("cpu").overlaid(read(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from test_data import bad_inputs
 
 from ssdcore_torch import checkpoint, cli, ema, load_run, sample, train
 from ssdcore_torch.data import EMBEDDED, load_images
+from ssdcore_torch.distributed import World
 from ssdcore_torch.training import Trainer
 from ssdcore_torch.training import pictures as pictures_module
 from ssdcore_torch.unet import FlexiUNet
@@ -66,7 +68,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tupl
 def test_a_run_on_image_files(run_folder: tuple[Path, str, str], pictures: Path) -> None:
     out, text, error = run_folder
     assert {f.name for f in out.iterdir()} == {
+        ".lock",
         "config.json",
+        "data.json",
         "checkpoints",
         "model.safetensors",
         "ema.safetensors",
@@ -305,7 +309,7 @@ def test_a_loss_that_is_not_finite_is_not_saved_and_can_be_replayed(
         (["--set", "train.clip"], "--set train.clip: expected NAME=VALUE"),
         (["--set", "train.klip=1"], "--set train.klip=1: train.klip: unknown setting"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["--set", "train.batch_size=6", "--set", "train.accumulate=4"], "do not divide into accumulate = 4"),
+        (["--batch-size", 6, "--set", "train.accumulate=4"], "do not divide into accumulate = 4"),
         (["--replay", 3], "--replay needs --out RUN --resume"),
         (["--set", "train.evaluate_every=5", "--set", "train.evaluate_samples=5000"], "768; take --set"),
     ],
@@ -359,13 +363,158 @@ def test_a_failing_disk_is_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(train.checkpoint, "save_state", full)
     with pytest.raises(SystemExit) as caught:
         cli.run(train.main, [*TINY, "--steps", "2", "--out", str(tmp_path / "run")])
     assert caught.value.code == cli.BAD_INPUT
-    assert "cannot be written (No space left on device): its last checkpoint is intact" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be written ([Errno 28] No space left on device): the run's last checkpoint is intact" in said
+
+
+def test_an_error_that_is_not_of_the_run_folder_is_not_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(train, "train", fork)
+    with pytest.raises(
+        cli.UserError, match=r"^\[Errno 12\] Cannot allocate memory: the run's last checkpoint is intact"
+    ):
+        train.main([*TINY, "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_pictures_that_cannot_be_written_do_not_hide_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(train, "final_pictures", full)
+    with pytest.raises(cli.UserError, match="the run is complete and saved in") as caught:
+        train.main([*TINY, "--steps", "2", "--out", str(tmp_path / "a run")])
+    assert f"ssdcore_torch.sample '{tmp_path / 'a run'}'" in str(caught.value)
+    assert load_run(tmp_path / "a run").step == 2
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_settings_that_only_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("process: {schedule: convex}")
+    options = ["--config", settings, "--set", "process.gamma=0.5", "--batch-size", 6, "--set", "train.accumulate=3"]
+    assert train.main([str(word) for word in (*TINY, *options, "--steps", 1, "--out", tmp_path / "run")]) == 0
+    capsys.readouterr()
+    config = load_run(tmp_path / "run").config
+    assert (config.process.schedule, config.process.gamma) == ("convex", 0.5)
+    assert (config.train.batch_size, config.train.accumulate) == (6, 3)
+    line = refusal(capsys, train.main, *TINY, *options, "--set", "train.klip=1", "--out", tmp_path / "other")
+    assert (
+        f"--config {settings}, --set process.gamma=0.5, --set train.accumulate=3, --set train.klip=1: train.kli" in line
+    )
+
+
+def test_a_run_folder_is_trained_in_by_one_process(
+    run_folder: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder[0], out)
+    checkpoint.hold(out)
+    before = {f: f.read_bytes() for f in out.rglob("*") if f.is_file()}
+    code, _, error = finish(start("train", "--out", out, "--resume", "--steps", 14, "--device", "cpu"))
+    assert code == cli.BAD_INPUT
+    assert f"{out} is being trained by another process" in error
+    code, text, _ = finish(start("train", "--out", out, "--resume", "--dry-run", "--device", "cpu"))
+    assert code == 0, text  # which writes nothing
+    assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
+    checkpoint.release(out)
+    code, _, error = finish(start("train", "--out", out, "--resume", "--steps", 14, "--device", "cpu"))
+    assert code == 0, error
+
+
+def test_two_runs_begun_at_once_have_a_folder_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second finds the name free, as the first has not made its folder yet."""
+    monkeypatch.chdir(tmp_path)
+    world, build = World(0, 1, 0, torch.device("cpu")), train.Trainer
+    arguments = train.parser().parse_args(list(map(str, TINY)))
+    meanwhile: list[Path] = []
+
+    def slow(*things: Any) -> Trainer:
+        if not meanwhile:
+            meanwhile.append(Path("."))
+            meanwhile[0] = train.prepare(arguments, world)[1]
+        return build(*things)
+
+    monkeypatch.setattr(train, "Trainer", slow)
+    _, out = train.prepare(arguments, world)
+    assert sorted(map(str, (out, *meanwhile))) == ["runs/cpu", "runs/cpu-2"]
+    named = train.parser().parse_args([*map(str, TINY), "--out", "mine"])
+    meanwhile.clear()
+
+    def also(*things: Any) -> Trainer:
+        if not meanwhile:
+            meanwhile.append(Path("."))
+            train.prepare(named, world)
+        return build(*things)
+
+    monkeypatch.setattr(train, "Trainer", also)
+    with pytest.raises(cli.UserError, match="mine"):
+        train.prepare(named, world)
+    for folder in ("runs/cpu", "runs/cpu-2", "mine"):
+        assert (Path(folder) / "config.json").exists()
+        checkpoint.release(Path(folder))
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_what_a_killed_trainer_left_does_not_lock_its_folder(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.json.123.tmp").write_text("{")
+    (out / ".lock").touch()
+    assert train.main([str(word) for word in (*TINY, "--steps", 1, "--out", out)]) == 0
+    assert not list(out.glob(".*.tmp"))
+
+
+@pytest.mark.usefixtures("few_samples")
+def test_moved_data_is_known_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, there, out = tmp_path / "here.npy", tmp_path / "there.npy", tmp_path / "run"
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    np.save(here, pixels)
+    monkeypatch.chdir(tmp_path)
+    assert train.main([str(word) for word in (*TINY, "--data", "here.npy", "--steps", 1, "--out", out)]) == 0
+    capsys.readouterr()
+    assert load_run(out).config.data.path == str(here)  # so that it can be resumed from anywhere
+    here.rename(there)
+    resume = ["--out", out, "--resume", "--steps", 2, "--device", "cpu"]
+    assert "if it has moved, its new place" in refusal(capsys, train.main, *resume)
+    np.save(here, 255 - pixels)
+    assert "was begun on other data" in refusal(capsys, train.main, *resume)
+    assert train.main([str(word) for word in (*resume, "--data", "there.npy")]) == 0
+    assert load_run(out).config.data.path == str(there)
+
+
+@pytest.mark.parametrize(
+    ("options", "module", "says"),
+    [
+        (["--tensorboard"], "torch.utils.tensorboard", "ssdcore[tensorboard]"),
+        (["--set", "train.evaluate_every=1"], "torchmetrics.image.fid", "ssdcore[evaluate]"),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_is_written(
+    options: list[str],
+    module: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    assert says in refusal(capsys, train.main, *TINY, *options, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_is_readable() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssdcore_torch import checkpoint, cli
+from ssdcore_torch import checkpoint
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import Feed, ImageSet
 from ssdcore_torch.distributed import World, connect
@@ -390,7 +390,7 @@ def test_tensorboard_missing_names_the_extra(folder: Path, monkeypatch: pytest.M
     import sys
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(cli.UserError, match=r"pip install \"ssdcore\[tensorboard\]\""):
+    with pytest.raises(ImportError, match=r"pip install \"ssdcore\[tensorboard\]\""):
         trained(folder, tiny_config(), Extras(board=True))
 
 

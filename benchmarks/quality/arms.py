@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ssdcore_torch.config import Config, preset
+from ssdcore_torch.config import Config, merged, preset
 
 CLASSES = ("moods", "planets", "sprouts")
 
@@ -57,15 +57,6 @@ class Suite:
         config = preset(self.preset, data).overlaid(self.settings).resized(self.size, arm.levels)
         run = {"seed": seed, "train": {"steps": steps, "keep": 1, "save_every": 1_000_000}}
         return config.overlaid(arm.settings).overlaid(run)
-
-
-def merged(*settings: Settings) -> dict[str, Any]:
-    """Settings laid over each other, section by section."""
-    tree: dict[str, Any] = {}
-    for layer in settings:
-        for key, value in layer.items():
-            tree[key] = merged(tree.get(key, {}), value) if isinstance(value, Mapping) else value
-    return tree
 
 
 # ---- what a recipe is made of; every name is used in the arms below

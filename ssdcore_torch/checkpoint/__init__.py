@@ -11,11 +11,13 @@ The files of a run:
     prior.safetensors    mean and covariance of the clean images at the smallest size, for the law of x_T (where fitted)
     log.jsonl            one line an interval: step, loss, learning rate, images per second
     samples.png  denoising.png
+    .lock                held by the process that trains
 
 A run without checkpoints/ holds weights of which no optimizer is known (`ssdcore_torch.convert`).
 """
 
 from ssdcore_torch.checkpoint._files import Tensors, digest, load_tensors, save_tensors, write_atomically
+from ssdcore_torch.checkpoint._lock import LOCK, hold, release
 from ssdcore_torch.checkpoint._resume import (
     RESUMABLE,
     Changes,
@@ -30,6 +32,7 @@ from ssdcore_torch.checkpoint._state import State, checkpoints, load_state, save
 from ssdcore_torch.official import import_official
 
 __all__ = [
+    "LOCK",
     "RESUMABLE",
     "Changes",
     "Run",
@@ -38,6 +41,7 @@ __all__ = [
     "check_data",
     "checkpoints",
     "digest",
+    "hold",
     "import_official",
     "load_prior",
     "load_run",
@@ -45,6 +49,7 @@ __all__ = [
     "load_tensors",
     "load_weights",
     "read_config",
+    "release",
     "resumable_changes",
     "save_config",
     "save_data",

@@ -173,7 +173,7 @@ def _publish(source: Path, path: Path) -> None:
 def _sweep(run: Path) -> None:
     """Delete what a trainer that was killed while it wrote has left."""
     for folder in (run / FOLDER).glob(".step-*.tmp"):
-        shutil.rmtree(folder)
+        _delete(folder)
     own = (
         "config.json",
         "data.json",
@@ -201,7 +201,15 @@ def _remove(folder: Path) -> None:
     if folder.exists():
         doomed = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         os.rename(folder, doomed)
-        shutil.rmtree(doomed)
+        _delete(doomed)
+
+
+def _delete(folder: Path) -> None:
+    """What cannot be deleted, as a network file system keeps what another process reads, is left for the next time."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s cannot be deleted yet: %s", folder, error)
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -7,7 +7,7 @@ replays nothing, a run on several ranks sees the batches of a run on one, and th
 """
 
 from ssdcore_torch.data._feed import Feed, ImageBatch
-from ssdcore_torch.data._images import EMBEDDED, ImageSet, ImageStream, load_images, open_images
+from ssdcore_torch.data._images import EMBEDDED, ImageSet, ImageStream, absolute, load_images, open_images
 from ssdcore_torch.data._order import Order
 from ssdcore_torch.data._pixels import fit, to_rgb
 from ssdcore_torch.data._sources import image_files
@@ -19,6 +19,7 @@ __all__ = [
     "ImageSet",
     "ImageStream",
     "Order",
+    "absolute",
     "fit",
     "image_files",
     "load_images",

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ssdcore_torch.data._hub import HUB, HubSource, is_saved_dataset
 from ssdcore_torch.data._order import Order
 from ssdcore_torch.data._reading import Failure, Pictures, Reader, Task, answers, check_workers
-from ssdcore_torch.data._shards import holds_shards, open_shards
+from ssdcore_torch.data._shards import holds_shards, is_remote, open_shards
 from ssdcore_torch.data._sources import ArraySource, FolderSource, Source, classes_of
 
 if TYPE_CHECKING:
@@ -253,6 +253,15 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             "moved, its new place"
         )
     return FolderSource(file) if file.is_dir() else ArraySource(file, str(file))
+
+
+def absolute(path: str) -> str:
+    """The same data by a name that holds in any working folder: local paths and patterns made absolute."""
+    named = path == EMBEDDED or is_remote(path) or path.startswith("pipe:")
+    if named or (path.startswith(HUB) and not is_saved_dataset(Path(path.removeprefix(HUB)))):
+        return path
+    prefix = HUB if path.startswith(HUB) else ""
+    return prefix + os.path.abspath(path.removeprefix(HUB))
 
 
 def _check_size(source: Source, size: int) -> None:

@@ -17,6 +17,7 @@ from ssdcore_torch.metrics._distances import (
     nearest,
     nearest_others,
     precision_recall,
+    require_torchmetrics,
 )
 from ssdcore_torch.metrics._evaluation import (
     Evaluation,
@@ -71,4 +72,5 @@ __all__ = [
     "progress",
     "radial_power",
     "radial_spectrum_ratio",
+    "require_torchmetrics",
 ]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ssdcore_torch import cli
 from ssdcore_torch.checkpoint import write_atomically
 
 Figures = Mapping[str, Any]
@@ -42,18 +41,23 @@ def _step_of(line: str) -> float:
         return math.inf  # a line cut short by a crash
 
 
+def summary_writer() -> Any:
+    """torch's writer of TensorBoard's files. Raises ImportError where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            'TensorBoard is not installed: pip install "ssdcore[tensorboard]", or leave --tensorboard out'
+        ) from error
+    return SummaryWriter
+
+
 class Board:
     """TensorBoard's event files of a run: scalars and grids of samples."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Raises UserError where TensorBoard is not installed. `step`: what comes after it is written anew."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise cli.UserError(
-                'TensorBoard is not installed: pip install "ssdcore[tensorboard]", or leave --tensorboard out'
-            ) from error
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        """`step`: what comes after it is written anew. Raises ImportError where TensorBoard is not installed."""
+        self._writer = summary_writer()(str(folder), purge_step=step + 1)
 
     def scalars(self, figures: Figures, group: str = "") -> None:
         """Every number of the figures, nested ones under their names."""
