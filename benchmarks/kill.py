@@ -136,7 +136,7 @@ def different(ours: Path, theirs: Path) -> Iterator[str]:
         one, two = ((root / name).read_bytes() for root in (newest if name == "state.json" else (ours, theirs)))
         if one != two:
             yield name
-    for path in ours.rglob(".*"):
+    for path in ours.rglob(".*.tmp"):
         yield f"{path.relative_to(ours)}, which was left"
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (ours, theirs)]
     for line in (*logs[0], *logs[1]):

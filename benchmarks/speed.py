@@ -274,7 +274,7 @@ def default_preset(bench: Bench) -> list[Row]:
     images = np.random.default_rng(0).integers(0, 256, (train.batch_size, config.size, config.size, 3), dtype=np.uint8)
     trainer = Trainer(config, ImageSet(images, None, (), "noise"), World(0, 1, 0, bench.device))
     seconds = sum(path.share * path.seconds for path in plan(trainer).paths)
-    generate(trainer.net, process, 64, steps=2)
+    generate(trainer.net, process, 64, steps=10)
     started = time.perf_counter()
     generate(trainer.net, process, 64, steps=100)
     bench.synchronise()

@@ -146,13 +146,13 @@ def test_workers_go_on_when_the_whole_group_is_told_to_stop(folder: Path) -> Non
     """Ctrl-C and a cluster's SIGTERM reach every process; the trainer wants to end its step and save."""
     stream = open_images(folder, 16, memory_gib=0)
     batches = feed_of(stream, workers=2).batches(0)
-    first = [next(batches)]
+    first = [next(batches), next(batches)]  # one of each worker: both have begun
     children = multiprocessing.active_children()
     assert len(children) == 2
     for child in children:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(child.pid, number)  # type: ignore[arg-type]
-    assert_same(first + list(islice(batches, 20)), take(feed_of(stream), 0, 21))
+    assert_same(first + list(islice(batches, 20)), take(feed_of(stream), 0, 22))
     batches.close()  # type: ignore[attr-defined]
 
 

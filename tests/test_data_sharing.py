@@ -88,5 +88,5 @@ def test_what_stops_one_rank_stops_all_with_its_reason(tmp_path: Path) -> None:
     folder.mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "small.png")
     for rank in on_two_ranks(tmp_path, folder):
-        assert "small.png is 8×8 pixels, smaller than size 16" in str(rank["error"])
+        assert "small.png: is 8×8 pixels, smaller than size 16" in str(rank["error"])
         assert not [name for name in rank["left"] if name.startswith("ssdcore-images")]  # type: ignore[union-attr]
