@@ -8,7 +8,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -258,12 +258,28 @@ class Config:
         attention = None if net.attention_sizes is None else tuple(size >> k for k in net.attention_stages)
         return replace(self, network=replace(net, level_sizes=sizes, attention_sizes=attention))
 
-    def overlaid(self, settings: Mapping[str, Any]) -> Config:
+    def overlaid(self, settings: Mapping[str, Any], size: int | None = None, levels: int | None = None) -> Config:
         """This configuration with some settings of the tree replaced: {"train": {"clip": 1.0}, "seed": 3}.
+
+        `size` and `levels` then make the level sizes anew, each half the last, for the network that the settings give;
+        attention stays at its stages, unless the settings say otherwise.
 
         Raises ValueError that names the key which is unknown or of the wrong type.
         """
-        return _read(Config, _overlay(json.loads(self.to_json()), settings, ""), "")
+        tree = _overlay(json.loads(self.to_json()), settings, "")
+        if size is not None or levels is not None:
+            network = tree["network"]
+            sizes = _read(tuple[tuple[int, int], ...], network["level_sizes"], "network.level_sizes")
+            stages = len(_read(tuple[float, ...], network["channel_multipliers"], "network.channel_multipliers"))
+            flexi = _read(bool, network["flexi"], "network.flexi")
+            if not sizes:
+                raise ValueError("network.level_sizes: expected at least the full size, got none")
+            full = sizes[0][0] if size is None else size
+            halved = level_sizes(full, len(sizes) if levels is None else levels, stages=stages, flexi=flexi)
+            network["level_sizes"] = [list(each) for each in halved]
+            if network["attention_sizes"] is not None and "attention_sizes" not in settings.get("network", {}):
+                network["attention_sizes"] = [full >> k for k in self.network.attention_stages if k < stages]
+        return _read(Config, tree, "")
 
     def scheduled(self, schedule: ssd.oracle.Schedule) -> Config:
         """The process of a designed schedule in place of this one's.
@@ -279,10 +295,7 @@ class Config:
             raise ValueError(
                 f"the schedule is for {schedule.noise} noise, the trainer's is linear; design one for that"
             )
-        process = ProcessConfig(
-            "thresholds", None, schedule.matched, schedule.steps, schedule.kernel, schedule.starts, schedule.times
-        )
-        return replace(self, process=process)
+        return self.overlaid(designed(schedule))
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -316,12 +329,35 @@ def setting(text: str) -> dict[str, Any]:
     return settings
 
 
+def designed(schedule: ssd.oracle.Schedule) -> dict[str, Any]:
+    """The settings of a designed schedule's process, for `Config.overlaid`."""
+    process = ProcessConfig(
+        "thresholds", None, schedule.matched, schedule.steps, schedule.kernel, schedule.starts, schedule.times
+    )
+    return {"process": json.loads(json.dumps(dataclasses.asdict(process)))}
+
+
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings laid over each other, section by section."""
+    """Settings laid over each other, section by section.
+
+    Raises ValueError where one tree has a value and a later one a section, or the other way round.
+    """
+    return _merged(trees, "")
+
+
+def _merged(trees: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for tree in trees:
         for key, value in tree.items():
-            result[key] = merged(result.get(key) or {}, value) if isinstance(value, Mapping) else value
+            before = result.get(key, value)
+            if isinstance(before, Mapping) and isinstance(value, Mapping):
+                below = (before, value) if key in result else (value,)
+                result[key] = _merged(below, f"{where}{key}.")
+            elif isinstance(before, Mapping) or isinstance(value, Mapping):
+                wrong = value if isinstance(before, Mapping) else before
+                raise ValueError(f"{where}{key}: expected settings by name, got {wrong!r:.60}")
+            else:
+                result[key] = value
     return result
 
 

@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 
 import ssdcore as ssd
 from ssdcore_torch import checkpoint, cli
-from ssdcore_torch.config import PRESETS, Config, differences, merged, preset, read_settings, setting
+from ssdcore_torch.config import PRESETS, Config, designed, differences, merged, preset, read_settings, setting
 from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, absolute, open_images
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, NotFiniteError, Trainer, final_pictures, fitted_prior, plan, replay, train
@@ -51,7 +52,12 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps")
     add("--batch-size", type=cli.whole_number(1), metavar="N", help="images a step, over all processes")
     add("--seed", type=cli.whole_number(0), metavar="N", help="of weights, order, times and noise (default: 0)")
-    add("--config", type=Path, metavar="FILE", help="YAML or JSON file of settings, laid over the preset's")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML or JSON file of settings, laid over the preset's; options win over it",
+    )
     add(
         "--set",
         action="append",
@@ -86,28 +92,15 @@ def _config(args: argparse.Namespace, device: torch.device, saved: Config | None
         name = args.preset or ("gpu64" if device.type == "cuda" else "cpu")
         config = preset(name, data or (saved.data.path if saved and saved.data.path != EMBEDDED else None))
     else:
-        config = saved if data is None else replace(saved, data=replace(saved.data, path=data))
-    size, levels, schedule = args.size, args.levels, None
-    if args.schedule is not None:
-        schedule = ssd.oracle.Schedule.load(args.schedule, (size or config.size,) * 2)
-        levels = levels or len(schedule.sizes)
-    if size is not None or levels is not None:
-        config = config.resized(size, levels)
-    if schedule is not None:
-        try:
-            config = config.scheduled(schedule)
-        except ValueError as error:
-            raise ValueError(f"--schedule {args.schedule}: {error}") from error
-    config = config.overlaid(_settings(args, config))
+        config = saved
+    config = _overlaid(args, config)
     # so that the run can be resumed from another folder
     return replace(config, data=replace(config.data, path=absolute(config.data.path)))
 
 
-def _settings(args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """What --config, each --set and the options say, in this order, as one tree: some settings go only together.
-
-    Raises ValueError, naming where they come from, unless `config` takes them.
-    """
+def _overlaid(args: argparse.Namespace, config: Config) -> Config:
+    """`config` with what --config, each --set and the options say, in this order, laid over it as one tree: some
+    settings go only together. Raises ValueError, naming where they come from."""
     given: dict[str, dict[str, Any]] = {}
     name = f"--config {args.config}"
     try:
@@ -118,16 +111,22 @@ def _settings(args: argparse.Namespace, config: Config) -> dict[str, Any]:
             given[name] = setting(text)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    options = {"steps": args.steps, "batch_size": args.batch_size}
-    tree: dict[str, Any] = {"train": {name: value for name, value in options.items() if value is not None}}
+    numbers = {"steps": args.steps, "batch_size": args.batch_size}
+    options: dict[str, Any] = {"train": {name: value for name, value in numbers.items() if value is not None}}
     if args.seed is not None:
-        tree["seed"] = args.seed
-    tree = merged(*given.values(), tree)
+        options["seed"] = args.seed
+    if args.data is not None:
+        options["data"] = {"path": args.data}
+    schedule, levels = None, args.levels
+    if args.schedule is not None:
+        schedule = ssd.oracle.Schedule.load(args.schedule, (args.size or config.size,) * 2)
+        levels = levels or len(schedule.sizes)
+        given[f"--schedule {args.schedule}"] = designed(schedule)
     try:
-        config.overlaid(tree)
+        config = config.overlaid(merged(*given.values(), options), args.size, levels)
+        return config if schedule is None else config.scheduled(schedule)
     except ValueError as error:
         raise ValueError(f"{', '.join(given)}: {error}" if given else str(error)) from error
-    return tree
 
 
 def _check_extras(config: Config, tensorboard: bool) -> None:
@@ -195,7 +194,7 @@ def _claim(args: argparse.Namespace, config: Config, out: Path) -> Path:
     Raises ValueError if another run took the folder asked for.
     """
     if args.out is not None:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)  # the lock decides who has it
     else:
         for out in _free_names(config):
             out.parent.mkdir(exist_ok=True)
@@ -219,11 +218,13 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         raise cli.UserError(f"{why} --out RUN, the folder of the run")
     if args.replay is not None and (not args.resume or world.size > 1):
         raise cli.UserError("--replay needs --out RUN --resume, and one process")
+    out: Path | None = args.out
     try:
         saved = checkpoint.read_config(args.out) if args.resume else None
         writes = world.leader and not args.dry_run and args.replay is None
         if saved is not None and writes:
-            checkpoint.hold(args.out)
+            with _writing(args.out):
+                checkpoint.hold(args.out)
         started = saved is not None and checkpoint.was_saved(args.out)  # else it was stopped before its first save
         config = _config(args, world.device, saved)
         _check_extras(config, args.tensorboard)
@@ -250,23 +251,36 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         if args.dry_run or args.replay is not None:
             return trainer, out
         if world.leader:
-            if saved is None:
-                out = _claim(args, config, out)
-            checkpoint.save_data(out, data.fingerprint)
-            checkpoint.save_config(out, config)
-            if not (out / "prior.safetensors").exists():
-                moments = fitted_prior(data, trainer.process)
+            fitted = saved is not None and (out / "prior.safetensors").exists()
+            # reads images, which may turn out broken: while there is no folder yet
+            moments = None if fitted else fitted_prior(data, trainer.process)
+            with _writing(out):
+                if saved is None:
+                    out = _claim(args, config, out)
+                checkpoint.save_data(out, data.fingerprint)
+                checkpoint.save_config(out, config)
                 if moments is not None:
                     checkpoint.save_prior(out, moments)
         world.wait()
         trainer.prior = checkpoint.load_prior(out, config, world.device)
     except (ValueError, OSError, ImportError) as error:
-        if args.out is not None:
-            checkpoint.release(args.out)
+        if out is not None:
+            checkpoint.release(out)
         raise cli.UserError(str(error)) from error
     if world.leader:
         _note(data, saved, config)
     return trainer, out
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises ValueError, naming the folder, where the system does not let it be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} cannot be written ({error}): choose a folder that you may write to, on a disk with room"
+        ) from error
 
 
 def _note(data: ImageSet | ImageStream, saved: Config | None, config: Config) -> None:
@@ -357,9 +371,9 @@ def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -
     if world.leader:
         try:
             final_pictures(checkpoint.load_run(out, world.device))
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # a full disk; a device without memory
             raise cli.UserError(
-                f"the run is complete and saved in {out}, but its pictures cannot be written ({error}); to draw some: "
+                f"the run is complete and saved in {out}, but its pictures cannot be drawn ({error}); to draw some: "
                 f"{_next('sample', out, '--n', 64)}"
             ) from error
     world.wait()
@@ -371,9 +385,10 @@ def _of_writing(error: Exception, out: Path) -> bool:
     """Whether an error is about the run folder, and not, say, about a process that could not be started."""
     if not isinstance(error, OSError):
         return True  # safetensors tells no file
-    full = error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
-    names = (name for name in (error.filename, error.filename2) if isinstance(name, (str, os.PathLike)))
-    return full or any(Path(name).resolve().is_relative_to(out.resolve()) for name in names)
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, (str, os.PathLike))]
+    if not names:  # of a file that was open already
+        return error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+    return any(Path(name).resolve().is_relative_to(out.resolve()) for name in names)
 
 
 def _next(command: str, *arguments: object) -> str:

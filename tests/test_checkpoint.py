@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import itertools
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -290,11 +292,37 @@ def test_what_a_killed_trainer_left_goes_with_the_next_save(tmp_path: Path, save
     run, state = copied(saved, tmp_path), saved[2]
     (run / "checkpoints" / ".step-00000009.123.tmp").mkdir()
     (run / "snapshots").mkdir()
+    (run / ".denoising.png.7.tmp").touch()
     left = [run / ".log.jsonl.123.tmp", run / ".ema.safetensors.4.tmp", run / "snapshots" / ".power-0.1-5.6.tmp"]
     for path in (*left, run / ".grid.png.123.tmp", run / ".mine"):
         path.touch()
     save_state(run, state)
     assert {path.name for path in run.rglob(".*")} == {".grid.png.123.tmp", ".mine"}  # another command's, the user's
+
+
+@pytest.mark.parametrize("fails", ["rmtree", "rename", "unlink"])
+def test_what_cannot_be_deleted_does_not_end_the_run(
+    tmp_path: Path, saved: Saved, fails: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a network file system, where a reader has it open."""
+    run, state = copied(saved, tmp_path), saved[2]
+    (run / ".log.jsonl.123.tmp").touch()
+    owner = {"rmtree": shutil, "rename": os, "unlink": Path}[fails]
+    honest = getattr(owner, fails)
+
+    def busy(path: Path, *rest: Any, **options: Any) -> Any:
+        if "step-00000002" in str(path) or path.name == ".log.jsonl.123.tmp":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", ".nfs0001")
+        return honest(path, *rest, **options)
+
+    monkeypatch.setattr(owner, fails, busy)
+    save_state(run, dataclasses.replace(state, step=6), keep=1)
+    assert load_state(run, network()).step == 6
+    assert (".log.jsonl.123.tmp" if fails == "unlink" else "step-00000002") in caplog.text
+    assert "cannot be deleted yet: [Errno" in caplog.text
+    monkeypatch.undo()
+    save_state(run, dataclasses.replace(state, step=8), keep=1)
+    assert os.listdir(run / "checkpoints") == ["step-00000008"]
 
 
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path: Path, saved: Saved) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssdcore_torch.config import PRESETS, Config, differences, preset, read_settings, setting
+from ssdcore_torch.config import PRESETS, Config, differences, merged, preset, read_settings, setting
 from ssdcore_torch.data import EMBEDDED
 
 
@@ -176,6 +176,20 @@ def test_settings_from_a_file() -> None:
 def test_wrong_settings_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config_of("cpu").overlaid(setting(text))
+
+
+def test_trees_are_laid_over_each_other_section_by_section() -> None:
+    assert merged({"a": {"x": 1, "y": [2]}}, {"a": {"y": [3]}, "b": 4}) == {"a": {"x": 1, "y": [3]}, "b": 4}
+    for trees in (({"a": {"b": 3}}, {"a": {"b": {"c": 1}}}), ({"a": {"b": {"c": 1}}}, {"a": {"b": 3}})):
+        with pytest.raises(ValueError, match=r"^a\.b: expected settings by name, got 3"):
+            merged(*trees)
+
+
+@pytest.mark.parametrize("text", ["!!bool x", "!!int ''", "!!timestamp x", "!!python/name:os.system"])
+def test_wrong_tags_are_refused(text: str) -> None:
+    for read in (lambda: read_settings(f"seed: {text}"), lambda: setting(f"seed={text}")):
+        with pytest.raises(ValueError, match="not YAML"):
+            read()
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "3", "a: [", "1: 2"])

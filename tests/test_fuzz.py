@@ -29,7 +29,7 @@ from test_kill import LATER, NEW, make_run
 
 from ssdcore_torch import load_run
 from ssdcore_torch.checkpoint import checkpoints, load_state, load_tensors, read_config, save_state
-from ssdcore_torch.config import preset, read_settings
+from ssdcore_torch.config import merged, preset, read_settings
 from ssdcore_torch.config import setting as read_setting
 from ssdcore_torch.ema import reconstruct
 
@@ -452,8 +452,14 @@ SCALARS = st.text("0123456789:-+.eE_xobntTZ ~'\"[]{},\n", max_size=12)
 @example("!!timestamp x")
 @example("!!python/object/apply:os.system [ls]")
 @example("[" * 3000)
+@example("train: 3")
+@example("train: null")
+@example("network: {level_sizes: []}")
+@example("network: {level_sizes: [[]], channel_multipliers: 3}")
 def test_settings_of_any_text(text: str) -> None:
-    """Read, or refused by a ValueError; what is read is taken by a configuration, or refused alike."""
+    """Read, or refused by a ValueError; what is read is taken by a configuration, under options too, or refused alike."""
     for read in (read_settings, lambda text: read_setting(f"train.clip={text}")):
         with bounded(), suppress(ValueError):
             preset("cpu").overlaid(read(text))
+        with bounded(), suppress(ValueError):
+            preset("cpu").overlaid(merged(read(text), {"train": {"steps": 2}}), levels=2)

@@ -7,11 +7,13 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from safetensors.torch import load_file
 from test_data import bad_inputs
 
 from ssdcore_torch import checkpoint, cli, ema, load_run, sample, train
+from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import EMBEDDED, load_images
 from ssdcore_torch.distributed import World
-from ssdcore_torch.training import Trainer
+from ssdcore_torch.training import NotFiniteError, Trainer
 from ssdcore_torch.training import pictures as pictures_module
 from ssdcore_torch.unet import FlexiUNet
 
@@ -308,6 +311,8 @@ def test_a_loss_that_is_not_finite_is_not_saved_and_can_be_replayed(
     [
         (["--set", "train.clip"], "--set train.clip: expected NAME=VALUE"),
         (["--set", "train.klip=1"], "--set train.klip=1: train.klip: unknown setting"),
+        (["--set", "train=1"], "--set train=1: train: expected settings by name, got 1"),
+        (["--set", "train.batch_size.x=1"], "train.batch_size: expected settings by name, got 4"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["--batch-size", 6, "--set", "train.accumulate=4"], "do not divide into accumulate = 4"),
         (["--replay", 3], "--replay needs --out RUN --resume"),
@@ -318,6 +323,40 @@ def test_bad_settings_are_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, options: list[object], message: str
 ) -> None:
     assert message in refusal(capsys, train.main, *TINY, "--out", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def asked(*options: object) -> Config:
+    """The configuration that these options ask for."""
+    return train._config(train.parser().parse_args(list(map(str, options))), torch.device("cpu"), None)
+
+
+def test_options_win_over_set_and_set_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"  # another run's config.json says everything
+    file.write_text(preset("cpu", str(tmp_path / "theirs")).to_json())
+    options = ["--preset", "cpu", "--config", file, "--set", "train.steps=7", "--set", "train.batch_size=6"]
+    config = asked(*options, "--data", tmp_path / "mine", "--size", 32, "--levels", 2, "--batch-size", 8)
+    assert config.data.path == str(tmp_path / "mine")
+    assert config.network.level_sizes == ((32, 32), (16, 16))
+    assert (config.train.steps, config.train.batch_size) == (7, 8)
+    assert asked(*options).data.path == str(tmp_path / "theirs")
+
+
+def test_sizes_are_those_of_the_network_that_is_set() -> None:
+    two_stages = ["--set", "network.channel_multipliers=[1, 2]", "--set", "network.attention_sizes=null"]
+    config = asked("--preset", "cpu", "--size", 18, "--levels", 2, *two_stages)  # three stages do not divide 18
+    assert config.network.level_sizes == ((18, 18), (9, 9))
+    config = asked("--preset", "cpu", "--size", 32)
+    assert config == preset("cpu").resized(32)
+    assert config.network.attention_sizes == (16,)  # at the stage where the preset has it
+
+
+def test_local_data_is_named_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pattern = tmp_path / "shards" / "*.tar"
+    for options in (["--data", "shards/*.tar"], ["--set", "data.path=shards/*.tar"]):
+        assert asked("--preset", "cpu", *options).data.path == str(pattern)
+    assert asked("--preset", "cpu", "--data", "s3://b/*.tar").data.path == "s3://b/*.tar"
 
 
 def test_labels_that_the_data_has_not(capsys: pytest.CaptureFixture[str], tmp_path: Path, pictures: Path) -> None:
@@ -373,23 +412,97 @@ def test_a_failing_disk_is_one_line(
     assert "cannot be written ([Errno 28] No space left on device): the run's last checkpoint is intact" in said
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        OSError(errno.ENOSPC, "No space left on device", "/cache/of/shards/0.tar"),
+    ],
+)
 def test_an_error_that_is_not_of_the_run_folder_is_not_said_to_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fork(*_: object) -> None:
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+    def fails(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(train, "train", fork)
-    with pytest.raises(
-        cli.UserError, match=r"^\[Errno 12\] Cannot allocate memory: the run's last checkpoint is intact"
-    ):
+    monkeypatch.setattr(train, "train", fails)
+    with pytest.raises(cli.UserError, match=f"^{re.escape(str(error))}: the run's last checkpoint is intact"):
         train.main([*TINY, "--out", str(tmp_path / "run")])
 
 
+def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    assert f"--out {out} cannot be written (" in refusal(capsys, train.main, *TINY, "--out", out)
+
+
+def test_a_run_folder_that_may_only_be_read_is_named(
+    run_folder: tuple[Path, str, str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run_folder[0], out)
+
+    def hold(run: Path) -> None:  # the superuser, who runs the tests in containers, may write everywhere
+        raise PermissionError(errno.EACCES, "Permission denied", str(run / checkpoint.LOCK))
+
+    monkeypatch.setattr(train.checkpoint, "hold", hold)
+    for options in (["--out", out, "--resume", "--device", "cpu"], [*TINY, "--out", tmp_path / "new"]):
+        line = refusal(capsys, train.main, *options)
+        assert re.search(r"--out \S+ cannot be written \(\[Errno 13\] Permission denied.*choose a folder", line)
+
+
+def test_data_that_turns_out_broken_leaves_no_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("too many pictures are broken")
+
+    monkeypatch.setattr(train, "fitted_prior", broken)
+    assert "too many pictures" in refusal(capsys, train.main, *TINY, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_replay_of_a_shared_run_takes_its_batch_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process holds no more images at once than each of four did."""
+    world, out = World(0, 1, 0, torch.device("cpu")), tmp_path / "a run"
+    arguments = train.parser().parse_args([*TINY, "--set", "train.accumulate=1", "--out", str(out)])
+    trainer, _ = train.prepare(arguments, world)
+    checkpoint.save_state(out, trainer.state())
+    checkpoint.release(out)
+
+    def fails(*_: object) -> None:
+        raise NotFiniteError(3, "the loss is not finite")
+
+    monkeypatch.setattr(train, "train", fails)
+    with pytest.raises(cli.UserError) as caught:
+        train._work(arguments, replace(world, size=4), trainer, out)
+    command = re.search(r"python -m ssdcore_torch.train (.*?)\. If", str(caught.value))
+    assert command, caught.value
+    words = shlex.split(command[1])
+    assert words == ["--out", str(out), "--resume", "--replay", "3", "--set", "train.accumulate=4"]
+
+    taken: list[int] = []
+    honest = Trainer.part_loss
+
+    def part_loss(trainer: Trainer, images: Any, drawn: Any, part: slice) -> torch.Tensor:
+        taken.append(len(range(*part.indices(4))))
+        return honest(trainer, images, drawn, part)
+
+    monkeypatch.setattr(Trainer, "part_loss", part_loss)
+    assert train.main([*words, "--device", "cpu"]) == 0
+    assert set(taken) == {1}  # of the batch of 4
+
+
 @pytest.mark.usefixtures("few_samples")
-def test_pictures_that_cannot_be_written_do_not_hide_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("CUDA out of memory")])
+def test_pictures_that_cannot_be_drawn_do_not_hide_the_run(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     monkeypatch.setattr(train, "final_pictures", full)
     with pytest.raises(cli.UserError, match="the run is complete and saved in") as caught:
@@ -414,6 +527,8 @@ def test_settings_that_only_go_together(tmp_path: Path, capsys: pytest.CaptureFi
     )
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_a_run_folder_is_trained_in_by_one_process(
     run_folder: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,6 +545,32 @@ def test_a_run_folder_is_trained_in_by_one_process(
     checkpoint.release(out)
     code, _, error = finish(start("train", "--out", out, "--resume", "--steps", 14, "--device", "cpu"))
     assert code == 0, error
+
+
+def test_a_killed_trainer_holds_its_folder_no_more(tmp_path: Path) -> None:
+    """Though a process that decodes for it, and has its open files, outlives it for a while."""
+    code = """
+import os, signal, sys, time
+from pathlib import Path
+from ssdcore_torch import checkpoint
+checkpoint.hold(Path(sys.argv[1]))
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    child = int(holder.stdout.readline())
+    try:
+        with pytest.raises(ValueError, match="is being trained by another process"):
+            checkpoint.hold(tmp_path)
+        holder.kill()
+        holder.wait()
+        checkpoint.hold(tmp_path)
+        checkpoint.release(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_two_runs_begun_at_once_have_a_folder_each(

@@ -61,7 +61,7 @@ def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
         try:
             save_file(plain, path, dict(metadata))
         except SafetensorError as error:  # what it makes of a full disk
-            raise OSError(f"{path.name} cannot be written: {error}") from error
+            raise OSError(f"{path} cannot be written: {error}") from error
 
     return write
 

@@ -182,10 +182,11 @@ def _sweep(run: Path) -> None:
         "model.safetensors",
         "ema.safetensors",
         "samples.png",
+        "denoising.png",
     )
     for pattern in (*(f".{name}.*.tmp" for name in own), "snapshots/.*.tmp", "samples/.*.tmp"):
         for file in run.glob(pattern):
-            file.unlink()
+            _delete(file)
 
 
 def _rotate(run: Path, step: int, keep: int, best: object) -> None:
@@ -198,18 +199,26 @@ def _rotate(run: Path, step: int, keep: int, best: object) -> None:
 
 def _remove(folder: Path) -> None:
     """Delete a checkpoint; under another name first, so that a part of one is never taken for one."""
-    if folder.exists():
-        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    if not folder.exists():
+        return
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
         os.rename(folder, doomed)
+    except OSError as error:
+        log.warning("%s cannot be deleted yet: %s", folder, error)
+    else:
         _delete(doomed)
 
 
-def _delete(folder: Path) -> None:
+def _delete(path: Path) -> None:
     """What cannot be deleted, as a network file system keeps what another process reads, is left for the next time."""
     try:
-        shutil.rmtree(folder)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     except OSError as error:
-        log.warning("%s cannot be deleted yet: %s", folder, error)
+        log.warning("%s cannot be deleted yet: %s", path, error)
 
 
 def checkpoints(run: Path) -> list[Path]:
