@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ssdcore_torch.images import picture_format
+from ssdcore_torch.text import printable
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -26,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {prog}", description=description)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"error: {message} (--help lists the options)\n")
+        self.exit(BAD_INPUT, f"error: {printable(message)} (--help lists the options)\n")
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -106,7 +107,7 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
     try:
         status = _recorded(command, argv) if launched else command(argv)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         status = BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

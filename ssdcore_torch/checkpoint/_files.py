@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import platform
+import secrets
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ssdcore
+from ssdcore_torch.text import printable
 
 Tensors = dict[str, Tensor]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(temporary)`, then put it in the place of `path`: a crash leaves the old file or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """`write(temporary)`, then put it in the place of `path`: a crash leaves the old file or the new, never a part.
+
+    A `path` that is a link is replaced, and what it points to left alone.
+    """
+    temporary = temporary_beside(path)
     try:
         write_durably(temporary, write)
         os.replace(temporary, path)
@@ -32,12 +38,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     sync_folder(path.parent)
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder, `.NAME.RANDOM.tmp`, that nobody can guess and so nobody can have planted a link at.
+
+    Make it exclusively, as `write_durably`, `mkdir` and `link` do.
+    """
+    name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:40]  # most systems take 255 bytes
+    return path.with_name(f".{name}.{secrets.token_hex(8)}.tmp")
+
+
 def write_durably(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(path)`, readable by whom the user's mask lets, and on the disk when this returns."""
-    path.touch()
-    mode = path.stat().st_mode
+    """`write(path)` to a new file, readable by whom the user's mask lets, and on the disk when this returns.
+
+    Raises FileExistsError if anything has this name, a link to nowhere included.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    os.close(descriptor)
     write(path)
-    path.chmod(mode)  # safetensors makes files that only their owner may read
+    path.chmod(stat.S_IMODE(mode))  # safetensors makes files that only their owner may read
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
@@ -62,8 +81,20 @@ def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
             save_file(plain, path, dict(metadata))
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
+        _sort_metadata(path)
 
     return write
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the metadata in a random order: sorted, files of equal runs are equal byte for byte."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(ordered.ljust(length))  # the same text in another order; spaces at the end, as safetensors pads it
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -82,11 +113,6 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     except (SafetensorError, OSError) as error:
         fault = f"no readable safetensors file, cut short or of another kind ({printable(error)})"
         raise ValueError(f"{path} is {fault}") from error
-
-
-def printable(told: object) -> str:
-    """A message or name from a file as one line: damaged files hold control characters, too."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(told))
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:

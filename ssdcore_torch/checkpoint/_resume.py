@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdcore_torch.checkpoint._files import json_writer, printable, read_json, write_atomically
+from ssdcore_torch.checkpoint._files import json_writer, read_json, write_atomically
 from ssdcore_torch.config import Config, differences
+from ssdcore_torch.text import printable
 
 _WHEN = "only when something is written depends on it"
 _HOW = "only speed and memory depend on it"

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 import ssdcore as ssd
-from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors, printable, save_tensors
+from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors, save_tensors
 from ssdcore_torch.checkpoint._resume import check_unchanged, read_config
 from ssdcore_torch.checkpoint._state import checkpoints, open_newest
 from ssdcore_torch.config import Config
+from ssdcore_torch.text import printable
 from ssdcore_torch.unet import FlexiUNet
 
 

@@ -36,7 +36,6 @@ from ssdcore_torch.checkpoint._files import (
     digest,
     json_writer,
     load_tensors,
-    printable,
     read_json,
     sync_folder,
     tensor_writer,
@@ -45,6 +44,7 @@ from ssdcore_torch.checkpoint._files import (
 )
 from ssdcore_torch.checkpoint._resume import check_unchanged, read_config
 from ssdcore_torch.config import Config
+from ssdcore_torch.text import printable
 
 log = logging.getLogger("ssdcore_torch")
 
