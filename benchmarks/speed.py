@@ -45,11 +45,11 @@ import ssdcore as ssd
 from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate
 from ssdcore_torch.config import preset
 from ssdcore_torch.data import ImageSet
+from ssdcore_torch.denoisers.unet import level_sizes
 from ssdcore_torch.diffusion import Batch, Objective, paths_of
 from ssdcore_torch.diffusion import Path as TimePath
 from ssdcore_torch.distributed import World
 from ssdcore_torch.training import Trainer, plan
-from ssdcore_torch.unet import level_sizes
 
 STEPS = 50  # of sampling, and one more for each change of size
 LEAST_SHARE = 0.01

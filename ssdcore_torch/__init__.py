@@ -6,9 +6,9 @@ except ImportError as error:
     raise ImportError('ssdcore_torch needs torch: pip install "ssdcore[torch]"') from error
 
 from ssdcore_torch.checkpoint import Run, load_run
+from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig
 from ssdcore_torch.restoration import restore
 from ssdcore_torch.sampling import decode, encode, generate, interpolate
-from ssdcore_torch.unet import FlexiUNet, FlexiUNetConfig
 
 __all__ = [
     "FlexiUNet",

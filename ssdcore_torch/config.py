@@ -16,8 +16,8 @@ import yaml
 
 import ssdcore as ssd
 from ssdcore_torch.data import EMBEDDED
+from ssdcore_torch.denoisers.unet import FlexiUNetConfig, level_sizes
 from ssdcore_torch.diffusion import Weighting
-from ssdcore_torch.unet import FlexiUNetConfig, level_sizes
 
 # Far beyond what anyone trains; a damaged config.json is refused before it asks for memory.
 MOST_STEPS, LARGEST_SIZE = 1_000_000, 16_384

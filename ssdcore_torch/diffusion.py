@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.denoisers.unet import DATA_STD, FlexiUNetConfig, forward_flops
 from ssdcore_torch.randomness import Purpose, keyed
-from ssdcore_torch.unet import DATA_STD, FlexiUNetConfig, forward_flops
 
 Weighting = Literal["min_snr", "edm"]
 EDM_LOG_NOISE = (-1.2, 1.2)

@@ -7,16 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import ssdcore as ssd
-from ssdcore_torch import cli
-from ssdcore_torch.sampling import generate
-from ssdcore_torch.unet import FlexiUNet
+from ssdcore_torch.devices import open_device
+from ssdcore_torch.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -87,23 +85,23 @@ class World:
 def connect(device: str | None = None) -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or a world of this process alone.
 
-    device   as `cli.open_device` takes it; with several processes and None or "cuda", each takes the GPU of its number
+    device   as `open_device` takes it; with several processes and None or "cuda", each takes the GPU of its number
 
     With a GPU a rank, tensors on it travel by NCCL; those of the CPU by Gloo. When a rank fails the others stop with
     a UserError that says so.
     """
     size, rank, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     if size == 1:
-        yield World(0, 1, 0, cli.open_device(device))
+        yield World(0, 1, 0, open_device(device))
         return
     if device in (None, "cuda") and torch.cuda.is_available():
         if local >= torch.cuda.device_count():
-            raise cli.UserError(
+            raise UserError(
                 f"rank {rank} is number {local} on its machine, which has {torch.cuda.device_count()} GPUs: start at "
                 "most one process a GPU (torchrun --nproc_per_node), or all on the CPU with --device cpu"
             )
         device = f"cuda:{local}"
-    opened = cli.open_device(device)
+    opened = open_device(device)
     if opened.type == "cuda":
         torch.cuda.set_device(opened)
     backend = "cpu:gloo,cuda:nccl" if opened.type == "cuda" else "gloo"
@@ -125,27 +123,7 @@ def _explain(error: RuntimeError, rank: int) -> NoReturn:
         words in str(error) for words in ("Connection closed by peer", "Connection reset by peer", "Socket", "NCCL")
     )
     if lost:
-        raise cli.UserError(
+        raise UserError(
             f"rank {rank} lost contact with another rank: the message of the rank that stopped first says why"
         ) from error
     raise error
-
-
-def generate_shared(
-    world: World,
-    net: FlexiUNet,
-    process: ssd.LinearDiffusion,
-    n: int,
-    *,
-    labels: list[int] | None = None,
-    **options: Any,
-) -> Tensor:
-    """`ssdcore_torch.generate` with its n samples drawn by all ranks together; every rank gets all, and the same ones
-    as a world of one. `on_step` sees this rank's only."""
-    mine = world.share(n)
-    shape = (len(mine), net.config.in_channels, *process.shape(0))
-    drawn = torch.empty(shape, device=world.device)
-    if mine:
-        chosen = None if labels is None else [labels[i] for i in mine]
-        drawn = generate(net, process, len(mine), first=mine.start, labels=chosen, **options)
-    return world.gather(drawn)

@@ -35,7 +35,6 @@ float16's rounding to 3e-3 of a weight, which is as much as the mixture's own er
 
 from __future__ import annotations
 
-import argparse
 import copy
 import re
 from collections.abc import Mapping, Sequence
@@ -46,9 +45,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdcore_torch import cli
 from ssdcore_torch.checkpoint import Tensors, load_tensors, save_tensors
-from ssdcore_torch.unet import FlexiUNet
+from ssdcore_torch.denoisers.unet import FlexiUNet
 
 WIDEST = 12**-0.5
 _SNAPSHOT = re.compile(r"power-.+-\d{8,18}\.safetensors")
@@ -186,10 +184,10 @@ def reconstruct(run: str | Path, width: float, at_step: int | None = None) -> Te
     at_step   after which step; one that has snapshots; default: the last
     Raises FileNotFoundError for a run without snapshots, ValueError for a step without, or files that do not fit.
     """
-    return _reconstruct(Path(run), width, at_step)[0]
+    return mixed_average(Path(run), width, at_step)[0]
 
 
-def _reconstruct(run: Path, width: float, at_step: int | None) -> tuple[Tensors, int, int, float]:
+def mixed_average(run: Path, width: float, at_step: int | None) -> tuple[Tensors, int, int, float]:
     """(the average, its step, number of snapshots, distance of its profile)."""
     kept = snapshots(run)
     if not kept:
@@ -212,33 +210,7 @@ def _reconstruct(run: Path, width: float, at_step: int | None) -> tuple[Tensors,
     return {name: tensor.float() for name, tensor in total.items()}, step, len(kept), distance
 
 
-def parser() -> argparse.ArgumentParser:
-    options = cli.Parser(
-        "ssdcore_torch.ema",
-        "Make an average of any width of a run's weights, from the snapshots that training with train.ema_widths kept.",
-    )
-    add = options.add_argument
-    add("run", type=Path, metavar="RUN", help="run folder")
-    add("--width", type=float, required=True, help="relative width, of the length of training: 0.05, 0.1, …")
-    add("--step", type=cli.whole_number(1), help="after which step; one that has snapshots (default: the last)")
-    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
-    return options
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit status."""
-    args = parser().parse_args(argv)
-    try:
-        average, step, count, distance = _reconstruct(args.run, args.width, args.step)
-        save_tensors(args.out, average, {"step": str(step), "width": str(args.width)})
-    except (ValueError, OSError) as error:
-        raise cli.UserError(str(error)) from error
-    print(
-        f"{args.out}: average of width {args.width} after step {step}, mixed from {count} snapshots; "
-        f"its profile is within {distance:.1e} of the one asked for"
-    )
-    return 0
-
-
 if __name__ == "__main__":
-    cli.run(main)
+    from ssdcore_torch.commands import cli, ema
+
+    cli.run(ema.main)

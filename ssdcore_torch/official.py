@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssdcore_torch.unet import FlexiUNet, FlexiUNetConfig, level_sizes
+from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig, level_sizes
 
 Shapes = Mapping[str, tuple[int, ...]]
 

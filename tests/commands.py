@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ssdcore_torch import cli
+from ssdcore_torch.commands import cli
 
 
 def refusal(capsys: pytest.CaptureFixture[str], main: Callable[..., int], *options: object) -> str:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.denoisers.unet import FlexiUNetConfig, forward_flops
 from ssdcore_torch.diffusion import Batch, Objective, equal_cost_repeats, paths_of
-from ssdcore_torch.unet import FlexiUNetConfig, forward_flops
 
 
 def process(matched: bool = True) -> ssd.LinearDiffusion:

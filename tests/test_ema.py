@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ssdcore_torch import FlexiUNet, FlexiUNetConfig, cli, ema
+from ssdcore_torch import FlexiUNet, FlexiUNetConfig, ema
+from ssdcore_torch.commands import cli
+from ssdcore_torch.commands import ema as command
 from ssdcore_torch.ema import Averages, exponent, mixture, reconstruct, save_snapshot
 
 WIDTHS = (0.05, 0.1)
@@ -209,18 +211,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         if step % 4 == 3:
             save_snapshot(tmp_path, step + 1, averages)
     out = tmp_path / "wide.safetensors"
-    assert ema.main([str(tmp_path), "--width", "0.1", "--out", str(out)]) == 0
+    assert command.main([str(tmp_path), "--width", "0.1", "--out", str(out)]) == 0
     assert "average of width 0.1 after step 12, mixed from 6 snapshots" in capsys.readouterr().out
     net.load_state_dict(load_file(out))
     for name, expected in averages.state()["power-0.1"].items():
         torch.testing.assert_close(net.get_parameter(name).detach(), expected, rtol=1e-5, atol=1e-6)
 
-    assert ema.main([str(tmp_path), "--width", "0.07", "--step", "8", "--out", str(out)]) == 0
+    assert command.main([str(tmp_path), "--width", "0.07", "--step", "8", "--out", str(out)]) == 0
     assert "average of width 0.07 after step 8, mixed from 4 snapshots" in capsys.readouterr().out
 
     def refusal(*options: str) -> str:
         with pytest.raises(cli.UserError) as caught:
-            ema.main(list(options))
+            command.main(list(options))
         return str(caught.value)
 
     again = ["--out", str(tmp_path / "no.safetensors")]

@@ -19,11 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssdcore_torch import checkpoint, cli, evaluate, sample
+from ssdcore_torch import checkpoint
+from ssdcore_torch.commands import cli, evaluate, sample
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import EMBEDDED, ImageSet, load_images
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.metrics import _report
-from ssdcore_torch.unet import FlexiUNet
 
 CLASSES = ("moods", "planets")
 

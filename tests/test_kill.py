@@ -20,8 +20,9 @@ import pytest
 import torch
 from test_checkpoint import equal_states, tiny_config
 
-from ssdcore_torch import cli, load_run
+from ssdcore_torch import load_run
 from ssdcore_torch.checkpoint import State, checkpoints, load_state, load_tensors, save_config, save_state
+from ssdcore_torch.commands import cli
 
 
 def state_after(step: int) -> State:

@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ssdcore as ssd
-from ssdcore_torch import checkpoint, cli, convert, sample
+from ssdcore_torch import checkpoint
+from ssdcore_torch.commands import cli, convert, sample
 from ssdcore_torch.config import ProcessConfig
+from ssdcore_torch.convert import convert as write_run
+from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig, level_sizes
 from ssdcore_torch.official import export_official, import_official, released_names
-from ssdcore_torch.unet import FlexiUNet, FlexiUNetConfig, level_sizes
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "flexi_unet_tiny.safetensors"  # outputs of the paper's code, with random weights of a tiny model
@@ -403,7 +405,7 @@ def test_guidance_of_released_weights_is_refused(tiny: FlexiUNet, weights: dict[
     """Those with classes have no label for "no class"."""
     torch.save({"model": weights, "step": 1}, tmp_path / "ema.pt")
     net = FlexiUNet(dataclasses.replace(tiny.config, num_classes=2))
-    convert.convert(tmp_path / "ema.pt", tmp_path / "run", net, ProcessConfig("convex", 0.5, False, 1000))
+    write_run(tmp_path / "ema.pt", tmp_path / "run", net, ProcessConfig("convex", 0.5, False, 1000))
     command = [str(tmp_path / "run"), "--n", "2", "--steps", "4", "--out", str(tmp_path / "grid.png")]
     with pytest.raises(cli.UserError, match='no label for "no class"'):
         sample.main([*command, "--guidance", "2"])

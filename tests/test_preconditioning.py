@@ -17,11 +17,11 @@ import ssdcore as ssd
 from ssdcore_torch import checkpoint, load_run
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import ImageSet, open_images
+from ssdcore_torch.denoisers.unet import DATA_STD, FlexiUNet, FlexiUNetConfig, level_sizes
 from ssdcore_torch.diffusion import Objective, paths_of
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, Trainer, train
 from ssdcore_torch.training.parallel import used_parameters
-from ssdcore_torch.unet import DATA_STD, FlexiUNet, FlexiUNetConfig, level_sizes
 
 T = 40
 CONFIG = FlexiUNetConfig(

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdcore_torch import cli
-from ssdcore_torch import prepare as command
+from ssdcore_torch import prepare as preparing
+from ssdcore_torch.commands import cli
+from ssdcore_torch.commands import prepare as command
 from ssdcore_torch.data import load_images
 from ssdcore_torch.data._manifest import Manifest
 from ssdcore_torch.prepare import check_shards, index_shards, prepare
@@ -208,7 +209,7 @@ def test_a_crash_leaves_whole_shards_and_the_next_run_goes_on(
     """Writing fails at each of the five files: three shards, the index, the manifest."""
     pictures, out = fill(tmp_path / "in", 6, 16, 16), tmp_path / "out"
     whole = prepare("folder", pictures, 16, tmp_path / "whole", per_shard=2)
-    real, calls = command.write_atomically, []
+    real, calls = preparing.write_atomically, []
 
     def failing(path: Path, write: object) -> None:
         if path.name != "preparing.json":
@@ -217,7 +218,7 @@ def test_a_crash_leaves_whole_shards_and_the_next_run_goes_on(
                 real(path, lambda file: (write(file), exec("raise OSError('No space left on device')")))  # type: ignore[operator]
         real(path, write)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(command, "write_atomically", failing)
+    monkeypatch.setattr(preparing, "write_atomically", failing)
     with pytest.raises(OSError, match="No space"):
         prepare("folder", pictures, 16, out, per_shard=2)
     assert not (out / "manifest.json").exists()
@@ -226,7 +227,7 @@ def test_a_crash_leaves_whole_shards_and_the_next_run_goes_on(
     for shard in shards:
         assert shard.read_bytes() == (tmp_path / "whole" / shard.name).read_bytes()
     times = [shard.stat().st_mtime_ns for shard in shards]
-    monkeypatch.setattr(command, "write_atomically", real)
+    monkeypatch.setattr(preparing, "write_atomically", real)
     assert prepare("folder", pictures, 16, out, per_shard=2) == whole
     assert [shard.stat().st_mtime_ns for shard in shards] == times  # not made again
     assert not (out / "preparing.json").exists()

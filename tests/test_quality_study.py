@@ -17,8 +17,8 @@ import ssdcore as ssd
 from ssdcore_torch import load_run
 from ssdcore_torch.checkpoint import checkpoints
 from ssdcore_torch.data import EMBEDDED, load_images
+from ssdcore_torch.denoisers.unet import forward_flops
 from ssdcore_torch.distributed import connect
-from ssdcore_torch.unet import forward_flops
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "quality"
 sys.path.insert(0, str(FOLDER))

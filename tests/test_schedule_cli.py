@@ -15,8 +15,9 @@ from PIL import Image
 
 import ssdcore as ssd
 from ssdcore.__main__ import main as ssdcore_main
-from ssdcore_torch import generate, load_run, sample, train
+from ssdcore_torch import generate, load_run
 from ssdcore_torch.checkpoint import save_tensors
+from ssdcore_torch.commands import sample, train
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.training import pictures
 

@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ssdcore as ssd
 from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate
+from ssdcore_torch.denoisers.unet import blocks
+from ssdcore_torch.denoisers.unet.blocks import Norm
 from ssdcore_torch.diffusion import Objective
 from ssdcore_torch.sampling import encode
 from ssdcore_torch.sampling._walk import drawn_ahead, host_noise
-from ssdcore_torch.unet import blocks
-from ssdcore_torch.unet.blocks import Norm
 
 # Two stages and two levels, with attention, adapters and classes: three paths that compile in a moment.
 TINY = FlexiUNetConfig(

@@ -25,13 +25,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_data import bad_inputs
 
-from ssdcore_torch import checkpoint, cli, ema, load_run, sample, train
+from ssdcore_torch import checkpoint, load_run
+from ssdcore_torch.commands import cli, ema, sample, train
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import EMBEDDED, load_images
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.distributed import World
 from ssdcore_torch.training import NotFiniteError, Trainer
 from ssdcore_torch.training import pictures as pictures_module
-from ssdcore_torch.unet import FlexiUNet
 
 TINY = ["--preset", "cpu", "--size", "8", "--levels", "2", "--batch-size", "4", "--device", "cpu"]
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from ssdcore_torch import checkpoint
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import Feed, ImageSet
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, NotFiniteError, Trainer, plan, replay, train
 from ssdcore_torch.training.parallel import used_parameters
-from ssdcore_torch.unet import FlexiUNet
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
 

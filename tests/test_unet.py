@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssdcore_torch.unet import FlexiUNet, FlexiUNetConfig, forward_flops, level_sizes
-from ssdcore_torch.unet.blocks import DecoderBlock
+from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig, forward_flops, level_sizes
+from ssdcore_torch.denoisers.unet.blocks import DecoderBlock
 
 SMALL = FlexiUNetConfig(
     level_sizes(16, 3, stages=3), base_channels=32, channel_multipliers=(1, 2, 2), blocks_per_stage=1

@@ -32,8 +32,11 @@ from torch import Tensor
 import ssdcore as ssd
 from ssdcore_torch import checkpoint, load_run
 from ssdcore_torch.checkpoint import write_atomically
+from ssdcore_torch.commands.train import parser as train_parser
+from ssdcore_torch.commands.train import prepare
 from ssdcore_torch.config import Config
 from ssdcore_torch.data import ImageSet, ImageStream, open_images
+from ssdcore_torch.denoisers.unet import forward_flops
 from ssdcore_torch.diffusion import Objective, equal_cost_repeats
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.metrics import (
@@ -47,10 +50,7 @@ from ssdcore_torch.metrics import (
     open_reference,
 )
 from ssdcore_torch.sampling import sampling_times
-from ssdcore_torch.train import parser as train_parser
-from ssdcore_torch.train import prepare
 from ssdcore_torch.training import Extras, Trainer, plan, train
-from ssdcore_torch.unet import forward_flops
 
 FEATURES = ("lite0", "pixels")
 SAMPLE_SEED = 0

@@ -16,8 +16,8 @@ from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors
 from ssdcore_torch.checkpoint._resume import check_unchanged, read_config
 from ssdcore_torch.checkpoint._state import checkpoints, open_newest
 from ssdcore_torch.config import Config
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.text import printable
-from ssdcore_torch.unet import FlexiUNet
 
 
 @dataclass(frozen=True)

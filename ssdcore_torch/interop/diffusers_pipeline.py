@@ -18,10 +18,10 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch.checkpoint import load_run, load_tensors
+from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig
 from ssdcore_torch.interop.diffusers_scheduler import SSDScheduler
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._walk import host_noise
-from ssdcore_torch.unet import FlexiUNet, FlexiUNetConfig
 
 
 class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from ssdcore_torch.sampling._encoding import Encoding, decode, encode, interpolate
 from ssdcore_torch.sampling._generate import LARGEST_FITTED_PRIOR, fit_moments, generate, to_bytes, to_float
 from ssdcore_torch.sampling._placement import PLACEMENTS, Placement, sampling_times
+from ssdcore_torch.sampling._shared import generate_shared
 from ssdcore_torch.sampling._walk import SAMPLERS, Denoiser, StepRecorder, level_sizes_of
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "encode",
     "fit_moments",
     "generate",
+    "generate_shared",
     "interpolate",
     "level_sizes_of",
     "sampling_times",

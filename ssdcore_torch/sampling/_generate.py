@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
@@ -22,7 +23,6 @@ from ssdcore_torch.sampling._walk import (
     host_noise,
     level_sizes_of,
 )
-from ssdcore_torch.unet import FlexiUNet
 
 # A covariance of this many numbers squared is still small; a process whose smallest size has more has few levels, and
 # there α_T is too small for the data to show in x_T.

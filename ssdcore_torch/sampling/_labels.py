@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdcore_torch.unet import FlexiUNet
+from ssdcore_torch.denoisers.unet import FlexiUNet
 
 Labels = int | Sequence[int] | np.ndarray | Tensor
 """One label for all samples, or one a sample."""

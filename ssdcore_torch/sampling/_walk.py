@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import ssdcore as ssd
 from ssdcore.multistep import extrapolated
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.sampling._placement import Placement
-from ssdcore_torch.unet import FlexiUNet
 
 
 @dataclass(frozen=True)

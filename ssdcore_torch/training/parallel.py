@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.diffusion import Path
 from ssdcore_torch.distributed import World
-from ssdcore_torch.unet import FlexiUNet
 
 
 class PathNetworks:

@@ -8,9 +8,9 @@ from torch import Tensor
 import ssdcore as ssd
 from ssdcore_torch import checkpoint, images
 from ssdcore_torch.config import Config
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.sampling import StepRecorder, generate
 from ssdcore_torch.training.trainer import Trainer
-from ssdcore_torch.unet import FlexiUNet
 
 SAMPLES = 64
 SAMPLE_STEPS = 100

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ssdcore_torch.data import ImageBatch
+from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.denoisers.unet.network import forward_flops
 from ssdcore_torch.diffusion import Path
 from ssdcore_torch.training.trainer import Trainer
-from ssdcore_torch.unet import FlexiUNet
-from ssdcore_torch.unet.network import forward_flops
 
 TIMED = 3  # steps of each path that are timed, after one that is not
 SLOW = 10.0  # seconds: a first step that takes so long stands for all, but not where it compiles

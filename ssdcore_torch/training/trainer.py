@@ -14,13 +14,13 @@ import ssdcore as ssd
 from ssdcore_torch import checkpoint
 from ssdcore_torch.config import Config
 from ssdcore_torch.data import Feed, ImageBatch, ImageSet, ImageStream
+from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.diffusion import Batch, Objective, Path, equal_cost_repeats
 from ssdcore_torch.distributed import World
 from ssdcore_torch.ema import Averages
 from ssdcore_torch.randomness import Purpose, keyed, torch_seed
 from ssdcore_torch.sampling import level_sizes_of, to_float
 from ssdcore_torch.training.parallel import PathNetworks
-from ssdcore_torch.unet import FlexiUNet
 
 SPIKE_MEMORY = 0.05  # weight of a new loss in the running mean of its path
 SPIKE_TRIALS = 20  # losses of a path before its running mean counts

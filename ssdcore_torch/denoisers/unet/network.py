@@ -13,8 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ssdcore as ssd
-from ssdcore_torch.unet.blocks import Block, DecoderStage, EncoderStage, Middle, Norm, TimeEmbedding, Upsample, zeroed
-from ssdcore_torch.unet.config import FlexiUNetConfig
+from ssdcore_torch.denoisers.unet.blocks import (
+    Block,
+    DecoderStage,
+    EncoderStage,
+    Middle,
+    Norm,
+    TimeEmbedding,
+    Upsample,
+    zeroed,
+)
+from ssdcore_torch.denoisers.unet.config import FlexiUNetConfig
 
 DATA_STD = 0.5
 """Standard deviation of an image's pixels, in [−1, 1], that preconditioning reckons with (EDM's σ_data)."""

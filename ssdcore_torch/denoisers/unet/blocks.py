@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssdcore_torch.unet.config import NORM_GROUPS, FlexiUNetConfig, Size
+from ssdcore_torch.denoisers.unet.config import NORM_GROUPS, FlexiUNetConfig, Size
 
 Layer = TypeVar("Layer", nn.Conv1d, nn.Conv2d)
 

@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, option types, the device."""
+"""What the commands share: one-line errors, option types."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-import torch
 from PIL import Image
 
+from ssdcore_torch.errors import UserError
 from ssdcore_torch.images import picture_format
 from ssdcore_torch.text import printable
 
@@ -94,10 +94,6 @@ def animation(text: str) -> Path:
     return new_file(text)
 
 
-class UserError(Exception):
-    """Bad input, in one line that says how to mend it."""
-
-
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130.
 
@@ -119,41 +115,3 @@ def _recorded(command: Callable[[Sequence[str] | None], int], argv: Sequence[str
     from torch.distributed.elastic.multiprocessing.errors import record
 
     return record(command)(argv) or 0
-
-
-def open_device(name: str | None) -> torch.device:
-    """The device called `name`, set up for this process; None: the first CUDA device, or else the CPU.
-
-    Raises UserError if it is not there.
-    """
-    device = _find_device(name)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # few sizes, each many times
-    elif device.type == "cpu":
-        _use_available_cores()
-    return device
-
-
-def _find_device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except Exception as error:  # torch raises many kinds: no such name, not compiled in, no driver, no such index
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used ({reason}); leave it out, or take --device cpu") from error
-    return device
-
-
-def _use_available_cores() -> None:
-    """Let torch use the cores that this process may use (affinity, container quota), not all of the machine's."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass  # no control groups here, or no quota ("max")
-    torch.set_num_threads(min(cores, torch.get_num_threads()))

@@ -1,0 +1,39 @@
+"""python -m ssdcore_torch.ema."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssdcore_torch.checkpoint import save_tensors
+from ssdcore_torch.commands import cli
+from ssdcore_torch.ema import mixed_average
+
+
+def parser() -> argparse.ArgumentParser:
+    options = cli.Parser(
+        "ssdcore_torch.ema",
+        "Make an average of any width of a run's weights, from the snapshots that training with train.ema_widths kept.",
+    )
+    add = options.add_argument
+    add("run", type=Path, metavar="RUN", help="run folder")
+    add("--width", type=float, required=True, help="relative width, of the length of training: 0.05, 0.1, …")
+    add("--step", type=cli.whole_number(1), help="after which step; one that has snapshots (default: the last)")
+    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    args = parser().parse_args(argv)
+    try:
+        average, step, count, distance = mixed_average(args.run, args.width, args.step)
+        save_tensors(args.out, average, {"step": str(step), "width": str(args.width)})
+    except (ValueError, OSError) as error:
+        raise cli.UserError(str(error)) from error
+    print(
+        f"{args.out}: average of width {args.width} after step {step}, mixed from {count} snapshots; "
+        f"its profile is within {distance:.1e} of the one asked for"
+    )
+    return 0

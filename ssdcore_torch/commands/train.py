@@ -1,0 +1,431 @@
+"""python -m ssdcore_torch.train: train a Flexi-UNet, draw samples, leave a run folder.
+
+Under `torchrun --nproc_per_node=N -m -- ssdcore_torch.train …` the batch is shared by N processes, one a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import itertools
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+import ssdcore as ssd
+from ssdcore_torch import checkpoint
+from ssdcore_torch.commands import cli
+from ssdcore_torch.config import PRESETS, Config, designed, differences, merged, preset, read_settings, setting
+from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, absolute, open_images
+from ssdcore_torch.distributed import World, connect
+from ssdcore_torch.training import Extras, NotFiniteError, Trainer, final_pictures, fitted_prior, plan, replay, train
+from ssdcore_torch.training.log import summary_writer
+
+
+def parser() -> argparse.ArgumentParser:
+    options = cli.Parser(
+        "ssdcore_torch.train",
+        "Train a scale space diffusion model and draw samples from it. Without options: a small model on the drawings "
+        "that come with the package, in minutes on a CPU; a 64-pixel one on a GPU. On N GPUs: torchrun "
+        "--nproc_per_node=N -m -- ssdcore_torch.train and the same options.",
+    )
+    add = options.add_argument
+    add("--preset", help=f"one of {', '.join(PRESETS)} (default: gpu64 with a CUDA device, else cpu)")
+    add(
+        "--data",
+        metavar="DATA",
+        help="images: a folder, an .npz or .npy file, tar shards, hf:NAME of a Hugging Face dataset (default: the "
+        "preset's)",
+    )
+    add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
+    add("--levels", type=cli.whole_number(1), metavar="N", help="resolution levels, each half the size of the last")
+    add("--schedule", type=Path, metavar="FILE", help="resolution schedule that `python -m ssdcore design --out` wrote")
+    add("--conditional", action="store_true", help="learn the data's class labels, to sample a class of your choice")
+    add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps")
+    add("--batch-size", type=cli.whole_number(1), metavar="N", help="images a step, over all processes")
+    add("--seed", type=cli.whole_number(0), metavar="N", help="of weights, order, times and noise (default: 0)")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML or JSON file of settings, laid over the preset's; options win over it",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one setting of config.json, as in train.clip=1.0 or data.flip=true; may be given several times",
+    )
+    add("--out", type=Path, metavar="RUN", help="run folder to make (default: the first free of runs/PRESET, …-2, …)")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out from its newest sound checkpoint; options that would change what is trained "
+        "are refused",
+    )
+    add(
+        "--replay",
+        type=cli.whole_number(0),
+        metavar="STEP",
+        help="with --resume: go to this step, look at it, save nothing",
+    )
+    add("--dry-run", action="store_true", help="say what the run will cost (parameters, memory, time) and stop")
+    add("--tensorboard", action="store_true", help="write TensorBoard's event files into the run folder, too")
+    add("--profile", action="store_true", help="trace some steps once the run is warm, into RUN/profile")
+    add("--device", help="cpu, cuda, cuda:1, … (default: a CUDA device if there is one)")
+    return options
+
+
+def _config(args: argparse.Namespace, device: torch.device, saved: Config | None) -> Config:
+    """The configuration asked for: the saved run's or the preset's, with the options laid over it."""
+    data = args.data
+    if args.preset is not None or saved is None:
+        name = args.preset or ("gpu64" if device.type == "cuda" else "cpu")
+        config = preset(name, data or (saved.data.path if saved and saved.data.path != EMBEDDED else None))
+    else:
+        config = saved
+    config = _overlaid(args, config)
+    # so that the run can be resumed from another folder
+    return replace(config, data=replace(config.data, path=absolute(config.data.path)))
+
+
+def _overlaid(args: argparse.Namespace, config: Config) -> Config:
+    """`config` with what --config, each --set and the options say, in this order, laid over it as one tree: some
+    settings go only together. Raises ValueError, naming where they come from."""
+    given: dict[str, dict[str, Any]] = {}
+    name = f"--config {args.config}"
+    try:
+        if args.config is not None:
+            given[name] = read_settings(args.config.read_text(encoding="utf-8"))
+        for text in args.set:
+            name = f"--set {text}"
+            given[name] = setting(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    numbers = {"steps": args.steps, "batch_size": args.batch_size}
+    options: dict[str, Any] = {"train": {name: value for name, value in numbers.items() if value is not None}}
+    if args.seed is not None:
+        options["seed"] = args.seed
+    if args.data is not None:
+        options["data"] = {"path": args.data}
+    schedule, levels = None, args.levels
+    if args.schedule is not None:
+        schedule = ssd.oracle.Schedule.load(args.schedule, (args.size or config.size,) * 2)
+        levels = levels or len(schedule.sizes)
+        given[f"--schedule {args.schedule}"] = designed(schedule)
+    try:
+        config = config.overlaid(merged(*given.values(), options), args.size, levels)
+        return config if schedule is None else config.scheduled(schedule)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(given)}: {error}" if given else str(error)) from error
+
+
+def _check_extras(config: Config, tensorboard: bool) -> None:
+    """Raises ImportError, naming what to install, if the run would miss an optional package."""
+    if config.train.evaluate_every is not None:
+        from ssdcore_torch.metrics import open_extractor, require_torchmetrics
+
+        try:
+            require_torchmetrics()
+            open_extractor(config.train.evaluate_features)
+        except ImportError as error:
+            raise ImportError(f"train.evaluate_every: {error}") from error
+    if tensorboard:
+        summary_writer()
+
+
+def _conditional(config: Config, data: ImageSet | ImageStream, asked: bool) -> Config:
+    """The configuration with the data's classes, where the network is to know them. Raises ValueError for no labels."""
+    if not asked and config.network.num_classes is None:
+        return config
+    if data.labels is None or not data.class_names:
+        raise ValueError(
+            f"a class-conditional network needs labels, and {data.source} has none: give a folder with a folder a "
+            "class, or an .npz with labels and class_names, or leave --conditional out"
+        )
+    known, names = config.data.class_names, data.class_names
+    if known and known != names:
+        raise ValueError(f"the run was trained on the classes {list(known)}, and its data now has {list(names)}")
+    network = replace(config.network, num_classes=len(names))
+    return replace(config, network=network, data=replace(config.data, class_names=names))
+
+
+def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) -> Path:
+    """The folder to write to. Raises ValueError if it holds another run, or anything else."""
+    if args.out is None:
+        return next(folder for folder in _free_names(config) if not folder.exists())
+    out: Path = args.out
+    if saved is not None:
+        if refused := checkpoint.resumable_changes(saved, config).refused:
+            raise ValueError(f"--resume: {out} was made otherwise ({'; '.join(refused)}): leave these options out")
+    elif (out / "config.json").exists():
+        changed = differences(config, checkpoint.read_config(out))
+        advice = f"of another configuration ({'; '.join(changed)})" if changed else "(add --resume to go on with it)"
+        raise ValueError(f"--out {out} already holds a run {advice}: choose another folder")
+    elif out.exists() and (not out.is_dir() or any(not _left_over(path.name) for path in out.iterdir())):
+        raise ValueError(f"--out {out} {'is not empty' if out.is_dir() else 'is a file'}: choose a new folder")
+    return out
+
+
+def _free_names(config: Config) -> Iterator[Path]:
+    """The default names of a run's folder, in turn."""
+    yield Path("runs") / config.preset
+    for count in itertools.count(2):
+        yield Path("runs") / f"{config.preset}-{count}"
+
+
+def _left_over(name: str) -> bool:
+    """Whether a trainer that was killed before it had written anything left this."""
+    return name == checkpoint.LOCK or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _claim(args: argparse.Namespace, config: Config, out: Path) -> Path:
+    """Make the folder of a new run, and hold it; under the next free name, if another run took a default one meanwhile.
+
+    Raises ValueError if another run took the folder asked for.
+    """
+    if args.out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # the lock decides who has it
+    else:
+        for out in _free_names(config):
+            out.parent.mkdir(exist_ok=True)
+            try:
+                out.mkdir()
+                break
+            except FileExistsError:
+                continue
+    checkpoint.hold(out)
+    if (out / "config.json").exists():
+        checkpoint.release(out)
+        raise ValueError(f"--out {out} already holds a run, which began just now: choose another folder")
+    return out
+
+
+def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
+    """Check everything, read the data, build or restore the trainer; only then make the run folder, which rank 0 then
+    holds until `checkpoint.release`."""
+    if args.out is None and (args.resume or world.size > 1):
+        why = "--resume needs" if args.resume else "several processes need"
+        raise cli.UserError(f"{why} --out RUN, the folder of the run")
+    if args.replay is not None and (not args.resume or world.size > 1):
+        raise cli.UserError("--replay needs --out RUN --resume, and one process")
+    out: Path | None = args.out
+    try:
+        saved = checkpoint.read_config(args.out) if args.resume else None
+        writes = world.leader and not args.dry_run and args.replay is None
+        if saved is not None and writes:
+            with _writing(args.out):
+                checkpoint.hold(args.out)
+        started = saved is not None and checkpoint.was_saved(args.out)  # else it was stopped before its first save
+        config = _config(args, world.device, saved)
+        _check_extras(config, args.tensorboard)
+        data = open_images(
+            config.data.path,
+            config.size,
+            classes=config.data.classes,
+            crop=config.data.crop,
+            workers=config.data.workers,
+            memory_gib=config.data.memory_gib,
+            broken_share=config.data.broken_share,
+            world=world,
+        )
+        config = _conditional(config, data, args.conditional)
+        out = _run_folder(args, config, saved)
+        if saved is not None:
+            checkpoint.check_data(out, data.fingerprint)
+        trainer = Trainer(config, data, world)
+        if started:
+            trainer.restore(checkpoint.load_state(out, trainer.net.state_dict()))
+        if trainer.step > config.train.steps:
+            raise ValueError(f"--steps {config.train.steps}: this run has done {trainer.step}; take at least as many")
+        world.wait()  # until all have found the folder free
+        if args.dry_run or args.replay is not None:
+            return trainer, out
+        if world.leader:
+            fitted = saved is not None and (out / "prior.safetensors").exists()
+            # reads images, which may turn out broken: while there is no folder yet
+            moments = None if fitted else fitted_prior(data, trainer.process)
+            with _writing(out):
+                if saved is None:
+                    out = _claim(args, config, out)
+                checkpoint.save_data(out, data.fingerprint)
+                checkpoint.save_config(out, config)
+                if moments is not None:
+                    checkpoint.save_prior(out, moments)
+        world.wait()
+        trainer.prior = checkpoint.load_prior(out, config, world.device)
+    except (ValueError, OSError, ImportError) as error:
+        if out is not None:
+            checkpoint.release(out)
+        raise cli.UserError(str(error)) from error
+    if world.leader:
+        _note(data, saved, config)
+    return trainer, out
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises ValueError, naming the folder, where the system does not let it be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} cannot be written ({error}): choose a folder that you may write to, on a disk with room"
+        ) from error
+
+
+def _note(data: ImageSet | ImageStream, saved: Config | None, config: Config) -> None:
+    if data.skipped:
+        name, reason = data.skipped[0]
+        more = f" and {len(data.skipped) - 1} more" if len(data.skipped) > 1 else ""
+        count = len(data) + len(data.skipped)
+        print(f"skipped {len(data.skipped)} of {count} files: {name} ({reason}){more}", file=sys.stderr)
+    if saved is not None:
+        for change in checkpoint.resumable_changes(saved, config).allowed:
+            print(f"changed: {change}", file=sys.stderr)
+
+
+def _extras(args: argparse.Namespace, trainer: Trainer, out: Path) -> Extras:
+    if trainer.config.train.evaluate_every is None:
+        return Extras(None, args.tensorboard, args.profile)
+    from ssdcore_torch.training.evaluation import Evaluation
+
+    return Extras(Evaluation(trainer, out), args.tensorboard, args.profile)
+
+
+def _describe(trainer: Trainer, out: Path) -> str:
+    config, world = trainer.config, trainer.world
+    sizes = " → ".join(str(size[0]) for size in reversed(config.network.level_sizes))
+    parameters = sum(p.numel() for p in trainer.net.parameters())
+    classes = "" if config.network.num_classes is None else f", {config.network.num_classes} classes"
+    processes = "" if world.size == 1 else f" and {world.size - 1} more"
+    return (
+        f"{config.preset}: {trainer.feed.images.describe()}{classes}\n"
+        f"sizes {sizes}, {parameters / 1e6:.2f} M parameters, {config.train.steps} steps of {config.train.batch_size} "
+        f"on {world.device}{processes}; writing to {out}"
+    )
+
+
+def _command(world: World, *arguments: object) -> str:
+    """A command of this module that a shell takes as it is, under torchrun if this process is."""
+    launcher = ["python", "-m"]
+    if world.size > 1:
+        launcher = ["torchrun", f"--nproc_per_node={os.environ.get('LOCAL_WORLD_SIZE', world.size)}", "-m", "--"]
+    return shlex.join([*launcher, "ssdcore_torch.train", *map(str, arguments)])
+
+
+def _run(args: argparse.Namespace, world: World) -> int:
+    trainer, out = prepare(args, world)
+    try:
+        return _work(args, world, trainer, out)
+    finally:
+        checkpoint.release(out)
+
+
+def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -> int:
+    say = print if world.leader else _silent
+    if args.dry_run:
+        say(_describe(trainer, out).replace("writing to", "would write to"))
+        say("timing a few steps of every path ...")
+        say(plan(trainer).table())
+        return 0
+    try:
+        if args.replay is not None:
+            for line in replay(trainer, args.replay):
+                print(line)
+            return 0
+        say(_describe(trainer, out))
+        started, first = time.perf_counter(), trainer.step
+        finished = train(trainer, out, _extras(args, trainer, out))
+    except NotFiniteError as error:
+        # One process takes the parts of the batch that several had.
+        parts = ["--set", f"train.accumulate={trainer.config.train.accumulate * world.size}"] if world.size > 1 else []
+        again = _command(replace(world, size=1), "--out", out, "--resume", "--replay", error.step, *parts)
+        raise cli.UserError(
+            f"{error}. Nothing was saved after the last checkpoint, which is sound. To look at this step image by "
+            f"image: {again}. If nothing is wrong with the images, start another run with a lower "
+            "train.learning_rate, or with train.clip"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        what = f"{out} cannot be written ({error})" if _of_writing(error, out) else str(error)
+        raise cli.UserError(f"{what}: the run's last checkpoint is intact, to --resume") from error
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        # Too much of the data is broken, or a process that decodes was killed.
+        raise cli.UserError(f"{error}; the run's last checkpoint is intact, to --resume") from error
+    if not finished:
+        again = _command(world, "--out", out, "--resume")
+        say(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
+        return cli.INTERRUPTED
+    trained = time.perf_counter()
+    if world.leader:
+        try:
+            final_pictures(checkpoint.load_run(out, world.device))
+        except (OSError, ValueError, RuntimeError) as error:  # a full disk; a device without memory
+            raise cli.UserError(
+                f"the run is complete and saved in {out}, but its pictures cannot be drawn ({error}); to draw some: "
+                f"{_next('sample', out, '--n', 64)}"
+            ) from error
+    world.wait()
+    say(_summary(trainer, out, trainer.step - first, trained - started, time.perf_counter() - trained))
+    return 0
+
+
+def _of_writing(error: Exception, out: Path) -> bool:
+    """Whether an error is about the run folder, and not, say, about a process that could not be started."""
+    if not isinstance(error, OSError):
+        return True  # safetensors tells no file
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, (str, os.PathLike))]
+    if not names:  # of a file that was open already
+        return error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
+    return any(Path(name).resolve().is_relative_to(out.resolve()) for name in names)
+
+
+def _next(command: str, *arguments: object) -> str:
+    return shlex.join(["python", "-m", f"ssdcore_torch.{command}", *map(str, arguments)])
+
+
+def _summary(trainer: Trainer, out: Path, steps: int, training: float, drawing: float) -> str:
+    """Figures, where the files are, what to do next."""
+    config = trainer.config
+    speed = steps * config.train.batch_size / max(training, 1e-9)
+    lines = [f"{steps} steps in {training:.0f} s ({speed:.0f} images/s), samples in {drawing:.0f} s"]
+    if trainer.skipped:
+        lines.append(f"{trainer.skipped} updates left out as spikes (train.skip_spikes)")
+    if trainer.feed.skipped:
+        lines.append(f"{trainer.feed.skipped} files skipped, others in their place; the log above names them")
+    if trainer.best is not None:
+        best: Mapping[str, Any] = trainer.best
+        kept = out / "checkpoints" / f"step-{best['step']:08d}"
+        lines.append(f"best Fréchet distance {best['frechet']:.4g} after step {best['step']}, kept in {kept}")
+    lines += [
+        f"  {out / 'samples.png'}    samples",
+        f"  {out / 'denoising.png'}  from noise to image: x_t above, prediction below",
+        f"  {out / 'log.jsonl'}      the loss",
+        f"  {out / 'ema.safetensors'}  the averaged weights",
+        f"next: {_next('sample', out, '--n', 64, '--steps', 100, '--seed', 1, '--out', 'grid.png')}",
+        f"      {_next('evaluate', out)}",
+    ]
+    return "\n".join(lines)
+
+
+def _silent(text: str) -> None:
+    """Ranks but the first say nothing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit status."""
+    args = parser().parse_args(argv)
+    with connect(args.device) as world:
+        return _run(args, world)

@@ -1,0 +1,48 @@
+"""The device that a process computes on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from ssdcore_torch.errors import UserError
+
+
+def open_device(name: str | None) -> torch.device:
+    """The device called `name`, set up for this process; None: the first CUDA device, or else the CPU.
+
+    Raises UserError if it is not there.
+    """
+    device = _find_device(name)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # few sizes, each many times
+    elif device.type == "cpu":
+        _use_available_cores()
+    return device
+
+
+def _find_device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:  # torch raises many kinds: no such name, not compiled in, no driver, no such index
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used ({reason}); leave it out, or take --device cpu") from error
+    return device
+
+
+def _use_available_cores() -> None:
+    """Let torch use the cores that this process may use (affinity, container quota), not all of the machine's."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no control groups here, or no quota ("max")
+    torch.set_num_threads(min(cores, torch.get_num_threads()))
