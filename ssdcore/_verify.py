@@ -1,4 +1,4 @@
-"""`python -m ssdcore verify`: the proofs, and the conformance checks of everything shipped on every backend here."""
+"""`python -m ssdcore verify`: the proofs, exact reference numbers, and the conformance checks on every backend here."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         help="prove the theorems and check every operator and process on every backend installed",
-        description="Proves the theorems symbolically, then puts every operator and process that is shipped through "
-        "its conformance checks, with the arrays of every backend installed, in every dtype they have. "
+        description="Proves the theorems symbolically, compares the library's numbers with exact ones computed without "
+        "it, then puts every operator and process that is shipped through its conformance checks, with the arrays of "
+        "every backend installed, in every dtype they have. "
         "Exit status: 0 if all hold, 1 if anything failed, 2 if it could not run.",
     )
     parser.add_argument("--json", metavar="PATH", help="also write the results as JSON; - for standard output alone")
@@ -165,11 +166,12 @@ def run(args: argparse.Namespace) -> int:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(2, mp_context=context, initializer=_one_thread_each) as pool:
             parts = [pool.submit(check_backend, *job) for job in jobs]
+            parts.append(pool.submit(check_golden))
             proofs = pool.submit(prove_all).result()
             tallies = [part.result() for part in parts]
     else:
         proofs = prove_all()
-        tallies = [check_backend(*job) for job in jobs]
+        tallies = [*(check_backend(*job) for job in jobs), check_golden()]
     for part in sorted(tallies, key=lambda part: part.kind):
         tally.merge(part)
     result = _result(tally, proofs, present, absent, time.monotonic() - start, args.thorough)
@@ -239,6 +241,15 @@ def check_backend(name: str, kind: str, thorough: bool) -> Tally:
             _check_shipped(tally, label, module, device)
             if thorough:
                 _check_thoroughly(tally, label, module, device)
+    return tally
+
+
+def check_golden() -> Tally:
+    """The golden rows: the library's numbers against exact ones that are computed without it."""
+    from ssdcore.testing import golden
+
+    tally = Tally("golden")
+    tally.add("numpy", "ssdcore", golden.check_golden().rows)
     return tally
 
 

@@ -249,6 +249,7 @@ def test_verify_draws_its_checks(monkeypatch, tmp_path, capsys):
 
     proof = {"name": "ddpm", "holds": True, "steps": 1, "false_variants": 0, "refuted": 0, "passed": True}
     monkeypatch.setattr(_verify, "prove_all", lambda: [proof])
+    monkeypatch.setattr(_verify, "check_golden", lambda: _verify.Tally("golden"))
     monkeypatch.setattr(_verify, "shipped_operators", lambda: {"halved": Halved(np.eye(3))})
     monkeypatch.setattr(_verify, "_other_dimensions", dict)
     monkeypatch.setattr(_verify, "shipped_processes", dict)

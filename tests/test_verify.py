@@ -13,15 +13,18 @@ import pytest
 import ssdcore as ssd
 from ssdcore import _verify
 from ssdcore.__main__ import main
-from ssdcore.testing import OPERATOR_CHECKS, PROCESS_CHECKS
+from ssdcore.testing import OPERATOR_CHECKS, PROCESS_CHECKS, golden
+from ssdcore.testing.golden import GOLDEN
 
+CHECK_GOLDEN = _verify.check_golden
 PROOF = {"name": "ddpm", "holds": True, "steps": 1, "false_variants": 1, "refuted": 1, "passed": True}
 
 
 @pytest.fixture
 def one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proofs take seconds and are tested elsewhere."""
+    """The proofs and the golden rows take seconds and are tested elsewhere."""
     monkeypatch.setattr(_verify, "prove_all", lambda: [PROOF])
+    monkeypatch.setattr(_verify, "check_golden", lambda: _verify.Tally("golden"))
 
 
 def test_numpy_passes_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
@@ -33,10 +36,14 @@ def test_numpy_passes_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert result["failures"] == []
     assert [proof["name"] for proof in result["proofs"]] == list(ssd.theorems.names())
     assert all(proof["refuted"] == proof["false_variants"] > 0 for proof in result["proofs"])
-    for kind, checks in (("operator", OPERATOR_CHECKS), ("process", PROCESS_CHECKS)):
+    for kind, checks, dtypes in (
+        ("operator", OPERATOR_CHECKS, {"float64", "float32", "float16"}),
+        ("process", PROCESS_CHECKS, {"float64", "float32", "float16"}),
+        ("golden", GOLDEN, {"float64"}),
+    ):
         for check in checks:
             rows = [row for row in result["checks"] if (row["kind"], row["check"]) == (kind, check.name)]
-            assert {row["dtype"] for row in rows} == {"float64", "float32", "float16"}
+            assert {row["dtype"] for row in rows} == dtypes
             assert all(row["count"] > 0 and row["worst"] <= row["tolerance"] for row in rows)
             line = next(line for line in text.splitlines() if line.startswith(f"{kind}: {check.name} "))
             assert line.endswith("passed")
@@ -65,6 +72,23 @@ def test_a_failure_is_exit_1_and_is_named(capsys: pytest.CaptureFixture[str], mo
     assert text.rstrip().endswith("FAILED")
 
 
+@pytest.mark.usefixtures("one_proof")
+def test_a_library_that_is_consistent_and_wrong_is_exit_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One schedule in place of another contradicts nothing but the exact numbers."""
+    monkeypatch.setattr(ssd.NoiseSchedule, "linear", lambda steps=1000: ssd.NoiseSchedule.cosine(steps))
+    monkeypatch.setattr(golden, "GOLDEN", tuple(check for check in GOLDEN if check.name == "noise levels"))
+    monkeypatch.setattr(_verify, "check_golden", CHECK_GOLDEN)
+    for name in ("shipped_operators", "_other_dimensions", "shipped_processes"):
+        monkeypatch.setattr(_verify, name, dict)
+    assert main(["verify", "--backend", "numpy"]) == 1
+    text = capsys.readouterr().out
+    assert "FAILED golden ssdcore on numpy: noise levels [float64] failed" in text
+    assert "linear, 30 steps" in text or "linear, 1000 steps" in text
+
+
+@pytest.mark.usefixtures("one_proof")
 def test_a_theorem_that_does_not_hold_is_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_verify, "prove_all", lambda: [{**PROOF, "holds": False, "passed": False}])
     monkeypatch.setattr(_verify, "shipped_processes", dict)
