@@ -21,14 +21,22 @@ from ssdcore_torch.checkpoint._lock import LOCK, hold, release
 from ssdcore_torch.checkpoint._resume import (
     RESUMABLE,
     Changes,
-    check_data,
     read_config,
     resumable_changes,
     save_config,
     save_data,
 )
 from ssdcore_torch.checkpoint._run import Run, load_prior, load_run, load_weights, save_prior
-from ssdcore_torch.checkpoint._state import State, checkpoints, load_state, save_state, was_saved
+from ssdcore_torch.checkpoint._state import (
+    State,
+    check_data,
+    checkpoints,
+    load_state,
+    newest_sound,
+    prior_is_kept,
+    save_state,
+    was_saved,
+)
 from ssdcore_torch.official import import_official
 
 __all__ = [
@@ -48,6 +56,8 @@ __all__ = [
     "load_state",
     "load_tensors",
     "load_weights",
+    "newest_sound",
+    "prior_is_kept",
     "read_config",
     "release",
     "resumable_changes",

@@ -103,12 +103,10 @@ def save_data(run: Path, fingerprint: str) -> None:
     write_atomically(run / "data.json", json_writer({"fingerprint": fingerprint}))
 
 
-def check_data(run: Path, fingerprint: str) -> None:
-    """Raises ValueError if the run was begun on other data. A run without data.json is known by its number of images
-    alone, which its checkpoints hold."""
-    path = run / "data.json"
-    if path.exists() and read_json(path).get("fingerprint") != fingerprint:
-        raise ValueError(
-            f"this run was begun on other data than this: files, sizes or labels are not those that {path} stands "
-            "for; give the same data, in whatever place, or start another run"
-        )
+def data_of(run: Path) -> str | None:
+    """The fingerprint in data.json; None where there is none, or one that is damaged."""
+    try:
+        fingerprint = read_json(run / "data.json").get("fingerprint")
+    except (ValueError, OSError):
+        return None
+    return fingerprint if isinstance(fingerprint, str) else None

@@ -14,7 +14,7 @@ import torch
 import ssdcore as ssd
 from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors, save_tensors
 from ssdcore_torch.checkpoint._resume import check_unchanged, read_config
-from ssdcore_torch.checkpoint._state import checkpoints, open_newest
+from ssdcore_torch.checkpoint._state import PRIOR, check_finite, check_prior, checkpoints, open_newest
 from ssdcore_torch.config import Config
 from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.text import printable
@@ -53,6 +53,7 @@ def load_run(path: str | os.PathLike[str], device: str | torch.device = "cpu") -
     if checkpoints(run):
         opened = open_newest(run, everything=False)
         check_unchanged(opened.values["config"], config, opened.folder / "state.json", ("network", "process"))
+        check_prior(run, opened)
         step = opened.values["step"]
         files = {opened.folder / f"{name}.safetensors": tensors for name, tensors in opened.tensors.items()}
     else:
@@ -82,6 +83,7 @@ def _network(config: Config, tensors: Tensors, file: Path) -> FlexiUNet:
     except RuntimeError as error:  # sizes whose product is no number of bytes
         raise ValueError(f"{file} does not fit the network of config.json, which cannot be built: {error}") from error
     check_tensors(tensors, net.state_dict(), str(file))
+    check_finite(tensors, str(file))
     net.load_state_dict(tensors, assign=True)
     return net.eval()
 
@@ -90,21 +92,23 @@ def load_weights(net: FlexiUNet, path: Path) -> None:
     """Put the weights of a safetensors file into `net`. Raises ValueError where they are of another network."""
     tensors, _ = load_tensors(path)
     check_tensors(tensors, net.state_dict(), str(path))
+    check_finite(tensors, str(path))
     net.load_state_dict(tensors)
 
 
 def save_prior(run: Path, moments: tuple[np.ndarray, np.ndarray]) -> None:
     """Keep `sampling.fit_moments`."""
     mean, covariance = (torch.from_numpy(values) for values in moments)
-    save_tensors(run / "prior.safetensors", {"mean": mean, "covariance": covariance})
+    save_tensors(run / PRIOR, {"mean": mean, "covariance": covariance})
 
 
 def load_prior(run: Path, config: Config, device: str | torch.device) -> ssd.Gaussian | None:
     """The law of x_T kept in the run; None where none was fitted."""
-    path = run / "prior.safetensors"
+    path = run / PRIOR
     if not path.exists():
         return None
     tensors, _ = load_tensors(path)
+    check_finite(tensors, str(path))
     shape = (config.network.in_channels, *config.network.level_sizes[-1])
     count = math.prod(shape)
     if tensors.keys() != {"mean", "covariance"} or any(x.dtype != torch.float64 for x in tensors.values()):

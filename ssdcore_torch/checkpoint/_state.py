@@ -5,7 +5,8 @@
         <average>.safetensors   each of their averages
         optimizer.safetensors   both moments of every parameter, and how often it was updated
         state.json              step, number of images, configuration, and what the trainer counts
-        manifest.json           size and SHA-256 of each of the others, and the versions that wrote them
+        manifest.json           size and SHA-256 of each of the others and of the run's prior, the fingerprint of its
+                                data, and the versions that wrote them
 
 A checkpoint is written in a folder with a temporary name, every file and the folder brought to the disk, the manifest
 last; one rename then makes it a checkpoint. `model.safetensors` and `ema.safetensors` (the first average) at the top of
@@ -42,7 +43,7 @@ from ssdcore_torch.checkpoint._files import (
     versions,
     write_durably,
 )
-from ssdcore_torch.checkpoint._resume import check_unchanged, read_config
+from ssdcore_torch.checkpoint._resume import check_unchanged, data_of, read_config
 from ssdcore_torch.config import Config
 from ssdcore_torch.text import printable
 
@@ -50,7 +51,20 @@ log = logging.getLogger("ssdcore_torch")
 
 FOLDER = "checkpoints"
 STATE, MANIFEST = "ssdcore_torch state 1", "ssdcore_torch manifest 1"
+PRIOR = "prior.safetensors"
 OPTIMIZER_PARTS = ("first_moments", "second_moments", "updates")
+# What a trainer writes at the top of a run.
+OWN = (
+    "config.json",
+    "data.json",
+    "log.jsonl",
+    PRIOR,
+    "model.safetensors",
+    "ema.safetensors",
+    "samples.png",
+    "denoising.png",
+)
+OWN_FOLDERS = ("snapshots", "samples", "profile", "reference")
 # A checkpoint that is replaced by another of its step goes by the second name until the new one is in place.
 _CHECKPOINT = re.compile(r"step-(\d{8,18})(\.old)?")
 _AVERAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -84,12 +98,15 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
 
     Checkpoints of later steps are deleted too: training went on from an older one because they were damaged.
 
-    Raises OSError where it cannot be written; the checkpoints that were there are then as they were.
+    Raises OSError where it cannot be written, ValueError for weights that are not finite; the checkpoints that were
+    there are then as they were.
     """
     if keep < 1:
         raise ValueError(f"save_state: expected to keep at least 1 checkpoint, got {keep}")
     folder = run / FOLDER / f"step-{state.step:08d}"
     writers = _writers(state, read_config(run))
+    for name, tensors in {"model": state.model, **state.averages}.items():
+        check_finite(tensors, f"{name} after step {state.step}, which is not saved,")
     new = not folder.parent.exists()
     folder.parent.mkdir(exist_ok=True)
     if new:
@@ -100,9 +117,17 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
         staged.mkdir()
         for name, write in writers.items():
             write_durably(staged / name, write)
-        files = {name: {"bytes": (staged / name).stat().st_size, "sha256": digest(staged / name)} for name in writers}
-        manifest = {"format": MANIFEST, "step": state.step, "files": files, "versions": versions()}
-        write_durably(staged / "manifest.json", json_writer({**manifest, "threads": torch.get_num_threads()}))
+        files = {name: _content(staged / name) for name in writers}
+        manifest = {
+            "format": MANIFEST,
+            "step": state.step,
+            "files": files,
+            "prior": _content(run / PRIOR) if (run / PRIOR).is_file() else None,
+            "data": data_of(run),
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        }
+        write_durably(staged / "manifest.json", json_writer(manifest))
         sync_folder(staged)
         if folder.exists():
             _remove(folder.with_name(f"{folder.name}.old"))
@@ -117,6 +142,11 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
     _publish(folder / f"{first}.safetensors", run / "ema.safetensors")
     _rotate(run, state.step, keep, (state.extra.get("best") or {}).get("step"))
     return folder
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": digest(path)}
 
 
 def _names_average(name: object) -> bool:
@@ -174,17 +204,7 @@ def _sweep(run: Path) -> None:
     """Delete what a trainer that was killed while it wrote has left."""
     for folder in (run / FOLDER).glob(".step-*.tmp"):
         _delete(folder)
-    own = (
-        "config.json",
-        "data.json",
-        "log.jsonl",
-        "prior.safetensors",
-        "model.safetensors",
-        "ema.safetensors",
-        "samples.png",
-        "denoising.png",
-    )
-    for pattern in (*(f".{name}.*.tmp" for name in own), "snapshots/.*.tmp", "samples/.*.tmp"):
+    for pattern in (*(f".{name}.*.tmp" for name in OWN), *(f"{name}/.*.tmp" for name in OWN_FOLDERS)):
         for file in run.glob(pattern):
             _delete(file)
 
@@ -292,6 +312,49 @@ def _open(folder: Path, everything: bool) -> Checkpoint:
     return Checkpoint(folder, manifest, values, tensors)
 
 
+def check_prior(run: Path, opened: Checkpoint) -> None:
+    """Raises ValueError unless the run's prior is the one that the checkpoint was trained with: there or not, too."""
+    if "prior" not in opened.manifest:
+        return  # of a version that kept no account of it
+    path, expected = run / PRIOR, opened.manifest["prior"]
+    found = _content(path) if path.is_file() else None
+    if found != expected:
+        fault = "is missing" if found is None else "is not the file that was written: its SHA-256 is another"
+        raise ValueError(
+            f"{path} {fault} (the law of x_T, fitted to the training images); python -m ssdcore_torch.train --out "
+            f"{run} --resume fits it again"
+        )
+
+
+def account(run: Path) -> dict[str, Any]:
+    """The manifest of the newest checkpoint that has a readable one; {} for a run without."""
+    for folder in checkpoints(run):
+        try:
+            return _read_manifest(folder)
+        except (ValueError, OSError):
+            continue
+    return {}
+
+
+def prior_is_kept(run: Path) -> bool:
+    """Whether the run's prior is the file that its checkpoints account for. If not, it is to be fitted again."""
+    path, manifest = run / PRIOR, account(run)
+    if "prior" in manifest:
+        return path.is_file() and _content(path) == manifest["prior"]
+    return bool(manifest) and path.is_file()  # of a version that kept no account of it
+
+
+def newest_sound(run: Path) -> int | None:
+    """The step of the newest checkpoint that training could go on from, every file of it looked at; None: there is
+    none."""
+    for folder in checkpoints(run):
+        try:
+            return int(_open(folder, everything=True).values["step"])
+        except (ValueError, OSError):
+            continue
+    return None
+
+
 def _check_content(path: Path, files: Mapping[str, Any]) -> None:
     if path.name not in files:
         raise ValueError(f"{path.with_name('manifest.json')} does not list {path.name}")
@@ -309,7 +372,22 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if Path(name).name != name or not isinstance(entry, dict):
             raise ValueError(f"{path}: files: expected names in this folder, each with bytes and sha256, got {name!r}")
         _check_fields(entry, {"bytes": int, "sha256": str}, path)
+    if (prior := values.get("prior")) is not None:
+        _check_fields(prior if isinstance(prior, dict) else {}, {"bytes": int, "sha256": str}, path)
+    if values.get("data") is not None:
+        _check_fields(values, {"data": str}, path)
     return values
+
+
+def check_data(run: Path, fingerprint: str) -> None:
+    """Raises ValueError if the run was begun on other data. A run of which neither a checkpoint nor data.json knows
+    the data is known by its number of images alone, which its checkpoints hold."""
+    expected = account(run).get("data") or data_of(run)
+    if expected not in (None, fingerprint):
+        raise ValueError(
+            "this run was begun on other data than this: files, sizes or labels are not those that "
+            f"{run / 'data.json'} stands for; give the same data, in whatever place, or start another run"
+        )
 
 
 def _read_state(path: Path) -> dict[str, Any]:
@@ -322,6 +400,13 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not averages or not all(map(_names_average, averages)) or len(set(averages)) < len(averages):
         raise ValueError(f"{path}: averages: expected a list of names, got {averages!r:.60}")
     return values
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises ValueError naming the first tensor that holds NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{where} holds values that are not finite, in {printable(name)}")
 
 
 def _check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | str], path: Path) -> None:
@@ -371,6 +456,9 @@ def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:
         check_tensors(found, like, f"{path} ({part})")
     for name, found in tensors.items():
         check_tensors(found, expected, str(opened.folder / f"{name}.safetensors"))
+        check_finite(found, str(opened.folder / f"{name}.safetensors"))
+    for part, found in parts.items():
+        check_finite(found, f"{path} ({part})")
     _note_versions(opened)
     model = tensors.pop("model")
     return State(values["step"], values["images"], model, tensors, **parts, extra=values["extra"])

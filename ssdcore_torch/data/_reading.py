@@ -148,8 +148,9 @@ def _unchanged(answer: Any) -> Any:
 
 
 def _leave_stopping_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of a group; the trainer still needs its workers then."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Ctrl-C, a cluster's SIGTERM and a closed terminal reach every process of a group; the trainer still needs its
+    workers then."""
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, signal.SIG_IGN)
 
 

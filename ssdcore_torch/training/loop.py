@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import torch
 from tqdm import tqdm
 
 from ssdcore_torch import checkpoint, ema, images
+from ssdcore_torch.data import ImageBatch
+from ssdcore_torch.streams import steady
 from ssdcore_torch.training.log import Board, Log
 from ssdcore_torch.training.pictures import sample_grid
-from ssdcore_torch.training.signals import stop_requests
+from ssdcore_torch.training.signals import Stopped, Stops, stop_requests
 from ssdcore_torch.training.trainer import Trainer
 
 WAITING = 0.2  # share of the time spent waiting for data above which the loader is called the bottleneck
@@ -40,22 +43,27 @@ class Extras:
 
 
 def train(trainer: Trainer, out: Path, extras: Extras) -> bool:
-    """Train to the configured number of steps; False if asked to stop before. Either way the state is saved.
+    """Train to the configured number of steps; False if asked to stop before all was done. Either way the state is
+    saved, but for the steps that a second request gives up, which raises KeyboardInterrupt.
 
-    Raises NotFiniteError before an update that is not finite, OSError where `out` cannot be written.
+    Raises NotFiniteError before an update that is not finite, OSError where the state cannot be written to `out`.
     """
     total = trainer.config.train.steps
     with ExitStack() as stack:
-        stops = stack.enter_context(stop_requests())
         loop = _Loop(trainer, out, extras, stack)
-        loop.catch_up()
-        batches = trainer.feed.batches(trainer.step)
-        while trainer.step < total and not trainer.world.any(bool(stops)):
-            trainer.train_step(next(batches))
-            loop.after_step()
+        stops = stack.enter_context(stop_requests(loop.answer if loop.leader else None))
+        try:
+            loop.catch_up(stops)
+            batches = trainer.feed.batches(trainer.step)
+            while trainer.step < total and not trainer.world.any(bool(stops)):
+                trainer.train_step(loop.next_batch(batches, stops))
+                loop.after_step(stops)
+        except Stopped:  # in what loses nothing; other ranks, if there are any, may be in the midst of it
+            if trainer.world.size > 1:
+                return False
         loop.save()
         trainer.world.wait()  # torchrun ends the other ranks, rank 0 in its save too, as soon as one has left
-    return trainer.step >= total
+        return trainer.step >= total and not stops
 
 
 class _Loop:
@@ -68,7 +76,8 @@ class _Loop:
         self.snapshots = _evenly(train.steps, train.snapshots) if train.ema_widths else frozenset()
         self.mark, self.since, self.warned = trainer.step, time.perf_counter(), False
         self.saved: tuple[int, object] | None = None
-        interval = 0.5 if sys.stderr.isatty() else 10.0
+        self.saved_step = trainer.step
+        interval = 0.5 if steady(sys.stderr).isatty() else 10.0
         self.bar = stack.enter_context(
             tqdm(
                 total=train.steps,
@@ -77,6 +86,7 @@ class _Loop:
                 mininterval=interval,
                 dynamic_ncols=True,
                 disable=not self.leader,
+                file=steady(sys.stderr),
             )
         )
         self.log = Log(out / "log.jsonl", trainer.step) if self.leader else None
@@ -88,7 +98,23 @@ class _Loop:
         if extras.profile and self.leader:
             self.profiler = stack.enter_context(_profiler(out / "profile", trainer.world.device))
 
-    def after_step(self) -> None:
+    def answer(self) -> str:
+        """What the first request to stop is told."""
+        trainer = self.trainer
+        steps = trainer.step - self.saved_step
+        lost = f"the last {steps} steps" if steps != 1 else "the last step"
+        compiling = " (not before it is compiled, if it is now)" if trainer.config.train.compile else ""
+        if not steps:
+            what = f"after step {trainer.step}, which is saved" if trainer.step else "before the first step"
+            return f"stopping {what}{compiling}; again to quit at once"
+        return f"stopping after this step and saving{compiling}; again to quit without {lost}"
+
+    def next_batch(self, batches: Iterator[ImageBatch], stops: Stops) -> ImageBatch:
+        """Waiting for images is given up at a request to stop, where no other rank would go on to the step."""
+        with stops.abandonable() if self.trainer.world.size == 1 else nullcontext():
+            return next(batches)
+
+    def after_step(self, stops: Stops) -> None:
         trainer = self.trainer
         train, step = trainer.config.train, trainer.step
         last = step == train.steps
@@ -101,23 +127,24 @@ class _Loop:
             trainer.check()
             ema.save_snapshot(self.out, step, trainer.averages)
         evaluates = self.evaluates_now()
-        if (step % train.save_every == 0 and not last) or evaluates:  # first, as what follows takes long and may fail
+        draws = train.sample_every is not None and step % train.sample_every == 0 and not last
+        if (step % train.save_every == 0 and not last) or draws or evaluates:  # first, as what follows takes long
             self.save()
-        if train.sample_every and step % train.sample_every == 0 and not last and self.leader:
-            self.draw()
+        if draws and self.leader:
+            self.draw(stops)
         if evaluates:
-            self.evaluate()
+            self.evaluate(stops)
 
     def evaluates_now(self) -> bool:
         """Whether the network is to be evaluated after this step."""
         train, step = self.trainer.config.train, self.trainer.step
         return train.evaluate_every is not None and (step % train.evaluate_every == 0 or step == train.steps)
 
-    def catch_up(self) -> None:
+    def catch_up(self, stops: Stops) -> None:
         """The evaluation of the restored step, if the run ended in it."""
         missing = self.log is not None and self.log.evaluated < self.trainer.step
         if self.trainer.step and self.evaluates_now() and self.trainer.world.any(missing):
-            self.evaluate()
+            self.evaluate(stops)
 
     def report(self) -> None:
         """One line of the log, from the steps since the last."""
@@ -147,26 +174,37 @@ class _Loop:
         if self.board is not None:
             self.board.scalars(figures)
 
-    def draw(self) -> None:
-        step, picture = self.trainer.step, sample_grid(self.trainer)
-        folder = self.out / "samples"
-        folder.mkdir(exist_ok=True)
-        images.save(picture, folder / f"step-{step:08d}.png")
-        if self.board is not None:
-            self.board.picture("samples", picture, step)
+    def draw(self, stops: Stops) -> None:
+        """A grid of samples, of the state that is saved; if it cannot be drawn or written, training goes on."""
+        step = self.trainer.step
+        try:
+            with stops.abandonable():
+                picture = sample_grid(self.trainer)
+                folder = self.out / "samples"
+                folder.mkdir(exist_ok=True)
+                images.save(picture, folder / f"step-{step:08d}.png")
+                if self.board is not None:
+                    self.board.picture("samples", picture, step)
+        except Stopped:
+            pass  # the loop sees the request, as all ranks do
+        except Exception as error:  # a full disk, a device without memory
+            _log.warning("the samples of step %d cannot be drawn (%s): training goes on", step, error)
 
-    def evaluate(self) -> None:
+    def evaluate(self, stops: Stops) -> None:
         """Figures of the averaged network; the best so far is saved, and kept."""
         assert self.extras.evaluate is not None
         trainer = self.trainer
         trainer.check()
+        trainer.world.wait()  # until rank 0 has saved: from here on each may leave
         started = time.perf_counter()
-        figures = dict(self.extras.evaluate(trainer))
+        with stops.abandonable():
+            figures = dict(self.extras.evaluate(trainer))
         self.since += time.perf_counter() - started  # no training went on
         if self.leader:
             self.write({"step": trainer.step, "evaluation": figures})
-        if trainer.best is None or figures["frechet"] < trainer.best["frechet"]:
-            trainer.best = {"step": trainer.step, "frechet": figures["frechet"]}
+        distance = figures["frechet"]
+        if math.isfinite(distance) and (trainer.best is None or distance < trainer.best["frechet"]):
+            trainer.best = {"step": trainer.step, "frechet": distance}
             self.save()
 
     def save(self) -> None:
@@ -177,6 +215,7 @@ class _Loop:
         if self.leader and current != self.saved:
             checkpoint.save_state(self.out, trainer.state(), trainer.config.train.keep)
             self.saved = current
+        self.saved_step = trainer.step
 
 
 def _evenly(steps: int, count: int) -> frozenset[int]:
@@ -189,9 +228,15 @@ def _profiler(folder: Path, device: torch.device) -> torch.profiler.profile:
     waits, traced = PROFILED
 
     def write(profile: torch.profiler.profile) -> None:
+        try:
+            keep(profile)
+        except (OSError, RuntimeError) as error:
+            _log.warning("%s cannot be written (%s): training goes on without", folder, error)
+
+    def keep(profile: torch.profiler.profile) -> None:
         folder.mkdir(exist_ok=True)
-        checkpoint.write_atomically(folder / "trace.json", lambda file: profile.export_chrome_trace(str(file)))
         table = profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=30)
+        checkpoint.write_atomically(folder / "trace.json", lambda file: profile.export_chrome_trace(str(file)))
         checkpoint.write_atomically(folder / "table.txt", lambda file: file.write_text(table, encoding="utf-8"))
 
     schedule = torch.profiler.schedule(wait=waits - 2, warmup=2, active=traced, repeat=1)

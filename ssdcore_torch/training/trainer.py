@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from ssdcore_torch.distributed import World
 from ssdcore_torch.ema import Averages
 from ssdcore_torch.randomness import Purpose, keyed, torch_seed
 from ssdcore_torch.sampling import level_sizes_of, to_float
+from ssdcore_torch.text import printable
 from ssdcore_torch.training.parallel import PathNetworks
 
 SPIKE_MEMORY = 0.05  # weight of a new loss in the running mean of its path
@@ -282,7 +285,9 @@ class Trainer:
         )
 
     def restore(self, state: checkpoint.State) -> None:
-        """Go on from a saved state. Raises ValueError if it was trained on another number of images."""
+        """Go on from a saved state. Raises ValueError if it was trained on another number of images, or counts other
+        things than this trainer."""
+        counts = _read_counts(state.extra, len(self.objective.paths))
         if state.images != self.images:
             raise ValueError(
                 f"this run was trained on {state.images} images, and its data now has {self.images}: "
@@ -302,10 +307,41 @@ class Trainer:
         }
         self.optimizer.load_state_dict(packed)
         for name, values in (("spike_means", self._spike_means), ("spike_counts", self._spike_counts)):
-            values.copy_(torch.tensor(state.extra[name]))
-        self._skipped.fill_(state.extra["skipped"])
-        self.best = state.extra["best"]
+            values.copy_(torch.tensor(counts[name]))
+        self._skipped.fill_(counts["skipped"])
+        self.best = counts["best"]
         self.step = state.step
+
+
+def _read_counts(extra: Mapping[str, Any], paths: int) -> Mapping[str, Any]:
+    """The `extra` of a `Trainer.state`. Raises ValueError naming what is missing or of another kind."""
+    best = extra.get("best")
+    fits = {
+        "best": "best" in extra
+        and (best is None or (isinstance(best, dict) and _whole(best.get("step")) and _finite(best.get("frechet")))),
+        "skipped": _whole(extra.get("skipped")),
+        "spike_means": _numbers(extra.get("spike_means"), paths),
+        "spike_counts": _numbers(extra.get("spike_counts"), paths),
+    }
+    for name, fit in fits.items():
+        if not fit:
+            raise ValueError(
+                f"the checkpoint's state.json does not fit this run of {paths} paths: extra: {name} is "
+                f"{printable(extra[name])[:60] if name in extra else 'missing'}"
+            )
+    return extra
+
+
+def _whole(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _finite(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
+
+
+def _numbers(values: object, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(_finite(value) and value >= 0 for value in values)
 
 
 def _name(path: Path) -> str:
