@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import ssdcore as ssd
 from ssdcore_torch.devices import open_device
 from ssdcore_torch.errors import UserError
 
@@ -75,6 +80,22 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
+    def agree(self, what: Mapping[str, str]) -> None:
+        """Raises ValueError on every rank unless all ranks say the same, naming each that differs: what they were
+        started with would else make one model of several halves."""
+        if self.size == 1:
+            return
+        told: list[Mapping[str, str]] = [{}] * self.size
+        dist.all_gather_object(told, dict(what))
+        different = []
+        for name in dict.fromkeys(name for each in told for name in each):
+            values = [each.get(name, "nothing") for each in told]
+            other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
+                different.append(f"{name}: {values[0]} on rank 0, {values[other]} on rank {other}")
+        if different:
+            raise ValueError(f"the processes were started differently ({'; '.join(different)}): start all alike")
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.size > 1:
@@ -90,7 +111,7 @@ def connect(device: str | None = None) -> Iterator[World]:
     With a GPU a rank, tensors on it travel by NCCL; those of the CPU by Gloo. When a rank fails the others stop with
     a UserError that says so.
     """
-    size, rank, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    size, rank, local = _place()
     if size == 1:
         yield World(0, 1, 0, open_device(device))
         return
@@ -105,7 +126,15 @@ def connect(device: str | None = None) -> Iterator[World]:
     if opened.type == "cuda":
         torch.cuda.set_device(opened)
     backend = "cpu:gloo,cuda:nccl" if opened.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:
+            print(
+                f"waiting for {size - 1} other processes, as WORLD_SIZE={size} in the environment says", file=sys.stderr
+            )
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"rank {rank} cannot meet the other {size - 1} ({error}); {_HOW}") from error
     try:
         yield World(rank, size, local, opened)
     except RuntimeError as error:
@@ -113,8 +142,38 @@ def connect(device: str | None = None) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+MEETING = timedelta(minutes=10)  # all processes are to be there by then
 PATIENCE = timedelta(hours=2)  # the others wait this long while rank 0 decodes, or draws samples
+_HOW = "start several processes with torchrun --nproc_per_node=N; for one, unset WORLD_SIZE, RANK and LOCAL_RANK"
+MOST_RANKS = 1 << 16
+
+
+def _place() -> tuple[int, int, int]:
+    """(size, rank, local rank) as the environment says. Raises UserError where it says what cannot be."""
+    said = {name: os.environ.get(name, default) for name, default in _VARIABLES}
+    size, rank, local = (
+        int(text) if text.isascii() and text.isdigit() and len(text) < 9 else -1 for text in said.values()
+    )
+    described = ", ".join(f"{name}={value}" for name, value in said.items())
+    if not 1 <= size <= MOST_RANKS or not 0 <= rank < size or not 0 <= local <= rank:
+        raise UserError(f"the environment describes no process of several ({described}): {_HOW}")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if size > 1 and not os.environ.get(name)]
+    if missing:
+        raise UserError(f"{described} in the environment, without {' and '.join(missing)}: {_HOW}")
+    return size, rank, local
+
+
 _VARIABLES = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+
+
+@functools.cache
+def code_version() -> str:
+    """Versions, and a digest of the source of both packages: two checkouts of one version are told apart."""
+    total = hashlib.sha256()
+    for package in (Path(ssd.__file__).parent, Path(__file__).parent):
+        for file in sorted(package.rglob("*.py")):
+            total.update(f"{package.name}/{file.relative_to(package)}\0".encode() + file.read_bytes())
+    return f"ssdcore {ssd.__version__} (source {total.hexdigest()[:12]}), torch {torch.__version__}"
 
 
 def _explain(error: RuntimeError, rank: int) -> NoReturn:
