@@ -24,7 +24,7 @@ from ssdcore_torch.commands import cli, evaluate, sample
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import EMBEDDED, ImageSet, load_images
 from ssdcore_torch.denoisers.unet import FlexiUNet
-from ssdcore_torch.metrics import _report
+from ssdcore_torch.metrics import report as evaluation_report
 
 CLASSES = ("moods", "planets")
 
@@ -106,7 +106,7 @@ def test_evaluating_a_run(
 ) -> None:
     report = call(run, "--n", 30, "--steps", 4, "--seed", 5)
     assert report["n"] == 30
-    assert set(report["figures"]) == set(_report.MEANINGS)
+    assert set(report["figures"]) == set(evaluation_report.MEANINGS)
     assert all(np.isfinite(value) for value in report["figures"].values())
     assert report["figures"]["frechet"] > 2 * report["floor"]["frechet"]  # an untrained network
     assert report["floor"]["frechet"] > 0.01 * report["figures"]["frechet"]
@@ -281,7 +281,7 @@ def test_missing_extras_are_named(
 
 def report_of(**changes: Any) -> dict[str, Any]:
     report = {
-        "format": _report.FORMAT,
+        "format": evaluation_report.FORMAT,
         "n": 100,
         "features": {"name": "pixels", "fingerprint": "f"},
         "data": {"pixels_sha256": "d"},
@@ -342,11 +342,11 @@ def test_any_file_is_read_or_refused(tmp_path: Path, content: Any) -> None:
         content = report_of(**content)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     try:
-        report = _report.read(path)
+        report = evaluation_report.read(path)
     except ValueError as refused:
         message = str(refused)
     else:
-        message = _report.compare({str(path): report, "b": report})
+        message = evaluation_report.compare({str(path): report, "b": report})
     assert str(path) in message
 
 

@@ -94,6 +94,13 @@ def animation(text: str) -> Path:
     return new_file(text)
 
 
+def page(text: str) -> Path:
+    """An argparse type: an .html file in a folder that exists."""
+    if Path(text).suffix.lower() != ".html":
+        raise argparse.ArgumentTypeError(f"{text}: a report is an HTML page; end the name in .html")
+    return new_file(text)
+
+
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130.
 

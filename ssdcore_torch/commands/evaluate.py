@@ -31,7 +31,7 @@ from ssdcore_torch.commands import cli, sample
 from ssdcore_torch.config import DataConfig
 from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images
 from ssdcore_torch.distributed import World, connect
-from ssdcore_torch.metrics import _report
+from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.sampling import to_float
 
 USUAL = 5000  # samples, where the data has as many
@@ -103,7 +103,7 @@ def compare(paths: Sequence[Path]) -> int:
     """Print reports side by side. Raises ValueError unless they are of equal n, features and real images."""
     if len(paths) < 2:
         raise ValueError("--compare: expected two reports or more")
-    print(_report.compare({str(path): _report.read(path) for path in paths}))
+    print(evaluation_report.compare({str(path): evaluation_report.read(path) for path in paths}))
     return 0
 
 
@@ -256,12 +256,12 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
     floor = None
     if len(reference) >= 2 * n:
         floor = metrics.figures(reference.features[n : 2 * n], reference.features[:n])
-    rows, neighbours = _report.closest(found)
+    rows, neighbours = evaluation_report.closest(found)
     shown, beside = metrics.collect(samples, rows, world), reference.images(neighbours)
     drawing = float(world.gather(torch.tensor([samples.seconds])).max())
     report = {
-        "format": _report.FORMAT,
-        **_report.plain(found, reference, floor),
+        "format": evaluation_report.FORMAT,
+        **evaluation_report.plain(found, reference, floor),
         "features": {
             "name": extractor.name,
             "num_features": extractor.num_features,
@@ -310,7 +310,7 @@ def write(report: Mapping[str, Any], pairs: Tensor, args: argparse.Namespace) ->
     print(
         f"{n} samples ({what}) and {n} of {data['images']} real images ({data['path']}), {report['features']['name']}"
     )
-    print(_report.table(report))
+    print(evaluation_report.table(report))
     if report["floor"] is None:
         print(f"No floor (other real images in the place of samples): that takes {2 * n} real images.")
     print(f"These figures, and the floor, depend on n: compare them at n = {n} only, as --compare does.")
