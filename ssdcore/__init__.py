@@ -8,8 +8,8 @@ Examples in this reference assume
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import typing as _typing
 
 from ssdcore.conditioning import InadmissibleProcess, general_posterior, general_transition
 from ssdcore.gaussian import Covariance, Gaussian
@@ -18,13 +18,13 @@ from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 from ssdcore.spectral import ConvergenceError
 
-if TYPE_CHECKING:
-    from ssdcore import interop, oracle, plotting, testing, theorems
+if _typing.TYPE_CHECKING:
+    from ssdcore import interop, multistep, oracle, plotting, testing, theorems
 
 __version__ = "0.1.0"
 
 # Loaded on first use: they import sympy, hypothesis or matplotlib, or are not needed to use operators and processes.
-_LAZY_MODULES = ("interop", "oracle", "plotting", "testing", "theorems")
+_LAZY_MODULES = ("interop", "multistep", "oracle", "plotting", "testing", "theorems")
 
 __all__ = [
     "Blur",
@@ -44,6 +44,7 @@ __all__ = [
     "general_posterior",
     "general_transition",
     "interop",
+    "multistep",
     "oracle",
     "plotting",
     "testing",
@@ -51,7 +52,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name in _LAZY_MODULES:
-        return importlib.import_module(f"ssdcore.{name}")
+        return _importlib.import_module(f"ssdcore.{name}")
     raise AttributeError(f"module 'ssdcore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -44,7 +44,7 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
     if previous is None or s == 0:
         return prediction
     check_trailing(previous, proc.shape(t), f"extrapolated: previous prediction for t = {t}")
-    now, before = proc._unscaled(s, t), proc._unscaled(t, u)
+    now, before = proc.operator(s, t), proc.operator(t, u)
     if isinstance(now, Identity) and isinstance(before, Identity):
         return prediction + extrapolation_weight(proc, s, t, u) * (prediction - previous)
     step, last = half_log_snr(proc, s) - half_log_snr(proc, t), half_log_snr(proc, t) - half_log_snr(proc, u)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import abc
 import functools
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,12 +20,16 @@ from ssdcore._arrays import (
     check_trailing,
     computing_dtype,
     full_precision,
+    namespace_of,
     once_per_trace,
     real_namespace,
 )
+from ssdcore._timed import check_items, degraded, levels, onto, size_name, state_shape
+from ssdcore._times import one_time, times_of
 from ssdcore.conditioning import InadmissibleProcess
+from ssdcore.degradations import Chain, Degradations, GrowingBlur
 from ssdcore.gaussian import Covariance, Gaussian, OperatorCovariance, SpectralCovariance
-from ssdcore.operators import Blur, Identity, LinearOperator, Resize
+from ssdcore.operators import Blur, LinearOperator, Resize
 from ssdcore.operators.base import positive_shape
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
@@ -45,84 +47,21 @@ def posterior_share(eta: float, rho: Any, squared: Any) -> Any:
     return 1 - eta**2 * (1 - rho * squared)
 
 
-class _Degradations(abc.ABC):
-    """The unscaled operators R_{s→t}, 0 <= s <= t <= T."""
+@dataclass(frozen=True)
+class Path:
+    """All times t whose states share a shape and whose states at t − 1 share one too: what may share a batch.
 
-    @abc.abstractmethod
-    def shape(self, t: int) -> Shape:
-        """Trailing shape of the state at time t."""
+    times         increasing times t
+    shape         trailing shape of x_t
+    target_shape  trailing shape of x_{t−1}, at which a network predicts the clean image
+    """
 
-    @abc.abstractmethod
-    def between(self, s: int, t: int) -> LinearOperator:
-        """R_{s→t}."""
-
-    @abc.abstractmethod
-    def step_norms(self) -> np.ndarray:
-        """‖R_{t−1→t}‖ for t = 1 … T."""
+    times: tuple[int, ...]
+    shape: Shape
+    target_shape: Shape
 
 
-class _Chain(_Degradations):
-    """One operator a step, None for the identity."""
-
-    def __init__(self, shape: Shape, ops: Sequence[LinearOperator | None]) -> None:
-        self._changes = [t for t, op in enumerate(ops, start=1) if op is not None]
-        self._ops = [op for op in ops if op is not None]
-        self._steps = len(ops)
-        self._shapes = [shape]
-        for t, op in zip(self._changes, self._ops):
-            if op.in_shape != self._shapes[-1]:
-                raise ValueError(f"step {t}: {op} takes {op.in_shape}, but the state before it is {self._shapes[-1]}")
-            self._shapes.append(op.out_shape)
-        self._products: dict[tuple[int, int], LinearOperator] = {}
-
-    def _passed(self, t: int) -> int:
-        """How many operators have been applied at time t."""
-        return int(np.searchsorted(self._changes, t, side="right"))
-
-    def shape(self, t: int) -> Shape:
-        return self._shapes[self._passed(t)]
-
-    def between(self, s: int, t: int) -> LinearOperator:
-        first, last = self._passed(s), self._passed(t)
-        key = (first, last)
-        if key not in self._products:
-            product: LinearOperator = Identity(self._shapes[first])
-            for op in self._ops[first:last]:
-                product = op @ product
-            self._products[key] = product
-        return self._products[key]
-
-    def step_norms(self) -> np.ndarray:
-        norms = np.ones(self._steps)
-        by_operator = {op: op.norm() for op in dict.fromkeys(self._ops)}
-        for t, op in zip(self._changes, self._ops):
-            norms[t - 1] = by_operator[op]
-        return norms
-
-
-class _GrowingBlur(_Degradations):
-    """R_{s→t} is a blur of variance widths[t]² − widths[s]²."""
-
-    def __init__(self, shape: Shape, widths: np.ndarray, boundary: str) -> None:
-        self._shape, self._widths, self._boundary = shape, widths, boundary
-        self._memo = Memo()
-
-    def shape(self, t: int) -> Shape:
-        return self._shape
-
-    def between(self, s: int, t: int) -> LinearOperator:
-        return self._memo.get(self._blur, float(self._widths[s]), float(self._widths[t]))
-
-    def _blur(self, low: float, high: float) -> LinearOperator:
-        if high == low:
-            return Identity(self._shape)
-        return Blur(self._shape, math.sqrt((high - low) * (high + low)), self._boundary)
-
-    def step_norms(self) -> np.ndarray:
-        return np.ones(len(self._widths) - 1)  # the mean passes every blur unchanged
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LinearDiffusion:
     """The process ``x_t = alpha_t R_{0→t} x_0 + sigma_t ε`` with its exact Markov structure.
 
@@ -140,22 +79,61 @@ class LinearDiffusion:
     """
 
     noise: NoiseSchedule
-    degradations: _Degradations
+    degradations: Degradations
     times: tuple[int, ...]
 
-    @classmethod
-    def _checked(cls, noise: NoiseSchedule, degradations: _Degradations) -> LinearDiffusion:
-        alpha, sigma = noise.alpha, noise.sigma
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio = np.where(alpha[:-1] > 0, alpha[1:] / alpha[:-1], 0.0)
-        needed = (sigma[:-1] * ratio * degradations.step_norms()) ** 2
-        bad = sigma[1:] ** 2 < needed * (1 - _ROUNDING)
-        if bad.any():
-            t = int(np.argmax(bad)) + 1
-            raise InadmissibleProcess(
-                f"step {t}: the transition would need negative noise: σ_t² = {sigma[t] ** 2:.6g} < "
-                f"σ_s²‖M‖² = {needed[t - 1]:.6g}; raise σ at this step, or weaken the operator"
+    def __post_init__(self) -> None:
+        for name, kind in (("noise", NoiseSchedule), ("degradations", Degradations)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(
+                    f"LinearDiffusion: {name}: expected {kind.__name__}, got {type(getattr(self, name)).__name__}; "
+                    "build a process with LinearDiffusion.resize, .blur, .identity or .from_operators"
+                )
+        times = tuple(one_time(t, self.degradations.steps) for t in self.times)
+        if len(times) != self.noise.steps or any(t <= s for s, t in pairwise((0, *times))):
+            raise ValueError(
+                f"LinearDiffusion: expected {self.noise.steps} increasing times, one for each step of the noise, "
+                f"within 1 … {self.degradations.steps}, got {times if len(times) < 8 else f'{len(times)} of them'}"
             )
+        object.__setattr__(self, "times", times)
+        self._check_admissible()
+
+    def _check_admissible(self) -> None:
+        """Theorem 1 at every step; by the product of the norms of the steps between where that is enough."""
+        alpha, sigma = self.noise.alpha, self.noise.sigma
+        revived = (alpha[:-1] == 0) & (alpha[1:] > 0)
+        if revived.any():
+            t = int(np.argmax(revived)) + 1
+            raise InadmissibleProcess(
+                f"step {t}: alpha rises from 0 to {alpha[t]:.6g}: a state that holds no signal cannot lead to one that "
+                "does; let alpha be 0 at the end only"
+            )
+        ratio = np.divide(alpha[1:], alpha[:-1], out=np.zeros(self.steps), where=alpha[:-1] > 0)
+        each = self.degradations.step_norms()
+        bounds = np.array([math.prod(each[s:t]) for s, t in pairwise((0, *self.times))])
+        needed = (sigma[:-1] * ratio * bounds) ** 2
+        for t in (np.flatnonzero(sigma[1:] ** 2 < needed * (1 - _ROUNDING)) + 1).tolist():
+            s, u = (0, *self.times)[t - 1 : t + 1]
+            norm = bounds[t - 1] if u == s + 1 else self.degradations.between(s, u).norm()
+            least = (sigma[t - 1] * ratio[t - 1] * norm) ** 2
+            if sigma[t] ** 2 < least * (1 - _ROUNDING):
+                raise InadmissibleProcess(
+                    f"step {t}: the transition would need negative noise: σ_t² = {sigma[t] ** 2:.6g} < "
+                    f"σ_s²‖M‖² = {least:.6g}; raise σ at this step, or weaken the operator"
+                )
+
+    def __repr__(self) -> str:
+        sizes = " → ".join(map(size_name, self.shapes))
+        changes = f" at t = {', '.join(map(str, self.size_changes))}" if self.size_changes else ""
+        kept = (
+            ""
+            if self.times == tuple(range(1, self.degradations.steps + 1))
+            else (f", {self.steps} of the times 1 … {self.degradations.steps}")
+        )
+        return f"LinearDiffusion({sizes}{changes}, {self.degradations!r}, {self.noise!r}{kept})"
+
+    @classmethod
+    def _of(cls, noise: NoiseSchedule, degradations: Degradations) -> LinearDiffusion:
         return cls(noise, degradations, tuple(range(1, noise.steps + 1)))
 
     @classmethod
@@ -166,7 +144,7 @@ class LinearDiffusion:
         (64, 64)
         """
         checked = positive_shape(shape, "LinearDiffusion.identity")
-        return cls._checked(noise, _Chain(checked, [None] * noise.steps))
+        return cls._of(noise, Chain(checked, [None] * noise.steps))
 
     @classmethod
     def resize(
@@ -196,11 +174,11 @@ class LinearDiffusion:
 
             σ_t/α_t = (σ/α of `noise` at t) · κ(t),   κ(t) = Π ‖R_change‖ over the level changes up to t,
 
-        rescaled to the α² + σ² of `noise`. It is admissible for every kernel, size and number of levels, since σ/α of
-        `noise` grows and κ_t = κ_s Π‖R‖ >= κ_s ‖R_{s→t}‖. What it gains: the sampler's discretisation error stays
-        that of the full-size process. What it costs: low levels are less noisy at the end, so x_T should be
-        drawn from `prior` fitted to data, and a loss weight written for one size must account for the level's share
-        of pixels.
+        in the normalisation of `noise` (a flow keeps α + σ = 1, EDM's noise α = 1). It is admissible for every
+        kernel, size and number of levels, since σ/α of `noise` grows and κ_t = κ_s Π‖R‖ >= κ_s ‖R_{s→t}‖. What it
+        gains: the sampler's discretisation error stays that of the full-size process. What it costs: low levels are
+        less noisy at the end, so x_T should be drawn from `prior` fitted to data, and a loss weight written for one
+        size must account for the level's share of pixels.
 
         >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
         >>> for matched in (True, False):
@@ -229,7 +207,7 @@ class LinearDiffusion:
             before = ops[start - 1]
             ops[start - 1] = change if before is None else change @ before
             kappa[start:] *= change.norm()
-        return cls._checked(noise.scaled(kappa) if matched else noise, _Chain(base, ops))
+        return cls._of(noise.scaled(kappa) if matched else noise, Chain(base, ops))
 
     @classmethod
     def blur(
@@ -257,7 +235,7 @@ class LinearDiffusion:
         if not np.isfinite(w).all() or w[0] != 0 or (np.diff(w) < 0).any():
             raise ValueError("LinearDiffusion.blur: widths must be finite, start at 0 (time 0 is clean) and never fall")
         Blur(checked, 0.0, boundary)  # refuses an unknown boundary
-        return cls._checked(noise, _GrowingBlur(checked, w, boundary))
+        return cls._of(noise, GrowingBlur(checked, w, boundary))
 
     @classmethod
     def from_operators(cls, ops: Sequence[LinearOperator | None], noise: NoiseSchedule) -> LinearDiffusion:
@@ -282,20 +260,35 @@ class LinearDiffusion:
             raise ValueError(
                 "LinearDiffusion.from_operators: every step is None; use LinearDiffusion.identity(shape, noise)"
             )
-        return cls._checked(noise, _Chain(first.in_shape, ops))
+        return cls._of(noise, Chain(first.in_shape, ops))
 
     @property
     def steps(self) -> int:
         """T, the last time."""
         return self.noise.steps
 
-    def alpha(self, t: int) -> float:
-        """Signal level alpha_t."""
-        return float(self.noise.alpha[self._time(t)])
+    def alpha(self, t: Any) -> Any:
+        """Signal level alpha_t, for one time or an array of them, whole or real: see `NoiseSchedule.at`."""
+        return self.noise.at(t)[0]
 
-    def sigma(self, t: int) -> float:
-        """Noise level sigma_t: the standard deviation of the noise in every element of x_t."""
-        return float(self.noise.sigma[self._time(t)])
+    def sigma(self, t: Any) -> Any:
+        """Noise level sigma_t, the deviation of the noise in every element of x_t; takes what `alpha` takes."""
+        return self.noise.at(t)[1]
+
+    def log_snr(self, t: Any) -> Any:
+        """log(alpha_t²/sigma_t²), ∞ at t = 0 and −∞ where no signal is left. Takes what `alpha` takes.
+
+        >>> proc = ssd.LinearDiffusion.identity((3,), ssd.NoiseSchedule.rectified_flow(10))
+        >>> proc.log_snr(5), proc.log_snr(np.array([0, 5, 10])).tolist()
+        (0.0, [inf, 0.0, -inf])
+        """
+        alpha, sigma = self.noise.at(t)
+        if isinstance(alpha, float):
+            with np.errstate(divide="ignore"):
+                return float(2 * (np.log(alpha) - np.log(sigma)))
+        xp = namespace_of(alpha)
+        with np.errstate(divide="ignore"):
+            return 2 * (xp.log(alpha) - xp.log(sigma))
 
     def shape(self, t: int) -> Shape:
         """Trailing shape of x_t."""
@@ -311,13 +304,35 @@ class LinearDiffusion:
         """The times t at which x_t has another shape than x_{t−1}."""
         return tuple(t for t in range(1, self.steps + 1) if self.shape(t) != self.shape(t - 1))
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The groups of times whose batches have one state shape and one target shape, in order of their first times.
+
+        Draw a path, then times of it, and a batch goes through `add_noise` and a network as one array.
+
+        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
+        >>> for path in ssd.LinearDiffusion.resize((8, 8), noise, levels).paths:
+        ...     print(path.times[0], path.times[-1], path.shape, path.target_shape)
+        1 499 (8, 8) (8, 8)
+        500 500 (4, 4) (8, 8)
+        501 1000 (4, 4) (4, 4)
+        """
+        return self._paths
+
+    @functools.cached_property
+    def _paths(self) -> tuple[Path, ...]:
+        groups: dict[tuple[Shape, Shape], list[int]] = {}
+        for t in range(1, self.steps + 1):
+            groups.setdefault((self.shape(t), self.shape(t - 1)), []).append(t)
+        return tuple(Path(tuple(times), *shapes) for shapes, times in groups.items())
+
+    @functools.cached_property
+    def original_times(self) -> Constant:
+        """0 and `times`: what the degradations call step 0 … T."""
+        return Constant(np.array([0, *self.times]))
+
     def _time(self, t: Any) -> int:
-        if isinstance(t, bool) or not isinstance(t, numbers.Integral):
-            raise TypeError(f"a time must be an integer, got {t!r}")
-        time = int(t)
-        if not 0 <= time <= self.steps:
-            raise ValueError(f"time {t} is outside the process, whose times are 0 … {self.steps}")
-        return time
+        return one_time(t, self.steps)
 
     def _pair(self, s: int, t: int) -> tuple[int, int]:
         s, t = self._time(s), self._time(t)
@@ -329,9 +344,23 @@ class LinearDiffusion:
         t = self._time(t)
         return self.times[t - 1] if t else 0
 
-    def _unscaled(self, s: int, t: int) -> LinearOperator:
+    def operator(self, s: int, t: int) -> LinearOperator:
+        """R_{s→t}, unscaled, for 0 <= s <= t <= T.
+
+        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
+        >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
+        >>> proc.operator(0, 499), proc.operator(0, 1000)
+        (Identity((8, 8)), Resize((8, 8) -> (4, 4)))
+        """
+        s, t = self._time(s), self._time(t)
+        if s > t:
+            raise ValueError(f"expected times s <= t, got s = {s}, t = {t}")
         self._prepare(s, t)
         return self.degradations.between(self._original(s), self._original(t))
+
+    def stage(self, t: int) -> int:
+        """A number that two times share exactly if R_{0→t} is the same for both."""
+        return self.degradations.stage(self._original(t))
 
     @once_per_trace
     def _prepare(self, s: int, t: int) -> None:
@@ -345,11 +374,72 @@ class LinearDiffusion:
     def degradation(self, s: int, t: int) -> LinearOperator:
         """M_{s→t} = (alpha_t/alpha_s) R_{s→t}, scalar included, for 0 <= s < t <= T."""
         s, t = self._pair(s, t)
-        return self._signal_ratio(s, t) * self._unscaled(s, t)
+        return self._signal_ratio(s, t) * self.operator(s, t)
 
-    def clean(self, x0: Array, t: int) -> Array:
-        """R_{0→t} x_0: the unscaled clean image at the size of time t. x0 is (*batch, *shape(0))."""
-        return self._unscaled(0, self._time(t))(x0)
+    def degrade(self, x0: Array, t: Any) -> Array:
+        """R_{0→t} x_0: the unscaled clean image at the size of time t.
+
+        x0   (*batch, *shape(0))
+        t    a time, or an integer array of one time for each item of the leading axis, all of one state shape
+        """
+        time = times_of(t, self.steps)
+        if isinstance(time, int):
+            return self.operator(0, time)(x0)
+        check_trailing(x0, self.shape(0), "degrade: x0")
+        shape = state_shape(self, time, x0, "degrade")
+        check_items(time, x0, self.shape(0), "degrade")
+        return degraded(self, real_namespace(x0, "degrade: x0"), x0, time, shape)
+
+    def clean(self, x0: Array, t: Any) -> Array:
+        """Another name of `degrade`."""
+        return self.degrade(x0, t)
+
+    def add_noise(self, x0: Array, noise: Array, times: Any) -> Array:
+        """x_t = alpha_t R_{0→t} x_0 + sigma_t noise: what a network is trained on.
+
+        x0      (*batch, *shape(0)) clean images
+        noise   (*batch, *shape(t)) standard normal
+        times   one time, or an integer array with one for each item of the leading axis, all of one state shape (draw
+                them from one of `paths`). Traced times (under jit) are of the state shape that `noise` has.
+
+        In the dtype and library of x0. Raises ValueError for times of several state shapes, for times that are not one
+        an item, and for noise of another shape.
+
+        Training and sampling, the same in numpy, torch and jax:
+
+        >>> proc = ssd.LinearDiffusion.resize(
+        ...     (8, 8), ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
+        ... )
+        >>> rng, x0 = np.random.default_rng(0), np.zeros((16, 3, 8, 8))
+        >>> path = proc.paths[rng.integers(len(proc.paths))]
+        >>> t = rng.choice(path.times, 16)
+        >>> x_t = proc.add_noise(x0, rng.standard_normal((16, 3, *path.shape)), t)
+        >>> x_t.shape == (16, 3, *path.shape)
+        True
+        """
+        time = times_of(times, self.steps)
+        xp = real_namespace(x0, "add_noise: x0")
+        real_namespace(noise, "add_noise: noise")
+        check_same_backend(x0, noise, "add_noise")
+        check_trailing(x0, self.shape(0), "add_noise: x0")
+        if isinstance(time, int):
+            clean, shape = self.operator(0, time)(x0), self.shape(time)
+            alpha, sigma = self.noise.at(time)
+        else:
+            shape = state_shape(self, time, noise, "add_noise")
+            check_items(time, x0, self.shape(0), "add_noise")
+            clean = degraded(self, xp, x0, time, shape)
+        if tuple(noise.shape) != tuple(clean.shape):
+            raise ValueError(
+                f"add_noise: expected noise shaped {tuple(clean.shape)}, like x0 with states {size_name(shape)}, "
+                f"got {tuple(noise.shape)}"
+            )
+        dtype = computing_dtype(xp, x0.dtype)
+        clean, noise = (xp.astype(x, dtype, copy=False) for x in (clean, noise))
+        if not isinstance(time, int):
+            _, *both = levels(self, time, dtype)
+            alpha, sigma = (onto(xp, level, clean, time.array.ndim) for level in both)
+        return xp.astype(alpha * clean + sigma * noise, x0.dtype, copy=False)
 
     def marginal(self, x0: Array, t: int) -> Gaussian:
         """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I). x0 is (*batch, *shape(0)).
@@ -359,7 +449,7 @@ class LinearDiffusion:
         array([0.    , 0.7071, 1.4142])
         """
         t = self._time(t)
-        mean = self.degradation(0, t)(x0) if t else self.clean(x0, 0)
+        mean = self.degradation(0, t)(x0) if t else self.degrade(x0, 0)
         return Gaussian(mean, Covariance.isotropic(self.shape(t), self.sigma(t) ** 2))
 
     def transition(self, x_s: Array, s: int, t: int) -> Gaussian:
@@ -487,7 +577,7 @@ class LinearDiffusion:
 
     def _posterior(self, s: int, t: int, eta: float) -> tuple[LinearOperator, float | Constant, Covariance]:
         """(R, what lifts the innovation, covariance): a factor of Rᵀ at eta = 1, weights on R's modes below."""
-        unscaled, ratio = self._unscaled(s, t), self._signal_ratio(s, t)
+        unscaled, ratio = self.operator(s, t), self._signal_ratio(s, t)
         sigma_s, sigma_t = self.sigma(s), self.sigma(t)
         rho = (sigma_s / sigma_t) ** 2
         if eta == 1:

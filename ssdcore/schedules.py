@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+from ssdcore._arrays import Array, Constant, Namespace
+from ssdcore._times import look_up, real_times_of
 
 
 def _positive_int(value: Any, what: str) -> int:
@@ -20,15 +23,21 @@ def _positive_int(value: Any, what: str) -> int:
     return int(value)
 
 
-@dataclass(frozen=True, eq=False)
+Normalisation = Literal["length", "sum", "signal"]
+Continuous = Callable[[Namespace, Array], tuple[Array, Array]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class NoiseSchedule:
     """Signal and noise levels of ``x_t = alpha[t] · (degraded x_0) + sigma[t] · noise``, t = 0 … T.
 
-    alpha   float64 (T + 1,), alpha[0] = 1, not negative
-    sigma   float64 (T + 1,), sigma[0] = 0, positive afterwards
+    alpha       float64 (T + 1,), alpha[0] = 1, not negative
+    sigma       float64 (T + 1,), sigma[0] = 0, positive afterwards
+    continuous  (namespace, real times) -> (alpha, sigma) between the integers; None: interpolated, see `at`
 
-    Build one with `linear`, `cosine`, `from_betas` or `from_log_snr` (all variance preserving, alpha² + sigma² = 1), or
-    from two arrays of your own. Raises ValueError for arrays that break the above, naming the time.
+    Build one with `linear`, `cosine`, `from_betas` or `from_log_snr` (variance preserving, alpha² + sigma² = 1), with
+    `rectified_flow` (alpha + sigma = 1) or `edm` (alpha = 1), or from two arrays of your own. Raises ValueError for
+    arrays that break the above, naming the time. Two schedules are equal if their levels are.
 
     >>> noise = ssd.NoiseSchedule.linear(1000)
     >>> noise.steps, noise.sigma[[0, 1, 500, 1000]].round(3).tolist()
@@ -39,6 +48,7 @@ class NoiseSchedule:
 
     alpha: np.ndarray
     sigma: np.ndarray
+    continuous: Continuous | None = None
 
     def __post_init__(self) -> None:
         alpha, sigma = (np.array(a, dtype=np.float64) for a in (self.alpha, self.sigma))
@@ -61,15 +71,131 @@ class NoiseSchedule:
         object.__setattr__(self, "alpha", alpha)
         object.__setattr__(self, "sigma", sigma)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NoiseSchedule):
+            return NotImplemented
+        return np.array_equal(self.alpha, other.alpha) and np.array_equal(self.sigma, other.sigma)
+
+    def __hash__(self) -> int:
+        return hash((self.alpha.tobytes(), self.sigma.tobytes()))
+
+    def __repr__(self) -> str:
+        kept = {"length": "alpha² + sigma²", "sum": "alpha + sigma", "signal": "alpha"}[self.normalisation]
+        if self.normalisation != "length" or np.allclose(np.hypot(self.alpha, self.sigma), 1, rtol=0, atol=1e-9):
+            kept += " = 1"
+        else:
+            kept = "of its own normalisation"
+        first, last = (_ratio(self.alpha[t], self.sigma[t]) for t in (1, -1))
+        return f"NoiseSchedule(T = {self.steps}, {kept}, sigma/alpha from {first} to {last})"
+
     @property
     def steps(self) -> int:
         """T, the last time."""
         return len(self.alpha) - 1
 
+    @functools.cached_property
+    def normalisation(self) -> Normalisation:
+        """What the levels keep: "sum" (alpha + sigma = 1, flows), "signal" (alpha = 1, variance exploding) or "length".
+
+        "length" is alpha² + sigma², which is one for variance-preserving noise.
+        """
+        rounding = 8 * np.finfo(np.float64).eps
+        if np.abs(self.alpha - 1).max() <= rounding:
+            return "signal"
+        return "sum" if np.abs(self.alpha + self.sigma - 1).max() <= rounding else "length"
+
     def log_snr(self) -> np.ndarray:
         """log(alpha²/sigma²) for t = 1 … T, (T,)."""
         with np.errstate(divide="ignore"):
             return 2 * (np.log(self.alpha[1:]) - np.log(self.sigma[1:]))
+
+    def at(self, t: Any) -> tuple[Any, Any]:
+        """(alpha, sigma) at times 0 <= t <= T, whole or real: two numbers for a number, two arrays for an array.
+
+        t   an integer or a real number, or an array of either (numpy, torch, jax, …; traced by jax or torch.compile
+            too), of any shape. The results are arrays of that shape in its library, in the dtype of real times, else
+            in the library's default floating dtype.
+
+        Between whole times `linear` and `from_betas` let each β act evenly over its step (log alpha is linear there),
+        `cosine`, `rectified_flow` and `edm` follow their formula, and `scaled` keeps the factor of the whole time
+        before. Every other schedule interpolates log(sigma/alpha) linearly, in its own normalisation; in the first step
+        sigma/alpha itself, and alpha/sigma itself in a step that ends without signal.
+
+        Raises TypeError for anything else than numbers, ValueError for a time outside 0 … T. A traced time cannot be
+        checked: outside it is NaN in jax.
+
+        >>> alpha, sigma = ssd.NoiseSchedule.rectified_flow(10).at(2.5)
+        >>> alpha, sigma
+        (0.75, 0.25)
+        >>> ssd.NoiseSchedule.edm(10).at(np.array([1, 10]))[1].round(3).tolist()
+        [0.002, 80.0]
+        """
+        time = real_times_of(t, self.steps)
+        if isinstance(time, int):
+            return float(self.alpha[time]), float(self.sigma[time])
+        if isinstance(time, float):
+            alpha, sigma = self._between(np, np.asarray(time))
+            return float(alpha), float(sigma)
+        xp = time.xp
+        if time.whole:
+            return tuple(look_up(xp, table, time.array, time.dtype) for table in self.tables)
+        return self._between(xp, time.array)
+
+    @functools.cached_property
+    def tables(self) -> tuple[Constant, Constant]:
+        """alpha and sigma, ready for every library."""
+        return Constant(self.alpha), Constant(self.sigma)
+
+    def _between(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
+        """Levels at real times, those of the tables at whole ones."""
+        function = self._interpolated if self.continuous is None else self.continuous
+        whole = xp.floor(t)
+        index = xp.astype(whole, xp.int32)
+        return tuple(
+            xp.where(t == whole, look_up(xp, table, index, t.dtype), level)
+            for table, level in zip(self.tables, function(xp, t))
+        )
+
+    @functools.cached_property
+    def _interpolation(self) -> tuple[Constant, ...]:
+        """For each step i → i + 1: log(σ/α) where it starts, its increase, and what its ends at ±∞ ask for."""
+        with np.errstate(divide="ignore"):
+            v = np.log(self.sigma) - np.log(self.alpha)
+        low, high = v[:-1], v[1:]
+        start = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, 0.0))
+        rise = np.where(np.isfinite(low) & np.isfinite(high), high, start) - start
+        from_clean, to_noise = np.isneginf(low).astype(np.float64), np.isposinf(high).astype(np.float64)
+        length = np.log(np.hypot(self.alpha, self.sigma))
+        return tuple(map(Constant, (start, rise, from_clean, to_noise, length[:-1], np.diff(length))))
+
+    def _interpolated(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
+        index, part = _step_of(xp, t, self.steps)
+        start, rise, from_clean, to_noise, length, growth = (
+            look_up(xp, table, index, t.dtype) for table in self._interpolation
+        )
+        inside = xp.where((part > 0) & (part < 1), part, xp.full_like(part, 0.5))  # the ends are the tables' own
+        v = start + rise * part + from_clean * xp.log(inside) - to_noise * xp.log1p(-inside)
+        if self.normalisation == "signal":
+            return xp.ones_like(v), xp.exp(v)
+        zero = xp.zeros_like(v)
+        if self.normalisation == "sum":
+            return xp.exp(-xp.logaddexp(zero, v)), xp.exp(-xp.logaddexp(zero, -v))
+        total = length + growth * part
+        return xp.exp(total - 0.5 * xp.logaddexp(zero, 2 * v)), xp.exp(total - 0.5 * xp.logaddexp(zero, -2 * v))
+
+    @classmethod
+    def named(cls, name: str, steps: int) -> NoiseSchedule:
+        """The schedule that commands call `name`: one of `names()`, of `steps` steps."""
+        return _chosen(NOISE_SCHEDULES, name, "NoiseSchedule.named")(steps)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """What `named` takes.
+
+        >>> ssd.NoiseSchedule.names()
+        ('linear', 'cosine', 'rectified_flow', 'edm')
+        """
+        return tuple(NOISE_SCHEDULES)
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
@@ -78,7 +204,8 @@ class NoiseSchedule:
         if betas.ndim != 1 or len(betas) == 0 or not ((betas >= 0) & (betas <= 1)).all():
             raise ValueError("NoiseSchedule.from_betas: expected T >= 1 numbers in [0, 1]")
         alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
-        return cls(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar))
+        continuous = None if (betas == 1).any() else _EvenBetas(Constant(betas))
+        return cls(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), continuous)
 
     @classmethod
     def linear(cls, steps: int = 1000) -> NoiseSchedule:
@@ -99,7 +226,41 @@ class NoiseSchedule:
         """Improved DDPM's schedule: ᾱ(τ) ∝ cos²(π/2 · (τ + 0.008)/1.008), with every β at most 0.999."""
         steps = _positive_int(steps, "NoiseSchedule.cosine: steps")
         alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-        return cls.from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
+        betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+        made = cls.from_betas(betas)
+        return cls(made.alpha, made.sigma, _Cosine(Constant(betas), int(np.argmax(np.append(betas, 1.0) >= 0.999))))
+
+    @classmethod
+    def rectified_flow(cls, steps: int = 1000) -> NoiseSchedule:
+        """The straight path of rectified flow and flow matching: alpha = 1 − t/T, sigma = t/T.
+
+        No signal is left at T. Liu, Gong and Liu (2022), Lipman et al. (2022).
+        """
+        steps = _positive_int(steps, "NoiseSchedule.rectified_flow: steps")
+        t = np.arange(steps + 1)
+        return cls((steps - t) / steps, t / steps, _Flow(steps))
+
+    @classmethod
+    def edm(
+        cls, steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    ) -> NoiseSchedule:
+        """EDM's variance-exploding noise: alpha = 1, sigma_0 = 0 and, from sigma_1 = sigma_min to sigma_T = sigma_max,
+
+            sigma_t = (sigma_min^(1/rho) + (t − 1)/(T − 1) · (sigma_max^(1/rho) − sigma_min^(1/rho)))^rho.
+
+        At real times below one sigma grows linearly from zero. With one step, sigma_1 = sigma_max. Karras et al.
+        (2022), equation 5. Raises ValueError unless 0 < sigma_min < sigma_max and rho > 0, all finite.
+        """
+        steps = _positive_int(steps, "NoiseSchedule.edm: steps")
+        if not (0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf):
+            raise ValueError(
+                "NoiseSchedule.edm: expected 0 < sigma_min < sigma_max and rho > 0, all finite, got "
+                f"sigma_min = {sigma_min}, sigma_max = {sigma_max}, rho = {rho}"
+            )
+        continuous = _Edm(steps, float(sigma_min), float(sigma_max), float(rho))
+        alpha, sigma = continuous(np, np.arange(steps + 1.0))
+        sigma[[1, steps]] = sigma_min, sigma_max  # exactly
+        return cls(alpha, sigma, continuous)
 
     @classmethod
     def from_log_snr(cls, values: Sequence[float] | np.ndarray) -> NoiseSchedule:
@@ -118,11 +279,132 @@ class NoiseSchedule:
         return cls(np.concatenate([[1.0], alpha]), np.concatenate([[0.0], sigma]))
 
     def scaled(self, factors: np.ndarray) -> NoiseSchedule:
-        """sigma/alpha multiplied by factors[t], alpha² + sigma² kept at each t (factors[0] is of no consequence)."""
+        """sigma/alpha multiplied by factors[t], in the schedule's own `normalisation`.
+
+        Variance-preserving noise stays so (alpha² + sigma² is kept at each t), a flow keeps alpha + sigma = 1, and
+        variance-exploding noise alpha = 1. factors[0] is of no consequence; every factor is finite and positive.
+
+        >>> flow = ssd.NoiseSchedule.rectified_flow(4).scaled(np.array([1, 1, 0.5, 0.5, 0.5]))
+        >>> flow.alpha.round(3).tolist(), (flow.alpha + flow.sigma).round(12).tolist()
+        ([1.0, 0.75, 0.667, 0.4, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0])
+        """
         factors = np.asarray(factors, dtype=np.float64)
-        total = np.hypot(self.alpha, self.sigma)
-        length = np.hypot(self.alpha, factors * self.sigma)
-        return NoiseSchedule(self.alpha * total / length, factors * self.sigma * total / length)
+        if factors.shape != self.alpha.shape or not (np.isfinite(factors) & (factors > 0)).all():
+            raise ValueError(
+                f"NoiseSchedule.scaled: expected {len(self.alpha)} finite positive factors, one a time, "
+                f"got {factors if factors.size < 8 else factors.shape}"
+            )
+        scaling = _Scaled(self, Constant(factors))
+        return NoiseSchedule(*scaling.renormalised(np, self.alpha, self.sigma, factors), scaling)
+
+
+def _ratio(alpha: float, sigma: float) -> str:
+    return f"{sigma / alpha:.4g}" if alpha > 0 else "infinity"
+
+
+def _step_of(xp: Namespace, t: Array, steps: int) -> tuple[Array, Array]:
+    """(i, part) with t = i + part, i = 0 … T − 1 the whole time before, as an integer array."""
+    index = xp.clip(xp.floor(t), 0, steps - 1)
+    return xp.astype(index, xp.int32), t - index
+
+
+@dataclass(frozen=True, eq=False)
+class _EvenBetas:
+    """ᾱ(i + f) = ᾱ_i (1 − β_{i+1})^f."""
+
+    betas: Constant
+
+    @functools.cached_property
+    def _logs(self) -> tuple[Constant, Constant]:
+        steps = np.log1p(-self.betas.value)
+        return Constant(np.concatenate([[0.0], np.cumsum(steps)[:-1]])), Constant(steps)
+
+    def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
+        index, part = _step_of(xp, t, len(self.betas.value))
+        start, step = (look_up(xp, table, index, t.dtype) for table in self._logs)
+        return _preserving(xp, start + part * step)
+
+
+def _preserving(xp: Namespace, log_alpha_bar: Array) -> tuple[Array, Array]:
+    log_alpha_bar = xp.clip(log_alpha_bar, None, 0.0)
+    return xp.exp(0.5 * log_alpha_bar), xp.sqrt(-xp.expm1(log_alpha_bar))
+
+
+@dataclass(frozen=True, eq=False)
+class _Cosine:
+    """cos² up to the time `capped`, where β would first exceed its bound; from there each β acts evenly."""
+
+    betas: Constant
+    capped: int
+
+    def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
+        steps = len(self.betas.value)
+        angle = (xp.clip(t, 0, self.capped) / steps + 0.008) / 1.008 * (math.pi / 2)
+        log_alpha_bar = 2 * (xp.log(xp.cos(angle)) - math.log(math.cos(0.008 / 1.008 * math.pi / 2)))
+        even = _EvenBetas(self.betas)(xp, t)
+        return tuple(
+            xp.where(t <= self.capped, smooth, rest) for smooth, rest in zip(_preserving(xp, log_alpha_bar), even)
+        )
+
+
+@dataclass(frozen=True)
+class _Flow:
+    steps: int
+
+    def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
+        return (self.steps - t) / self.steps, t / self.steps
+
+
+@dataclass(frozen=True)
+class _Edm:
+    steps: int
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+    def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        part = xp.clip((t - 1) / max(self.steps - 1, 1), 0, 1)
+        sigma = (low + part * (high - low)) ** self.rho
+        first = self.sigma_max if self.steps == 1 else self.sigma_min
+        return xp.ones_like(t), xp.where(t < 1, t * first, sigma)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    """σ/α of `base` times a factor that holds from its whole time to the next."""
+
+    base: NoiseSchedule
+    factors: Constant
+
+    def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
+        alpha, sigma = self.base.at(t)
+        index, _ = _step_of(xp, t, self.base.steps)
+        return self.renormalised(xp, alpha, sigma, look_up(xp, self.factors, index, t.dtype))
+
+    def renormalised(self, xp: Namespace, alpha: Array, sigma: Array, factor: Array) -> tuple[Array, Array]:
+        noisier = factor * sigma
+        if self.base.normalisation == "signal":
+            return alpha, noisier
+        if self.base.normalisation == "sum":
+            return alpha / (alpha + noisier), noisier / (alpha + noisier)
+        share = xp.hypot(alpha, sigma) / xp.hypot(alpha, noisier)
+        return alpha * share, noisier * share
+
+
+# name, for commands and configurations -> schedule of T steps
+NOISE_SCHEDULES: Mapping[str, Callable[[int], NoiseSchedule]] = {
+    "linear": NoiseSchedule.linear,
+    "cosine": NoiseSchedule.cosine,
+    "rectified_flow": NoiseSchedule.rectified_flow,
+    "edm": NoiseSchedule.edm,
+}
+
+
+def _chosen(table: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        raise ValueError(f"{what}: expected one of {', '.join(table)}, got {name!r}")
+    return table[name]
 
 
 @dataclass(frozen=True)
@@ -164,6 +446,28 @@ class ResolutionSchedule:
         if t < 0 or (self.steps is not None and t > self.steps):
             raise ValueError(f"ResolutionSchedule: time {t} is outside 0 … {self.steps}")
         return sum(start <= t for start in self.starts) if t > 0 else 0
+
+    @classmethod
+    def named(cls, name: str, steps: int, levels: int, gamma: float | None = None) -> ResolutionSchedule:
+        """The shape that commands call `name`, one of `names()`; gamma None: the shape's own.
+
+        Raises ValueError for another name, and for a gamma where the shape ("equal") has none.
+        """
+        make = _chosen(RESOLUTION_SCHEDULES, name, "ResolutionSchedule.named")
+        if gamma is None:
+            return make(steps, levels)
+        if name == "equal":
+            raise ValueError(f'ResolutionSchedule.named: "equal" has no gamma, got {gamma}; leave it out')
+        return make(steps, levels, gamma)
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """What `named` takes.
+
+        >>> ssd.ResolutionSchedule.names()
+        ('equal', 'convex', 'sigmoid', 'tanh')
+        """
+        return tuple(RESOLUTION_SCHEDULES)
 
     @classmethod
     def thresholds(cls, times: Sequence[int], steps: int | None = None) -> ResolutionSchedule:
@@ -208,6 +512,14 @@ class ResolutionSchedule:
         at = [min(math.floor(levels * u(i / max(steps - 1, 1))), levels - 1) for i in range(steps)]
         starts = [next(i + 1 for i, level in enumerate(at) if level >= k) for k in range(1, levels)]
         return cls(tuple(starts), steps)
+
+
+RESOLUTION_SCHEDULES: Mapping[str, Callable[..., ResolutionSchedule]] = {
+    "equal": ResolutionSchedule.equal,
+    "convex": ResolutionSchedule.convex,
+    "sigmoid": ResolutionSchedule.sigmoid,
+    "tanh": ResolutionSchedule.tanh,
+}
 
 
 def _check_gamma(name: str, gamma: float, least: float) -> None:

@@ -367,24 +367,26 @@ class CleanAtWrongTime(Process):
 
 
 class AdmissibilitySkipped(Process):
-    @classmethod
-    def _checked(cls, noise: Any, degradations: Any) -> Any:
-        return cls(noise, degradations, tuple(range(1, noise.steps + 1)))
+    def _check_admissible(self) -> None:
+        pass
 
 
 class AdmissibilityTooStrict(Process):
-    @classmethod
-    def _checked(cls, noise: Any, degradations: Any) -> Any:
-        steps = degradations.step_norms()
-        if ((noise.sigma[1:] - 1.01 * noise.sigma[:-1] * steps * noise.alpha[1:] / noise.alpha[:-1]) < 0).any():
+    def _check_admissible(self) -> None:
+        noise, steps = self.noise, self.degradations.step_norms()
+        if (
+            len(steps) == noise.steps
+            and ((noise.sigma[1:] - 1.01 * noise.sigma[:-1] * steps * noise.alpha[1:] / noise.alpha[:-1]) < 0).any()
+        ):
             raise ssd.InadmissibleProcess("too strict")
-        return super()._checked(noise, degradations)
+        super()._check_admissible()
 
 
 class RespaceOffByOne(Process):
     def respace(self, times: Any) -> ssd.LinearDiffusion:
         shorter = super().respace(times)
-        return dataclasses.replace(shorter, times=tuple(max(t - 1, 1) for t in shorter.times))
+        object.__setattr__(shorter, "times", tuple(max(t - 1, 1) for t in shorter.times))
+        return shorter
 
 
 class PriorWithoutNoise(Process):

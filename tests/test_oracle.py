@@ -344,7 +344,7 @@ def test_extrapolation_across_a_change_keeps_what_is_consistent(xp):
     to = np.asarray if xp == "numpy" else pytest.importorskip("torch").asarray
     held = extrapolated(proc, 300, 400, 450, to(image), to(proc.clean(image, 400)))
     assert np.asarray(held) == pytest.approx(image, abs=1e-12)
-    operator = proc._unscaled(300, 400)
+    operator = proc.operator(300, 400)
     moved = np.asarray(extrapolated(proc, 300, 400, 450, to(image), to(proc.clean(other, 400)))) - image
     row_space = np.linalg.pinv(operator.as_matrix()) @ operator.as_matrix()
     assert moved.reshape(3, -1) @ row_space == pytest.approx(moved.reshape(3, -1), abs=1e-10)

@@ -74,18 +74,17 @@ class Structure:
 
     @staticmethod
     def of(chain: LinearDiffusion, covariance: Covariance, prior: Covariance | None = None) -> Structure:
-        stages: dict[int, int] = {}  # by the operator's identity: a chain keeps one object for each R_{0→t}
+        stages: dict[int, int] = {}
         operators: list[LinearOperator] = []
         times, stage_of = [], []
         for t in range(chain.steps + 1):
-            operator = chain._unscaled(0, t)
-            stage = stages.setdefault(id(operator), len(operators))
+            stage = stages.setdefault(chain.stage(t), len(operators))
             if stage == len(operators):
-                operators.append(operator)
+                operators.append(chain.operator(0, t))
                 times.append(t)
             stage_of.append(stage)
         coordinates = _coordinates([chain.shape(t) for t in times], operators, covariance)
-        steps = [chain._unscaled(s, t) for s, t in pairwise(times)]
+        steps = [chain.operator(s, t) for s, t in pairwise(times)]
         labels = _operator_labels(coordinates, steps)
         data, diagonal = _in_coordinates(coordinates[0], covariance)
         couplings = [] if diagonal else [(labels[0], data)]

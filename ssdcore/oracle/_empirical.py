@@ -48,12 +48,12 @@ class EmpiricalDenoiser:
     @functools.cached_property
     def _time_of_size(self) -> dict[Shape, int | None]:
         """A time of each size; None where states of that size are degraded in several ways."""
-        operators: dict[Shape, set[int]] = {}
+        stages: dict[Shape, set[int]] = {}
         times: dict[Shape, int | None] = {}
         for t in range(self.process.steps + 1):
             shape = self.process.shape(t)
-            operators.setdefault(shape, set()).add(id(self.process._unscaled(0, t)))
-            times[shape] = times.get(shape, t) if len(operators[shape]) == 1 else None
+            stages.setdefault(shape, set()).add(self.process.stage(t))
+            times[shape] = times.get(shape, t) if len(stages[shape]) == 1 else None
         return times
 
     @functools.cached_property
@@ -75,7 +75,7 @@ class EmpiricalDenoiser:
                 f"got {tuple(x.shape)}"
             )
         alpha, variance = self.process.alpha(t), self.process.sigma(t) ** 2
-        images, half_norms = (c.on(xp, xp.float64, device_of(x)) for c in self._degraded(self.process._unscaled(0, t)))
+        images, half_norms = (c.on(xp, xp.float64, device_of(x)) for c in self._degraded(self.process.operator(0, t)))
         flat = xp.reshape(xp.astype(x, xp.float64), (x.shape[0], -1))
         # ‖x‖² is common to all images and drops out
         scores = (alpha * xp.matmul(flat, xp.matrix_transpose(images)) - alpha**2 * half_norms) / variance
@@ -88,7 +88,7 @@ class EmpiricalDenoiser:
             raise ValueError(f"EmpiricalDenoiser: expected a time of 1 … {self.process.steps}, got {t}")
         weights = self.weights(x, t)
         xp = real_namespace(x, "EmpiricalDenoiser: x")
-        images = self._degraded(self.process._unscaled(0, s))[0].on(xp, xp.float64, device_of(x))
+        images = self._degraded(self.process.operator(0, s))[0].on(xp, xp.float64, device_of(x))
         leading = tuple(x.shape)[: x.ndim - len(self.process.shape(t))]
         return xp.astype(xp.reshape(xp.matmul(weights, images), (*leading, *self.process.shape(s))), x.dtype)
 

@@ -70,7 +70,7 @@ class Stage:
         """One stage for every group of blocks."""
         if stage == 0:
             return [Stage.of(None, block) for block in data]
-        operator = structure.chain._unscaled(0, structure.stage_of.index(stage))
+        operator = structure.chain.operator(0, structure.stage_of.index(stage))
         return [Stage.of(r, block) for r, block in zip(structure.blocks(operator, 0, stage), data)]
 
     def rows(self, matrix: np.ndarray) -> np.ndarray:
@@ -196,7 +196,7 @@ class Propagation(abc.ABC, Generic[State]):
             return chain.posterior(x, np.zeros((len(x), *chain.shape(s))), s, t, eta=self.eta).mean
 
         lifts = structure.blocks(innovation, source, target)
-        downs = structure.blocks(chain._unscaled(s, t), target, source)
+        downs = structure.blocks(chain.operator(s, t), target, source)
         result = []
         for data, high, low, lift, down in zip(self.data, below, stages, lifts, downs):
             assert low.degradation is not None  # only stage 0 has none, and no chain changes from there

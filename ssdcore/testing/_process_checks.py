@@ -340,7 +340,7 @@ def refusals(c: ProcessContext) -> Iterator[Measurement]:
     }
     for what, call in cases.items():
         yield raises(ValueError, call, what)
-    yield raises(TypeError, lambda: proc.alpha(0.5), "a time that is not an integer")  # type: ignore[arg-type]
+    yield raises(TypeError, lambda: proc.shape(0.5), "a time that is not an integer")  # type: ignore[arg-type]
     point: Gaussian = proc.posterior(c.random(proc.shape(1)), c.random(proc.shape(0)), 0, 1)
     yield raises(ValueError, lambda: point.log_prob(c.random(proc.shape(0))), "log_prob of the law of a point")
 

@@ -1,0 +1,144 @@
+"""The unscaled degradations R_{s→t} of a process: a chain of operators, or a growing blur."""
+
+from __future__ import annotations
+
+import abc
+import bisect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ssdcore._arrays import Array, Constant, Memo, Namespace, Shape
+from ssdcore._times import look_up
+from ssdcore.operators import Blur, Identity, LinearOperator
+from ssdcore.operators.blur import spectral_basis
+from ssdcore.spectral import Modes
+
+
+class Degradations(abc.ABC):
+    """The unscaled operators R_{s→t}, 0 <= s <= t <= T, with R_{s→u} = R_{t→u} R_{s→t}."""
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> int:
+        """T."""
+
+    @abc.abstractmethod
+    def shape(self, t: int) -> Shape:
+        """Trailing shape of the state at time t."""
+
+    @abc.abstractmethod
+    def between(self, s: int, t: int) -> LinearOperator:
+        """R_{s→t}."""
+
+    @abc.abstractmethod
+    def stage(self, t: int) -> int:
+        """A number that two times share exactly if R_{0→t} is the same for both."""
+
+    @abc.abstractmethod
+    def step_norms(self) -> np.ndarray:
+        """‖R_{t−1→t}‖ for t = 1 … T."""
+
+    @property
+    def modes(self) -> Modes | None:
+        """Modes in which every R_{s→t} is diagonal, where there are such; `response` then gives the diagonals."""
+        return None
+
+    def response(self, xp: Namespace, s: Array, t: Array, dtype: Any) -> Array:
+        """Eigenvalues of R_{s→t} for arrays of times, (*s.shape, *modes.counts)."""
+        raise ValueError(f"{type(self).__name__}: its degradations have no modes in common")
+
+
+class Chain(Degradations):
+    """One operator a step, None for the identity."""
+
+    def __init__(self, shape: Shape, ops: Sequence[LinearOperator | None]) -> None:
+        self._changes = [t for t, op in enumerate(ops, start=1) if op is not None]
+        self._ops = [op for op in ops if op is not None]
+        self._steps = len(ops)
+        self._shapes = [shape]
+        for t, op in zip(self._changes, self._ops):
+            if op.in_shape != self._shapes[-1]:
+                raise ValueError(f"step {t}: {op} takes {op.in_shape}, but the state before it is {self._shapes[-1]}")
+            self._shapes.append(op.out_shape)
+        self._products: dict[tuple[int, int], LinearOperator] = {}
+
+    def __repr__(self) -> str:
+        kinds = {type(op).__name__: None for op in self._ops}
+        return f"{len(self._ops)} of {', '.join(kinds)}" if self._ops else "not degraded"
+
+    @property
+    def steps(self) -> int:
+        return self._steps
+
+    def stage(self, t: int) -> int:
+        """How many operators have been applied at time t."""
+        return bisect.bisect_right(self._changes, t)
+
+    def shape(self, t: int) -> Shape:
+        return self._shapes[self.stage(t)]
+
+    def between(self, s: int, t: int) -> LinearOperator:
+        key = first, last = self.stage(s), self.stage(t)
+        if key not in self._products:
+            product: LinearOperator = Identity(self._shapes[first])
+            for op in self._ops[first:last]:
+                product = op @ product
+            self._products[key] = product
+        return self._products[key]
+
+    def step_norms(self) -> np.ndarray:
+        norms = np.ones(self._steps)
+        by_operator = {op: op.norm() for op in dict.fromkeys(self._ops)}
+        for t, op in zip(self._changes, self._ops):
+            norms[t - 1] = by_operator[op]
+        return norms
+
+
+class GrowingBlur(Degradations):
+    """R_{s→t} is a blur of variance widths[t]² − widths[s]²."""
+
+    def __init__(self, shape: Shape, widths: np.ndarray, boundary: str) -> None:
+        self._shape, self._widths, self._boundary = shape, widths, boundary
+        self._variances = Constant(widths**2)
+        self._stages = np.searchsorted(np.unique(widths), widths).tolist()
+        self._memo = Memo()
+
+    def __repr__(self) -> str:
+        return f"blur up to {self._widths[-1]:.4g} samples, {self._boundary}"
+
+    @property
+    def steps(self) -> int:
+        return len(self._widths) - 1
+
+    def stage(self, t: int) -> int:
+        return int(self._stages[t])
+
+    def shape(self, t: int) -> Shape:
+        return self._shape
+
+    def between(self, s: int, t: int) -> LinearOperator:
+        return self._memo.get(self._blur, float(self._widths[s]), float(self._widths[t]))
+
+    def _blur(self, low: float, high: float) -> LinearOperator:
+        if high == low:
+            return Identity(self._shape)
+        return Blur(self._shape, math.sqrt((high - low) * (high + low)), self._boundary)
+
+    @property
+    def modes(self) -> Modes:
+        return Modes(self._shape, self._shape, tuple(spectral_basis(n, self._boundary)[0] for n in self._shape))
+
+    def response(self, xp: Namespace, s: Array, t: Array, dtype: Any) -> Array:
+        low, high = (look_up(xp, self._variances, index, dtype) for index in (s, t))
+        exponent: Any = 0.0
+        for axis, n in enumerate(self._shape):
+            squares = Constant(spectral_basis(n, self._boundary)[1] ** 2).like(xp, low)
+            exponent = exponent + xp.reshape(squares, (n, *(1,) * (len(self._shape) - axis - 1)))
+        spread = xp.reshape(high - low, (*s.shape, *(1,) * len(self._shape)))
+        return xp.exp(-0.5 * spread * exponent)
+
+    def step_norms(self) -> np.ndarray:
+        return np.ones(len(self._widths) - 1)  # the mean passes every blur unchanged
