@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ssdcore._files import ArrayFile, only_images, open_picture
 from ssdcore.operators import Resize
 
 _CHUNK = 256
+_MOST_BYTES = 4 * 2**30  # of a compressed array; what is not compressed is read where it lies
 
 
 def read_images(path: str | None, size: int) -> tuple[np.ndarray, str]:
@@ -41,23 +42,16 @@ def _embedded() -> Path:
 
 
 def _read_array(file: Path) -> np.ndarray:
-    try:
-        loaded = np.load(file, allow_pickle=False)
-        arrays: dict[str, Any] = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"images": loaded}
-    except Exception as error:  # zip, header and pickle errors alike mean: not an array file
-        raise ValueError(
-            f"{file} is not a readable .npz or .npy file of images: {' '.join(str(error).split())}"
-        ) from error
-    if "images" not in arrays and len(arrays) != 1:
-        raise ValueError(f"{file} holds {sorted(arrays)}: expected an array named 'images', or only one array")
-    images = arrays.get("images", next(iter(arrays.values())))
+    arrays = ArrayFile(file, _MOST_BYTES)
+    name, _ = only_images(arrays, file)
+    images = arrays[name]
     if images.dtype != np.uint8:
         raise ValueError(
             f"{file}: expected uint8 images, got {images.dtype}; save (255 * images).round().astype('uint8')"
         )
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[3] not in (1, 3, 4) or len(images) == 0:
+    if images.ndim != 4 or images.shape[3] not in (1, 3, 4) or images.size == 0:
         raise ValueError(f"{file}: expected images shaped (n, h, w) or (n, h, w, 1, 3 or 4), got {images.shape}")
     return _over_white(images)
 
@@ -86,7 +80,7 @@ def _fitted(images: np.ndarray, size: int, source: str) -> np.ndarray:
 
 def _read_folder(folder: Path, size: int) -> tuple[np.ndarray, str]:
     try:
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
     except ImportError as error:
         raise ValueError("reading an image folder needs Pillow: pip install pillow, or give an .npz file") from error
     files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
@@ -94,7 +88,7 @@ def _read_folder(folder: Path, size: int) -> tuple[np.ndarray, str]:
     skipped: list[str] = []
     for file in files:
         try:
-            with Image.open(file) as opened:
+            with open_picture(file) as opened:
                 pixels = np.asarray(ImageOps.exif_transpose(opened).convert("RGBA"))[None]
         except Exception as error:  # Pillow's readers raise many kinds on a broken file
             skipped.append(f"{file} ({' '.join(str(error).split()) or type(error).__name__})")

@@ -40,12 +40,13 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ssdcore_torch.checkpoint import digest, write_atomically
+from ssdcore_torch.data._folders import FolderSource
 from ssdcore_torch.data._images import FEW, LEAST_READ, check_share
 from ssdcore_torch.data._manifest import INDEX, MANIFEST, Index, Manifest, Shard
 from ssdcore_torch.data._pixels import reason, to_rgb
 from ssdcore_torch.data._reading import Failure, check_workers, in_workers
 from ssdcore_torch.data._shards import open_shards, scan
-from ssdcore_torch.data._sources import FatalSourceError, FolderSource, Source, need
+from ssdcore_torch.data._sources import FatalSourceError, Source, need
 from ssdcore_torch.recipes import RECIPES, DownsampledImageNet, Recipe
 
 log = logging.getLogger("ssdcore_torch")
@@ -250,7 +251,7 @@ def _finish(out: Path, paths: list[Path], made: dict[str, Any], size: int, sourc
 def _read_back(paths: list[Path]) -> tuple[tuple[Shard, ...], Index]:
     shards, parts = [], []
     for path in tqdm(paths, desc="reading back", unit="shard", disable=None, delay=1, leave=False, dynamic_ncols=True):
-        parts.append(scan(str(path)))
+        parts.append(scan(str(path))[1])
         shards.append(Shard(path.name, len(parts[-1].offsets), path.stat().st_size, digest(path)))
     return tuple(shards), Index.join([part for part in parts if len(part.offsets)] or parts)
 

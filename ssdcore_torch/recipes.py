@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssdcore_torch.data._images import open_source
-from ssdcore_torch.data._pixels import fit, reason
-from ssdcore_torch.data._sources import FatalSourceError, FolderSource, Source
+from ssdcore._files import ArrayFile, read_text
+from ssdcore_torch.data import fit, open_source
+from ssdcore_torch.data._folders import FolderSource
+from ssdcore_torch.data._sources import LEAST_UNPACKED, MOST_CLASSES, FatalSourceError, Source
+from ssdcore_torch.text import printable
 
 
 def paper_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -96,11 +98,10 @@ class DownsampledImageNet(Source):
     @staticmethod
     def _array(file: Path, name: str) -> np.ndarray:
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                return np.asarray(arrays[name])
-        except Exception as error:  # zip, header and key errors alike
+            return ArrayFile(file, 4 * LEAST_UNPACKED)[name]
+        except (ValueError, OSError, KeyError) as error:
             raise FatalSourceError(
-                f"{file} is no batch of the downsampled ImageNet release: {reason(error)}"
+                f"{file} is no batch of the downsampled ImageNet release: {printable(error)}"
             ) from error
 
 
@@ -108,9 +109,9 @@ def _names_of_classes(file: Path, count: int) -> tuple[str, ...]:
     """From lines "n02119789 1 kit_fox"."""
     names = {k: str(k + 1) for k in range(count)}
     if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in read_text(file).splitlines():
             words = line.split()
-            if len(words) < 2 or not words[1].isdigit():
+            if len(words) < 2 or not words[1].isdecimal() or not 0 < int(words[1][:9]) <= MOST_CLASSES:
                 raise ValueError(f'{file}: expected lines as "n02119789 1 kit_fox", got {line[:80]!r}')
             names[int(words[1]) - 1] = words[0]
     return tuple(names[k] for k in sorted(names))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssdcore_torch.data import Feed, ImageStream, load_images, open_images
-from ssdcore_torch.data import _shards as shards
+from ssdcore_torch.data import _cache, _shards
 from ssdcore_torch.data._manifest import Manifest
 from ssdcore_torch.data._order import WINDOW
 from ssdcore_torch.prepare import index_shards, prepare
@@ -212,9 +212,9 @@ def test_a_manifest_reaches_no_other_folder(name: str) -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SSDCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(shards, "WAITS", ())
-    shards._opened.cache_clear()
-    return tmp_path / "cache"
+    monkeypatch.setattr(_cache, "WAITS", ())
+    _shards._opened.cache_clear()
+    return tmp_path / "cache" / "ssdcore-shards"
 
 
 def cached(cache: Path) -> int:
@@ -222,7 +222,7 @@ def cached(cache: Path) -> int:
     deadline, counts = time.monotonic() + 20, [-1, -2]
     while (counts[-1] != counts[-2] or list(cache.glob("*.part"))) and time.monotonic() < deadline:
         time.sleep(0.05)
-        counts.append(len(list(cache.glob("*.tar"))))
+        counts.append(len(list(cache.glob("*.shard"))))
     assert not list(cache.glob("*.part"))
     return counts[-1]
 
@@ -274,8 +274,8 @@ def test_a_remote_shard_that_is_not_what_it_was_is_refused(many: Path, cache: Pa
 
 
 def test_fetching_is_tried_again(many: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "WAITS", (0.0,))
-    real, failures = shards._open_stream, []
+    monkeypatch.setattr(_cache, "WAITS", (0.0,))
+    real, failures = _shards.open_remote, []
 
     def flaky(path: str) -> object:
         if path.endswith(".tar") and path not in failures:
@@ -284,7 +284,7 @@ def test_fetching_is_tried_again(many: Path, cache: Path, monkeypatch: pytest.Mo
         return real(path)
 
     images = open_images(f"file://{many}/manifest.json", 8, memory_gib=0)
-    monkeypatch.setattr(shards, "_open_stream", flaky)
+    monkeypatch.setattr(_shards, "open_remote", flaky)
     assert isinstance(images, ImageStream)
     next(Feed(images, images.order(4, 0), torch.device("cpu"), seed=0, workers=0).batches(0))
     assert failures
@@ -295,7 +295,8 @@ def test_fetching_is_tried_again(many: Path, cache: Path, monkeypatch: pytest.Mo
 def test_a_missing_package_names_the_extra(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "x.tar", {"a.png": png(0)})
     monkeypatch.setitem(sys.modules, module, None)
-    path = "hf:name" if module == "datasets" else str(tmp_path / "x.tar")
+    paths = {"datasets": "hf:name", "braceexpand": str(tmp_path / "x{0..1}.tar")}
+    path = paths.get(module, str(tmp_path / "x.tar"))
     with pytest.raises(ImportError, match=rf'{module.partition(".")[0]}: pip install "ssdcore\[data\]"'):
         open_images(path, 8)
 

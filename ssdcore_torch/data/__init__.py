@@ -7,22 +7,31 @@ replays nothing, a run on several ranks sees the batches of a run on one, and th
 """
 
 from ssdcore_torch.data._feed import Feed, ImageBatch
-from ssdcore_torch.data._images import EMBEDDED, ImageSet, ImageStream, absolute, load_images, open_images
+from ssdcore_torch.data._folders import image_files
+from ssdcore_torch.data._images import ImageSet, ImageStream, load_images, open_images
 from ssdcore_torch.data._order import Order
-from ssdcore_torch.data._pixels import fit, to_rgb
-from ssdcore_torch.data._sources import image_files
+from ssdcore_torch.data._pixels import CHANNELS, fit, to_channels, to_rgb
+from ssdcore_torch.data._reading import WorkerKilledError
+from ssdcore_torch.data._where import EMBEDDED, FROM_PYTHON, absolute, is_address, open_source, refuse_untyped
 
 __all__ = [
+    "CHANNELS",
     "EMBEDDED",
+    "FROM_PYTHON",
     "Feed",
     "ImageBatch",
     "ImageSet",
     "ImageStream",
     "Order",
+    "WorkerKilledError",
     "absolute",
     "fit",
     "image_files",
+    "is_address",
     "load_images",
     "open_images",
+    "open_source",
+    "refuse_untyped",
+    "to_channels",
     "to_rgb",
 ]

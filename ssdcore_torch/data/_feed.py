@@ -22,7 +22,7 @@ from ssdcore_torch.randomness import Purpose, keyed
 class ImageBatch:
     """Images of a step.
 
-    images   (b, 3, h, w) uint8 on the device
+    images   (b, c, h, w) uint8 on the device
     labels   (b,) int64 on the device, or None where the data has none
     indices  (b,) int64, the numbers of these images among all in the source
     """
@@ -135,7 +135,7 @@ class Feed:
         """At each step, ask for what is read a window of shards later, if that has to come from another machine."""
         assert isinstance(self.images, ImageStream)
         source = self.images.reader.source
-        if not (isinstance(source, ShardSource) and source.remote):
+        if not (isinstance(source, ShardSource) and source.slow):
             yield from itertools.repeat(None)
             return
         ahead = WINDOW * len(self.images) // max(1, len(self.order.blocks)) // self.order.batch_size

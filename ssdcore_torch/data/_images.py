@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ssdcore_torch.data._hub import HUB, HubSource, is_saved_dataset
+from ssdcore._files import MOST_PIXELS
+from ssdcore_torch.data._arrays import MemorySource
 from ssdcore_torch.data._order import Order
-from ssdcore_torch.data._reading import Failure, Pictures, Reader, Task, answers, check_workers
-from ssdcore_torch.data._shards import holds_shards, is_remote, open_shards
-from ssdcore_torch.data._sources import ArraySource, FolderSource, Source, classes_of
+from ssdcore_torch.data._pixels import CHANNELS, DEEPEST, Size, extent
+from ssdcore_torch.data._reading import (
+    Failure,
+    Pictures,
+    Reader,
+    Task,
+    answers,
+    check_workers,
+    reporting_killed_workers,
+)
+from ssdcore_torch.data._sharing import Room, shared
+from ssdcore_torch.data._sources import Choices, Source, classes_of
+from ssdcore_torch.data._understood import understood
+from ssdcore_torch.data._where import open_source
+from ssdcore_torch.text import printable
 
 if TYPE_CHECKING:
     from ssdcore_torch.distributed import World
 
 log = logging.getLogger("ssdcore_torch")
-
-EMBEDDED = "embedded:drawings64"
-"""The `data.path` that names the 4,096 CC0 drawings (64 px, 16 classes) inside the package."""
 
 LEAST_READ = 100
 """Pictures that must have been read before the share of broken ones is judged."""
@@ -47,7 +52,7 @@ Crop = Literal["center", "random"]
 class ImageSet:
     """Images of one size, held as bytes.
 
-    images       (n, size, size, 3) uint8, sRGB
+    images       (n, height, width, c) uint8, sRGB or grey
     labels       (n,) int64 indices into `class_names`, or None where the source has no labels
     class_names  names of the labels; empty without labels
     source       what was read, for messages
@@ -56,6 +61,7 @@ class ImageSet:
                  as they are broken or too small
     blocks       sizes of consecutive groups of the `count` pictures that are read together (tar shards); () for none
     fingerprint  the same for a copy of the data in another place
+    understood   what the pictures and the labels were taken for, in two lines to be read before training
     """
 
     images: np.ndarray
@@ -66,9 +72,15 @@ class ImageSet:
     missing: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     blocks: tuple[int, ...] = ()
     fingerprint: str = ""
+    understood: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Images of each class; empty without labels."""
+        return _counts(self.labels, self.class_names)
 
     @property
     def count(self) -> int:
@@ -80,8 +92,8 @@ class ImageSet:
         return Order(self.count, batch_size, seed, self.blocks)
 
     def take(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For (b,) numbers of an order: images (b, size, size, 3) uint8, and the (b,) numbers they really have. In the
-        place of a missing one stands the next that is not, as in an `ImageStream`.
+        """For (b,) numbers of an order: images (b, height, width, c) uint8, and the (b,) numbers they really have. In
+        the place of a missing one stands the next that is not, as in an `ImageStream`.
         """
         rows = self._rows(numbers)
         # Row r is the picture that has r others before it, besides missing ones.
@@ -109,22 +121,29 @@ class ImageStream:
     size         height and width
     crop         "center", or "random": another square each time
     fingerprint  the same for a copy of the data in another place
+    understood   what the pictures and the labels were taken for, in two lines to be read before training
     """
 
     reader: Reader
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     source: str
-    size: int
+    size: tuple[int, int]
     crop: Crop
     broken_share: float
     blocks: tuple[int, ...] = ()
     fingerprint: str = ""
+    understood: tuple[str, ...] = ()
     _failed: dict[str, str] = field(default_factory=dict)
     _read: list[int] = field(default_factory=lambda: [0])  # one number: pictures asked for since the start
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """Images of each class, broken ones included; empty without labels."""
+        return _counts(self.labels, self.class_names)
 
     @property
     def count(self) -> int:
@@ -148,11 +167,11 @@ class ImageStream:
         """How many images of what, and why they are not kept in memory."""
         if self.crop == "random":
             return f"{len(self)} images of {self.source}, decoded whenever they are read, as each time is another crop"
-        kept = _memory(len(self) * self.size**2 * 3)
+        kept = _memory(len(self) * math.prod(self.reader.shape))
         return f"{len(self)} images of {self.source}, decoded whenever they are read: to keep them would take {kept}"
 
     def read(self, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """For each task (indices (b,), numbers of random crops (b, 3) or None): images (b, size, size, 3) uint8
+        """For each task (indices (b,), numbers of random crops (b, 3) or None): images (b, height, width, c) uint8
         tensors, and the (b,) indices of the images they really are. Raises ValueError past the share of broken ones.
         """
         for images, used, failures, _ in answers(Pictures(self.reader, replace=True), tasks, workers, pin):
@@ -167,46 +186,68 @@ class ImageStream:
             yield images, used
 
 
+def _counts(labels: np.ndarray | None, names: Sequence[str]) -> tuple[int, ...]:
+    return () if labels is None else tuple(np.bincount(labels, minlength=len(names)).tolist())
+
+
 def open_images(
-    path: str | os.PathLike[str],
-    size: int,
+    path: Any,
+    size: Size,
     *,
+    channels: int = 3,
     classes: Sequence[str] = (),
     crop: Crop = "center",
+    labels: bool = True,
+    column: str | None = None,
+    label_column: str | None = None,
+    subset: str | None = None,
+    bits: int = DEEPEST,
+    most_pixels: int = MOST_PIXELS,
     workers: int | None = None,
     memory_gib: float = 4.0,
     broken_share: float = 0.01,
     world: World | None = None,
 ) -> ImageSet | ImageStream:
-    """The images of `path`, cropped to a square and resized (antialiased) to `size` × `size` RGB.
+    """The images of `path`, cropped to the shape of `size` and resized (antialiased) to it.
 
     path          one of
                   `EMBEDDED`
-                  a folder, searched through, of any format that Pillow reads; with several sub-folders and every
-                  picture in one, those directly inside it are the classes
+                  a folder, searched through; labels are those of EDM's dataset.json in it, or else, with several
+                  sub-folders and every picture in one, the sub-folders directly inside it
+                  a zip file of pictures, with a dataset.json or not, as EDM's dataset_tool.py makes it
                   an .npz or .npy file of images shaped (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or
-                  uint16; in an .npz also `labels` (n,) and `class_names`
+                  uint16; in an .npz also `labels` (n,) and `class_names`, or guided-diffusion's arr_0 and arr_1
+                  an IDX file of images (the MNIST family; .gz too), or a folder with one, labels in the file beside it
                   tar shards in WebDataset's layout: what `python -m ssdcore_torch.prepare` wrote, a folder of .tar
-                  files, a .tar, a pattern (train-{000..123}.tar, train-*.tar); any of them may be a URL
+                  files, a .tar, a pattern (train-{000..123}.tar, train-*.tar); any of them may be a URL of https, s3, …
                   a Hugging Face dataset: a folder that `save_to_disk` wrote, or "hf:NAME", "hf:NAME:SPLIT"
+                  from Python also an array (n, h, w) or (n, h, w, c) of uint8, a tuple (array, labels) or (array,
+                  labels, class names), or a map-style torch `Dataset` of pictures or (picture, class number)
+    size          height and width, or (height, width)
+    channels      1: grey; 3: RGB, transparency laid over white; 4: RGBA
     classes       keep only these classes, for a source with class names; empty keeps all
-    crop          "center": the largest centred square; "random": a square of at least 0.8 of the shorter side anywhere,
-                  another one each time, which is why such images are never cached
+    crop          "center": the largest centred part; "random": a part of at least 0.8 of its sides anywhere, another
+                  one each time, which is why such images are never cached
+    labels, column, label_column, subset, bits, most_pixels
+                  which of what the source holds, as `Choices` says
     workers       processes that decode; None: one for each core but one, at most 8; 0: none
     memory_gib    decode all images now and keep them, if they take no more than this (an `ImageSet`); else decode each
-                  when it is wanted (an `ImageStream`)
+                  when it is wanted (an `ImageStream`). What arrays may take when they are unpacked, too
     broken_share  of the files read, this share may be unreadable or smaller than `size`; past it reading fails
     world         with several ranks on a machine, one decodes and the others share its memory
 
     A picture that is broken or smaller than `size` is named in the log and in `skipped`, and another takes its place in
-    batches. Whether images are kept in memory changes nothing else: the same images come in the same order.
+    batches. Whether images are kept in memory changes nothing else: the same images come in the same order. Pictures
+    are decoded if they are of a known format (AVIF, BMP, GIF, JPEG, JPEG 2000, PCX, PNG, PPM, QOI, SGI, TGA, TIFF,
+    WebP), whatever they are called.
 
-    Raises ValueError if nothing is readable, too much is broken, or labels are not the numbers of classes;
-    FileNotFoundError for no such path; OSError for a folder that cannot be read; ImportError where shards or Hugging
-    Face datasets need the extra `ssdcore[data]`.
+    Raises ValueError if nothing is readable, too much is broken, or labels are not the numbers of classes; TypeError
+    for objects of other kinds; FileNotFoundError for no such path; OSError for a folder that cannot be read;
+    ImportError where shards or Hugging Face datasets need the extra `ssdcore[data]`.
     """
-    if size < 1:
-        raise ValueError(f"size: expected at least 1, got {size}")
+    shape = extent(size)
+    if channels not in CHANNELS:
+        raise ValueError(f"channels: expected 1 (grey), 3 (RGB) or 4 (RGBA), got {channels}")
     if crop not in ("center", "random"):
         raise ValueError(f"data.crop: expected 'center' or 'random', got {crop!r}")
     if not 0 <= broken_share <= 1:
@@ -214,61 +255,43 @@ def open_images(
     if not memory_gib >= 0:
         raise ValueError(f"data.memory_gib: expected at least 0, got {memory_gib}")
     workers = check_workers(workers)
-    source = open_source(path)
-    reader = Reader(source, classes_of(source, classes), size)
-    _check_size(source, size)
+    choices = Choices(labels, column, label_column, subset, bits, most_pixels, memory_gib * 2**30)
+    source = open_source(path, choices)
+    reader = Reader(source, classes_of(source, classes), shape, channels, bits)
+    _check_size(source, shape)
     if not len(reader):
         raise _nothing_usable(source, source.passed_over)
-    if crop == "center" and len(reader) * size * size * 3 <= memory_gib * 2**30:
-        return _shared(lambda room: _decode_all(reader, workers, broken_share, room), world)
-    labels = None if source.labels is None else source.labels[reader.rows]
-    blocks, fingerprint = _blocks(reader), source.fingerprint()
-    return ImageStream(reader, labels, source.class_names, source.source, size, crop, broken_share, blocks, fingerprint)
+    for doubt in source.doubts if world is None or world.leader else ():
+        log.warning("%s", doubt)
+    if crop == "center" and len(reader) * math.prod(reader.shape) <= memory_gib * 2**30:
+        found: ImageSet | ImageStream = shared(lambda room: _decode_all(reader, workers, broken_share, room), world)
+    else:
+        known = None if source.labels is None else source.labels[reader.rows]
+        blocks, fingerprint = _blocks(reader), source.fingerprint()
+        names = source.class_names
+        found = ImageStream(reader, known, names, source.source, shape, crop, broken_share, blocks, fingerprint)
+    lines, doubt = understood(source, reader, found.labels, found.images if isinstance(found, ImageSet) else None)
+    if doubt and (world is None or world.leader):
+        log.warning("%s", doubt)
+    return replace(found, understood=lines)
 
 
-def load_images(path: str | os.PathLike[str], size: int, classes: Sequence[str] = ()) -> ImageSet:
+def load_images(path: Any, size: Size, classes: Sequence[str] = (), channels: int = 3) -> ImageSet:
     """All images of `path` in memory, whatever they take, however many are broken; else as `open_images`.
 
     Files that are no readable image, or a smaller one, are listed in `skipped`.
     """
-    images = open_images(path, size, classes=classes, memory_gib=math.inf, broken_share=1.0)
+    images = open_images(path, size, channels=channels, classes=classes, memory_gib=math.inf, broken_share=1.0)
     assert isinstance(images, ImageSet)
     return images
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """The pictures of whatever `open_images` takes, as they are. Raises as it does."""
-    text = os.fspath(path)
-    if text == EMBEDDED:
-        with resources.as_file(resources.files("ssdcore_torch") / "assets" / "drawings64.npz") as packed:
-            return ArraySource(packed, "the embedded drawings")
-    file = Path(text)
-    if text.startswith(HUB) or is_saved_dataset(file):
-        return HubSource(text)
-    if holds_shards(text):
-        return open_shards(text)
-    if not file.exists():
-        raise FileNotFoundError(
-            f"no such data: {file}; give an image folder, an .npz or .npy file, tar shards, or {HUB}NAME; if it has "
-            "moved, its new place"
-        )
-    return FolderSource(file) if file.is_dir() else ArraySource(file, str(file))
-
-
-def absolute(path: str) -> str:
-    """The same data by a name that holds in any working folder: local paths and patterns made absolute."""
-    named = path == EMBEDDED or is_remote(path) or path.startswith("pipe:")
-    if named or (path.startswith(HUB) and not is_saved_dataset(Path(path.removeprefix(HUB)))):
-        return path
-    prefix = HUB if path.startswith(HUB) else ""
-    return prefix + os.path.abspath(path.removeprefix(HUB))
-
-
-def _check_size(source: Source, size: int) -> None:
-    if source.size is not None and min(source.size) < size:
+def _check_size(source: Source, size: tuple[int, int]) -> None:
+    if source.size is not None and (source.size[0] < size[0] or source.size[1] < size[1]):
         height, width = source.size
+        wanted = f"size {size[0]}" if size[0] == size[1] else f"{size[1]}×{size[0]}"
         raise ValueError(
-            f"{source.source}: its images are {width}×{height} pixels, smaller than size {size}: choose a smaller size"
+            f"{source.source}: its images are {width}×{height} pixels, smaller than {wanted}: choose a smaller size"
         )
 
 
@@ -284,17 +307,13 @@ def _memory(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
 
 
-Room = Callable[[tuple[int, ...]], np.ndarray]
-"""Memory for uint8 values of a shape."""
-
-
 def _decode_all(reader: Reader, workers: int, broken_share: float, room: Room) -> ImageSet:
-    source, size, count = reader.source, reader.size, len(reader)
-    images = room((count, size, size, 3))
+    source, count = reader.source, len(reader)
+    images = room((count, *reader.shape))
     kept = np.arange(count)
     failures: list[Failure] = []
     if (
-        isinstance(source, ArraySource)
+        isinstance(source, MemorySource)
         and source.images.shape[1:] == images.shape[1:]
         and source.images.dtype == np.uint8
     ):
@@ -304,7 +323,7 @@ def _decode_all(reader: Reader, workers: int, broken_share: float, room: Room) -
         used: list[np.ndarray] = []
         done = 0
         bar = tqdm(total=count, desc="decoding", unit="image", disable=None, delay=1, leave=False, dynamic_ncols=True)
-        with bar:
+        with bar, reporting_killed_workers():
             for part, indices, failed, _ in answers(Pictures(reader, False), tasks, workers if count > FEW else 0):
                 images[done : done + len(part)] = part.numpy()
                 done += len(part)
@@ -325,7 +344,7 @@ def _decode_all(reader: Reader, workers: int, broken_share: float, room: Room) -
 
 
 def _nothing_usable(source: Source, skipped: Sequence[tuple[str, str]], small: bool = False) -> ValueError:
-    name, reason = skipped[0]
+    name, reason = (printable(told) for told in skipped[0])
     advice = ": choose a smaller size" if small else ""
     return ValueError(
         f"none of the {len(skipped)} files in {source.source} can be used; the first, {name}: {reason}{advice}"
@@ -338,59 +357,6 @@ def check_share(broken: int, read: int, failed: dict[str, str], share: float, so
         name, reason = next(iter(failed.items()))
         raise ValueError(
             f"{broken} of {read} pictures read from {source} are broken or too small, more than the "
-            f"broken share of {share:g} allows; the first, {name}: {reason}; mend or remove them, choose a smaller "
+            f"broken share of {share:g} allows; the first, {name}: {reason}; repair or remove them, choose a smaller "
             "size, or allow a larger share"
         )
-
-
-def _shared(decode: Callable[[Room], ImageSet], world: World | None) -> ImageSet:
-    """`decode` on one rank of each machine; the others map the same memory, a file that has lost its name."""
-    if world is None or world.size == 1:
-        return decode(lambda shape: np.empty(shape, np.uint8))
-    path = ""
-    found: ImageSet | Exception | None = None
-    try:
-        if world.local_rank == 0:
-            handle, path = tempfile.mkstemp(prefix="ssdcore-images-")
-            os.close(handle)
-            found = _decode_into(Path(path), decode)
-        told: list[tuple[str, int, ImageSet | Exception | None]] = [("", 0, None)] * world.size
-        shown = replace(found, images=found.images[:0].copy()) if isinstance(found, ImageSet) else found
-        count = len(found) if isinstance(found, ImageSet) else 0
-        dist.all_gather_object(told, (path, count, shown))
-        for _, _, other in told:
-            if isinstance(other, Exception):  # of any machine: no rank may wait for one that has stopped
-                raise other
-        if len(counts := sorted({count for path, count, _ in told if path})) > 1:
-            raise ValueError(f"the machines hold different data: {counts[0]} and {counts[-1]} images at the same path")
-        path_here, count, shown = told[world.rank - world.local_rank]  # torchrun numbers a machine's ranks in a row
-        assert isinstance(shown, ImageSet)
-        if not isinstance(found, ImageSet):
-            found = replace(shown, images=np.memmap(path_here, np.uint8, "r", shape=(count, *shown.images.shape[1:])))
-        world.wait()
-        return found
-    finally:
-        if path:
-            os.unlink(path)
-
-
-def _decode_into(path: Path, decode: Callable[[Room], ImageSet]) -> ImageSet | Exception:
-    """The images in a file of that name, mapped; or why there are none."""
-
-    def room(shape: tuple[int, ...]) -> np.ndarray:
-        try:
-            mapped = np.memmap(path, np.uint8, "w+", shape=shape)
-            if hasattr(os, "posix_fallocate"):  # else a full disk would be a bus error when it is written to
-                with open(path, "rb+") as file:
-                    os.posix_fallocate(file.fileno(), 0, math.prod(shape))
-        except OSError as error:
-            raise ValueError(
-                f"the ranks cannot share {math.prod(shape) / 2**30:.2g} GiB of decoded images in {path.parent} "
-                f"({error.strerror}): set TMPDIR to a folder with room, or lower data.memory_gib"
-            ) from error
-        return mapped
-
-    try:
-        return decode(room)
-    except Exception as error:  # sent to every rank
-        return error

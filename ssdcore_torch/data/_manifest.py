@@ -16,8 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ssdcore_torch.text import printable
+
 MANIFEST, INDEX = "manifest.json", "index.npz"
 FORMAT = "ssdcore shards 1"
+
+MOST_MANIFEST, MOST_INDEX = 2**28, 2**32
+"""Bytes of either file that are read: for some million shards and some hundred million pictures."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +91,20 @@ class Manifest:
                 raise ValueError("its size, skipped or index_sha256 is of another kind")
             if not all(isinstance(name, str) for name in manifest.class_names):
                 raise ValueError("its class_names are not names")
+            if len({shard.name for shard in shards}) < len(shards):
+                raise ValueError("it names a shard twice")
             if manifest.images != values["images"] or not manifest.images:
                 raise ValueError(f"it says {values['images']} images, and its shards {manifest.images}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{where} is no manifest of shards ({type(error).__name__}: {error}): give the folder that "
+                f"{where} is no manifest of shards ({type(error).__name__}: {printable(error)}): give the folder that "
                 "`python -m ssdcore_torch.prepare` wrote"
             ) from error
         return manifest
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 @dataclass(frozen=True)
@@ -136,5 +143,19 @@ class Index:
         """Raises ValueError, naming `where`, unless these are the bytes that the manifest speaks of."""
         if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
             raise ValueError(f"{where} is not the index that its manifest speaks of: prepare the shards again")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return cls(arrays["offsets"], arrays["lengths"], arrays.get("labels"))
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in ("offsets", "lengths", "labels") if name in arrays}
+        except Exception as error:  # zip, header and memory errors alike
+            raise ValueError(f"{where} is no index of shards ({printable(error)}): prepare the shards again") from error
+        wanted = (manifest.images,)
+        if not {"offsets", "lengths"} <= found.keys() or any(
+            x.shape != wanted or x.dtype != np.int64 for x in found.values()
+        ):
+            shown = ", ".join(f"{name} {x.dtype} {x.shape}" for name, x in found.items()) or "nothing"
+            raise ValueError(f"{where}: expected offsets, lengths (and labels) int64 {wanted}, got {shown}")
+        index = cls(found["offsets"], found["lengths"], found.get("labels"))
+        ends = np.repeat([shard.bytes for shard in manifest.shards], [shard.images for shard in manifest.shards])
+        if (index.offsets < 0).any() or (index.lengths < 1).any() or (index.lengths > ends - index.offsets).any():
+            raise ValueError(f"{where}: some pictures would lie outside their shards: prepare the shards again")
+        return index

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssdcore_torch.data._pixels import fit, fit_random, reason, to_rgb
+from ssdcore._files import unlimited_pixels
+from ssdcore_torch.data._pixels import DEEPEST, fit, fit_random, reason, to_channels
 from ssdcore_torch.data._sources import FatalSourceError, Source
+from ssdcore_torch.text import printable
 
 MOST_WORKERS = 8
 NEIGHBOURS = 16
@@ -39,37 +42,54 @@ class Failure:
 class Reader:
     """The chosen pictures of a source, at one size.
 
-    rows   (n,) the numbers in the source of pictures 0, 1, …
-    size   height and width that they are cropped and resized to
+    rows      (n,) the numbers in the source of pictures 0, 1, …
+    size      (height, width) that they are cropped and resized to
+    channels  1 (grey), 3 (RGB) or 4 (RGBA)
+    bits      that values of more than 8 bits use
     """
 
     source: Source
     rows: np.ndarray
-    size: int
+    size: tuple[int, int]
+    channels: int = 3
+    bits: int = DEEPEST
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image."""
+        return (*self.size, self.channels)
+
     def read(self, index: int, crop: np.ndarray | None = None) -> np.ndarray | Failure:
-        """(size, size, 3) uint8: the centred square, or the random one of these three numbers (`fit_random`)."""
+        """`shape` uint8: the centred part, or the random one of these three numbers (`fit_random`)."""
         row = int(self.rows[index])
         try:
-            with self.source.open(row) as opened:
-                if min(opened.size) < self.size:
-                    raise TooSmall(f"is {opened.width}×{opened.height} pixels, smaller than size {self.size}")
-                image = to_rgb(opened)
-            return fit(image, self.size) if crop is None else fit_random(image, self.size, crop)
+            with self.source.open(row) as opened, unlimited_pixels():
+                self._check(opened.size, sideways=True)  # before any work
+                image = to_channels(opened, self.channels, self.bits)
+                self._check(image.size)
+                return fit(image, self.size) if crop is None else fit_random(image, self.size, crop)
         except FatalSourceError:
             raise
         except Exception as error:  # Pillow's readers raise many kinds on a broken file; the reason is kept
-            return Failure(self.source.name(row), reason(error), isinstance(error, TooSmall))
+            return Failure(printable(self.source.name(row)), reason(error), isinstance(error, TooSmall))
+
+    def _check(self, size: tuple[int, int], sideways: bool = False) -> None:
+        """Raises TooSmall for a picture of this (width, height); `sideways`: only if turning it would not help."""
+        height, width = self.size
+        fits = size[0] >= width and size[1] >= height
+        if not fits and not (sideways and size[1] >= width and size[0] >= height):
+            wanted = f"size {height}" if height == width else f"{width}×{height}"
+            raise TooSmall(f"is {size[0]}×{size[1]} pixels, smaller than {wanted}")
 
 
 Task = tuple[np.ndarray, np.ndarray | None]
 """(b,) indices, and the (b, 3) numbers of their random crops or None for centred ones."""
 
 Answer = tuple[torch.Tensor, np.ndarray, tuple[Failure, ...], str]
-"""(b, size, size, 3) uint8, (b,) indices of the pictures they are, failures on the way, and why nothing goes on."""
+"""(b, height, width, c) uint8, (b,) indices of the pictures they are, failures on the way, and why nothing goes on."""
 
 
 class Pictures(Dataset[Answer]):
@@ -83,7 +103,7 @@ class Pictures(Dataset[Answer]):
 
     def __getitem__(self, task: Task) -> Answer:
         indices, crops = task
-        images = np.empty((len(indices), self.reader.size, self.reader.size, 3), np.uint8)
+        images = np.empty((len(indices), *self.reader.shape), np.uint8)
         used: list[int] = []
         failures: list[Failure] = []
         try:
@@ -133,6 +153,24 @@ def in_workers(work: Dataset[T], tasks: Iterable[Any], workers: int, pin: bool =
         generator=torch.Generator(),  # else starting it would draw from torch's global generator
     )
     return iter(loader)
+
+
+class WorkerKilledError(RuntimeError):
+    """A process that decodes pictures was killed, most likely as memory ran out."""
+
+
+@contextmanager
+def reporting_killed_workers() -> Iterator[None]:
+    """Raises `WorkerKilledError` for what torch raises, wherever this process is, if a process of `in_workers` dies."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerKilledError(
+            f"a process that decodes pictures was killed ({' '.join(str(error).split())}), as happens where memory "
+            "runs out: take fewer with --set data.workers=1, or smaller batches"
+        ) from error
 
 
 def answers(pictures: Pictures, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[Answer]:

@@ -13,50 +13,37 @@ from __future__ import annotations
 
 import collections
 import functools
-import getpass
 import glob
 import hashlib
 import io
+import itertools
 import logging
+import math
 import os
 import queue
+import re
 import tarfile
-import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
-import fsspec
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from ssdcore_torch.data._manifest import INDEX, MANIFEST, Index, Manifest
+from ssdcore._files import open_picture, open_regular, suffixes
+from ssdcore_torch.data._cache import Place, check_length, open_cached
+from ssdcore_torch.data._manifest import INDEX, MANIFEST, MOST_INDEX, MOST_MANIFEST, Index, Manifest
 from ssdcore_torch.data._order import WINDOW
-from ssdcore_torch.data._sources import FatalSourceError, Source, check_labels, need
+from ssdcore_torch.data._remote import find_remote, is_remote, open_remote
+from ssdcore_torch.data._sources import MOST_FILE, Choices, FatalSourceError, Source, check_labels, need
+from ssdcore_torch.text import printable
 
 log = logging.getLogger("ssdcore_torch")
 
-WAITS = (1.0, 4.0, 16.0, 64.0)
-"""Seconds between attempts to fetch a shard."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a shard is, and what is known of it.
-
-    path    or URL
-    bytes   its length, or None
-    sha256  of its contents, or ""
-    """
-
-    path: str
-    bytes: int | None
-    sha256: str = ""
+MOST_SHARDS = 1_000_000
+"""Files that a pattern may mean."""
 
 
 class ShardSource(Source):
@@ -73,12 +60,15 @@ class ShardSource(Source):
         counts: Sequence[int],
         index: Index,
         class_names: tuple[str, ...],
+        choices: Choices | None = None,
     ) -> None:
-        check_labels(index.labels, class_names, source)
+        self.choices = choices or Choices()
         self.source, self.shards, self.index = source, tuple(shards), index
-        self.labels, self.class_names = index.labels, class_names
+        if self.choices.labels:
+            self.labels, self.class_names = index.labels, check_labels(index.labels, class_names, source)
+            self.labelled_by = "" if index.labels is None else "KEY.cls"
         self.blocks = tuple(counts)
-        self.remote = any(is_remote(shard.path) for shard in self.shards)
+        self.slow = any(is_remote(shard.path) for shard in self.shards)
         self.ends = np.cumsum(counts)
 
     def __len__(self) -> int:
@@ -86,8 +76,12 @@ class ShardSource(Source):
 
     def open(self, index: int) -> Image.Image:
         file = self._file(index)
+        length = int(self.index.lengths[index])
+        if length > MOST_FILE:
+            raise ValueError(f"takes {length} bytes, more than a picture can")
         file.seek(int(self.index.offsets[index]))
-        return Image.open(io.BytesIO(file.read(int(self.index.lengths[index]))))
+        picture: Image.Image = open_picture(io.BytesIO(file.read(length)), self.choices.most_pixels)
+        return picture
 
     def name(self, index: int) -> str:
         file = self._file(index)
@@ -103,7 +97,7 @@ class ShardSource(Source):
     def _shard(self, index: int) -> Place:
         return self.shards[int(np.searchsorted(self.ends, index, side="right"))]
 
-    def _file(self, index: int) -> IO[bytes]:
+    def _file(self, index: int) -> BinaryIO:
         return _opened(os.getpid(), self._shard(index))
 
 
@@ -137,11 +131,6 @@ class Prefetcher:
                 log.warning("%s", error)  # the worker that needs it will stop the run
 
 
-def is_remote(path: str) -> bool:
-    """Whether this is a URL."""
-    return "://" in path
-
-
 def holds_shards(path: str) -> bool:
     """Whether `open_shards` is what reads this."""
     if is_remote(path) or path.startswith("pipe:") or path.endswith((".tar", MANIFEST)):
@@ -152,121 +141,169 @@ def holds_shards(path: str) -> bool:
     names = [entry.name for entry in inside]
     if MANIFEST in names:
         return True
-    pictures = any(
-        entry.is_dir() or Path(entry.name).suffix.lower() in Image.registered_extensions() for entry in inside
-    )
+    pictures = any(entry.is_dir() or Path(entry.name).suffix.lower() in suffixes() for entry in inside)
     return not pictures and any(name.endswith(".tar") for name in names)
 
 
-def open_shards(path: str) -> ShardSource:
+def open_shards(path: str, choices: Choices | None = None) -> ShardSource:
     """A folder with a manifest.json or with .tar files, a manifest.json, a .tar, or a pattern of them ({000..123}, *).
 
-    Any of them may be a URL that fsspec reads (https://, s3://, gs://, …). Raises ValueError for shards that are not
+    Any of them may be a URL of one of the `PROTOCOLS`. Raises ValueError for shards that are not
     what they should be, naming the first; FileNotFoundError where there are none.
     """
     if path.startswith("pipe:"):
         raise ValueError(f"{path}: commands are not run; give the shards' URLs (s3://, gs://, https://, …) instead")
-    if Path(path, MANIFEST).is_file():
-        return _open_manifest(str(Path(path, MANIFEST)))
+    choices = choices or Choices()
+    if not is_remote(path) and Path(path, MANIFEST).exists():
+        return _open_manifest(str(Path(path, MANIFEST)), choices)
     if path.endswith(MANIFEST):
-        return _open_manifest(path)
+        return _open_manifest(path, choices)
     shards = _expand(path)
-    counts: list[int] = []
+    places: list[Place] = []
     parts: list[Index] = []
     bar = tqdm(shards, desc="reading shards", unit="shard", disable=None, delay=1, leave=False, dynamic_ncols=True)
     for shard in bar:
-        parts.append(scan(shard))
-        counts.append(len(parts[-1].offsets))
+        place, part = scan(shard, choices.column)
+        places.append(place)
+        parts.append(part)
+    counts = [len(part.offsets) for part in parts]
     empty = [shard for shard, count in zip(shards, counts) if not count]
     if empty:
-        raise ValueError(f"{empty[0]} holds no pictures: expected files named KEY.jpg, KEY.png, … in it")
+        column = f".{choices.column}" if choices.column else ".jpg, KEY.png, …"
+        raise ValueError(f"{empty[0]} holds no pictures: expected files named KEY{column} in it")
     unlabelled = [shard for shard, part in zip(shards, parts) if part.labels is None]
     if 0 < len(unlabelled) < len(shards):
         raise ValueError(f"{unlabelled[0]} holds no labels (KEY.cls) where other shards do: add or remove them")
-    index = Index.join(parts)
-    names = () if index.labels is None else tuple(str(k) for k in range(int(index.labels.max()) + 1))
-    places = [Place(shard, None if is_remote(shard) else os.path.getsize(shard)) for shard in shards]
-    return ShardSource(path, places, counts, index, names)
+    return ShardSource(path, places, counts, Index.join(parts), (), choices)
 
 
-def scan(shard: str) -> Index:
-    """The index of one shard, made by reading through it.
+def scan(shard: str, column: str | None = None) -> tuple[Place, Index]:
+    """What is known of one shard after reading through it, and its index.
+
+    column   of the pictures of a key (KEY.input.jpg, KEY.target.jpg) those with this ending; None: its only one
 
     Raises ValueError if it is no uncompressed tar, is cut short, or holds labels for some of its pictures only.
     """
     base_plus_ext = need("webdataset.tariterators").base_plus_ext
-    suffixes = {suffix[1:] for suffix in Image.registered_extensions()}
     places: dict[str, tuple[int, int]] = {}
     labels: dict[str, int] = {}
     try:
         # A stream, read in sequence, where it is remote; else only the headers are read.
-        with _open_stream(shard) as file, tarfile.open(fileobj=file, mode="r|" if is_remote(shard) else "r:") as tar:
+        with _Counting(shard) as file, tarfile.open(fileobj=file, mode="r|" if file.remote else "r:") as tar:
             for member in tar:
                 key, suffix = base_plus_ext(member.name)
-                if key is None or not member.isreg():
+                if key is None or not member.isreg() or member.issparse():
                     continue
-                if suffix.lower() in suffixes:
-                    if key in places:
-                        raise ValueError(f"{key} has several pictures")
-                    places[key] = (member.offset_data, member.size)
-                elif suffix.lower() == "cls":
+                if suffix.lower() == "cls":
                     content = tar.extractfile(member)
                     assert content is not None
-                    labels[key] = _label(content.read(), member.name)
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        raise ValueError(f"{shard} is no sound uncompressed tar file of pictures: {error}") from error
+                    labels[key] = _label(content.read(MOST_LABEL), member.name)
+                elif suffix == column or (column is None and f".{suffix.lower().rpartition('.')[2]}" in suffixes()):
+                    if key in places:
+                        raise ValueError(f"{key} has several pictures: say which with --set data.column={suffix}")
+                    places[key] = (member.offset_data, member.size)
+            length, digest = file.finish()
+        if ends := [start + size for start, size in places.values() if start + size > length]:
+            raise ValueError(f"it ends after {length} bytes, and a picture after {ends[0]}")
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        raise ValueError(
+            f"{printable(shard)} is no sound uncompressed tar file of pictures: {printable(error)}"
+        ) from error
     if labels and (without := [key for key in places if key not in labels]):
-        raise ValueError(f"{shard}: {without[0]} has no label (.cls) where others have one: add or remove them")
+        raise ValueError(
+            f"{shard}: {printable(without[0])} has no label (.cls) where others have one: add or remove them"
+        )
     array = np.array(list(places.values()), dtype=np.int64).reshape(-1, 2)
-    return Index(array[:, 0], array[:, 1], np.array([labels[key] for key in places], np.int64) if labels else None)
+    known = np.array([labels[key] for key in places], np.int64) if labels else None
+    return Place(shard, length, digest), Index(array[:, 0], array[:, 1], known)
+
+
+class _Counting(io.RawIOBase):
+    """A shard's file; of a remote one, which is read through once, the length and SHA-256 of what has passed."""
+
+    def __init__(self, shard: str) -> None:
+        self.remote = is_remote(shard)
+        self._file: IO[bytes] = open_remote(shard) if self.remote else open_regular(shard)
+        self._digest, self._length = hashlib.sha256(), 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._file.read(size)
+        if self.remote:
+            self._digest.update(content)
+            self._length += len(content)
+        return content
+
+    def seek(self, place: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def finish(self) -> tuple[int, str]:
+        """(length, SHA-256 or "" of a local file), after reading to the end."""
+        if not self.remote:
+            return self._file.seek(0, os.SEEK_END), ""
+        while self.read(2**20):
+            pass
+        return self._length, self._digest.hexdigest()
+
+
+MOST_LABEL = 32  # bytes of a KEY.cls
 
 
 def _label(content: bytes, name: str) -> int:
-    if not content.strip().isdigit():
-        raise ValueError(f"{name}: expected a class number, got {content[:20]!r}")
-    return int(content)
+    text = content.strip()
+    if not text.isdigit() or len(text) > 9:
+        raise ValueError(f"{printable(name)}: expected a class number, got {content[:20]!r}")
+    return int(text)
 
 
-def _open_manifest(path: str) -> ShardSource:
+def _open_manifest(path: str, choices: Choices) -> ShardSource:
     folder = path.rsplit("/", 1)[0] if is_remote(path) else str(Path(path).parent)
-    manifest = Manifest.from_json(_read(path), path)
-    index = Index.from_bytes(_read(f"{folder}/{INDEX}"), manifest, f"{folder}/{INDEX}")
+    manifest = Manifest.from_json(_read(path, MOST_MANIFEST), path)
+    index = Index.from_bytes(_read(f"{folder}/{INDEX}", MOST_INDEX), manifest, f"{folder}/{INDEX}")
     shards = [Place(f"{folder}/{shard.name}", shard.bytes, shard.sha256) for shard in manifest.shards]
     if not is_remote(folder):
         for shard in shards:
-            _check_length(shard.path, shard)
+            check_length(os.path.getsize(shard.path), shard)
     counts = [shard.images for shard in manifest.shards]
-    source = ShardSource(folder, shards, counts, index, manifest.class_names)
+    source = ShardSource(folder, shards, counts, index, manifest.class_names, choices)
     source.size = (manifest.size, manifest.size) if manifest.size else None
     return source
 
 
-def _read(path: str) -> bytes:
-    with _open_stream(path) as file:
-        return file.read()
+def _read(path: str, most: int) -> bytes:
+    with open_stream(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{printable(path)} is larger than any such file can be")
+    return content
 
 
-def _open_stream(path: str) -> IO[bytes]:
-    try:
-        return fsspec.open(path, "rb").open()
-    except OSError:
-        raise
-    except Exception as error:  # every protocol has errors of its own, and some need a package of their own
-        raise OSError(f"{path} cannot be read: {error}") from error
+def open_stream(path: str) -> IO[bytes]:
+    """A file here or at an address. Raises OSError, ValueError."""
+    return open_remote(path) if is_remote(path) else open_regular(path)
 
 
 def _expand(path: str) -> list[str]:
     """The shards that a folder or a pattern means, in order."""
+    if os.path.isfile(path):  # also one that looks like a pattern
+        return [path]
     if os.path.isdir(path):
-        return sorted(str(file) for file in Path(path).glob("*.tar"))
-    patterns = list(need("braceexpand").braceexpand(path))
+        found = sorted(str(file) for file in Path(path).glob("*.tar"))
+        if not found:
+            raise FileNotFoundError(f"no such data: {path} holds no .tar files")
+        return found
     shards: list[str] = []
-    for pattern in patterns:
+    for pattern in _unbraced(path):
         if not glob.has_magic(pattern):
             shards.append(pattern)
         elif is_remote(pattern):
-            system, _ = fsspec.core.url_to_fs(pattern)
-            shards += sorted(system.unstrip_protocol(found) for found in system.glob(pattern))
+            shards += find_remote(pattern)
         else:
             shards += sorted(glob.glob(pattern))
     missing = [shard for shard in shards if not is_remote(shard) and not os.path.isfile(shard)]
@@ -275,81 +312,29 @@ def _expand(path: str) -> list[str]:
     return shards
 
 
+def _unbraced(path: str) -> list[str]:
+    """What {000..123} and {a,b} stand for. Raises ValueError where they stand for more than `MOST_SHARDS`."""
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}", path)
+    count = math.prod(abs(int(last[:40]) - int(first[:40])) + 1 for first, last in ranges)
+    count *= math.prod(inside.count(",") + 1 for inside in re.findall(r"\{[^{]*", path))
+    if count > MOST_SHARDS:
+        raise ValueError(f"{printable(path)} stands for more than {MOST_SHARDS} files: name fewer at once")
+    return list(itertools.islice(need("braceexpand").braceexpand(path), MOST_SHARDS))
+
+
 @functools.lru_cache(maxsize=2 * WINDOW)  # a file is closed when it falls out and nobody reads it
-def _opened(process: int, shard: Place) -> IO[bytes]:
+def _opened(process: int, shard: Place) -> BinaryIO:
     """The shard, open for this process alone: after a fork, two would share its position."""
     return _open_here(shard)
 
 
-def _open_here(shard: Place) -> IO[bytes]:
+def _open_here(shard: Place) -> BinaryIO:
     """The shard, on this machine, fetched if need be. Raises FatalSourceError if that fails."""
     try:
-        if not is_remote(shard.path):
-            _check_length(shard.path, shard)
-            return open(shard.path, "rb")
-        folder = _cache_folder()
-        name = hashlib.sha256(f"{shard.path} {shard.sha256}".encode()).hexdigest()[:32]
-        cached = folder / f"{name}.tar"
-        with FileLock(f"{cached}.lock"):  # other workers and ranks want it, too
-            if not cached.exists():
-                _fetch(shard, cached)
-            os.utime(cached)
-            file = open(cached, "rb")  # noqa: SIM115
-        _forget(folder)
+        if is_remote(shard.path):
+            return open_cached(shard, open_remote)
+        file = open_regular(shard.path)
+        check_length(os.fstat(file.fileno()).st_size, shard)
         return file
     except (OSError, ValueError) as error:
         raise FatalSourceError(str(error)) from error
-
-
-def _cache_folder() -> Path:
-    """Where fetched shards are kept: $SSDCORE_CACHE, or a folder in that for temporary files."""
-    chosen = os.environ.get("SSDCORE_CACHE")
-    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
-    folder = Path(chosen) if chosen else Path(tempfile.gettempdir(), f"ssdcore-shards-{user}")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
-
-
-def _fetch(shard: Place, cached: Path) -> None:
-    for left in cached.parent.glob(f"{cached.stem}.*.part"):  # by a process that was killed
-        left.unlink(missing_ok=True)
-    part = cached.with_suffix(f".{os.getpid()}.part")
-    for wait in (*WAITS, None):
-        try:
-            digest = hashlib.sha256()
-            with _open_stream(shard.path) as source, open(part, "wb") as target:
-                while block := source.read(2**20):
-                    digest.update(block)
-                    target.write(block)
-            _check_length(str(part), shard)
-            if shard.sha256 and digest.hexdigest() != shard.sha256:
-                raise ValueError(f"{shard.path} is not what its manifest says it was")
-            part.replace(cached)
-            return
-        except Exception as error:  # every protocol has errors of its own
-            if wait is None:
-                raise OSError(f"{shard.path} cannot be fetched: {error}") from error
-            log.warning("%s cannot be fetched (%s): trying again in %.0f s", shard.path, error, wait)
-            time.sleep(wait)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _forget(folder: Path) -> None:
-    """Remove all but the shards used last. One that is still open somewhere stays readable there."""
-    used: list[tuple[float, Path]] = []
-    for file in folder.glob("*.tar"):
-        try:
-            used.append((file.stat().st_mtime, file))
-        except FileNotFoundError:
-            continue  # another process was quicker
-    for _, file in sorted(used)[: -2 * WINDOW]:
-        file.unlink(missing_ok=True)
-
-
-def _check_length(file: str, shard: Place) -> None:
-    found = os.path.getsize(file)
-    if shard.bytes is not None and found != shard.bytes:
-        raise ValueError(
-            f"{shard.path} is {found} bytes long, not {shard.bytes} as expected: cut short, or of another preparation"
-        )
