@@ -16,8 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssdcore_torch.data import Feed, ImageStream, load_images, open_images
-from ssdcore_torch.data import _cache, _shards
+from ssdcore_torch.data import Feed, ImageStream, _cache, _shards, load_images, open_images
 from ssdcore_torch.data._manifest import Manifest
 from ssdcore_torch.data._order import WINDOW
 from ssdcore_torch.prepare import index_shards, prepare

@@ -77,8 +77,10 @@ class Manifest:
                     raise ValueError(f"{shard.name!r} is no file name")
                 if not (_is_count(shard.images) and _is_count(shard.bytes) and isinstance(shard.sha256, str)):
                     raise ValueError(f"{shard} has no such counts")
+            if not isinstance(values["recipe"], dict) or not isinstance(values["class_names"], list):
+                raise ValueError("its recipe or class_names is of another kind")
             manifest = cls(
-                dict(values["recipe"]),
+                values["recipe"],
                 values["size"],
                 tuple(values["class_names"]),
                 values["skipped"],
