@@ -43,7 +43,7 @@ def _names_below(folder: Path) -> list[str]:
     found: list[str] = []
     visits = collections.Counter[str]()
     top = os.fspath(folder)
-    above: dict[str, tuple[str, ...]] = {top: (os.path.realpath(top),)}  # real names of a folder and those that it lies in
+    above: dict[str, tuple[str, ...]] = {top: (os.path.realpath(top),)}  # real names of it and what it lies in
     for parent, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
         chain = above.pop(parent)
         visits[chain[-1]] += 1
