@@ -16,7 +16,7 @@ from ssdcore.gaussian import Covariance, Gaussian
 from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
-from ssdcore.spectral import ConvergenceError
+from ssdcore.spectral import ConvergenceError, Decomposition, Modes
 
 if _typing.TYPE_CHECKING:
     from ssdcore import interop, multistep, oracle, plotting, testing, theorems
@@ -30,6 +30,7 @@ __all__ = [
     "Blur",
     "ConvergenceError",
     "Covariance",
+    "Decomposition",
     "Functional",
     "Gaussian",
     "Identity",
@@ -37,6 +38,7 @@ __all__ = [
     "LinearDiffusion",
     "LinearOperator",
     "Matrix",
+    "Modes",
     "NoiseSchedule",
     "Resize",
     "ResolutionSchedule",

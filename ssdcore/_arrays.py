@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import sys
+import threading
 from collections.abc import Callable, Hashable
-from typing import Any, ParamSpec
+from typing import Any, NamedTuple, ParamSpec
 
 import array_api_compat
 import numpy as np
@@ -119,23 +122,56 @@ def _copied(xp: Namespace, value: np.ndarray, dtype: Any, device: Any) -> Array:
     return xp.asarray(value.copy(), dtype=dtype, device=device)
 
 
-class Constant:
-    """A float64 (or integer) numpy array, and its copies in the namespaces, dtypes and devices that asked for it."""
+def trace_key() -> str:
+    """A string that no other object has, in any process; read where torch.compile traces, its guards compare it.
 
-    __slots__ = ("_cache", "value")
+    torch.compile takes what a marked function returns as a constant of the graph and does not ask again whose it was.
+    Strings are guarded by value; numbers may become symbols, and objects are compared by type and attributes only.
+    """
+    return os.urandom(16).hex()
+
+
+class Constant:
+    """A float64 (or integer) numpy array, and its copies in the namespaces, dtypes and devices that asked for it.
+
+    `value` is read-only. Constants are equal if their values are, and torch.compile never takes one for another.
+    """
+
+    __slots__ = ("_cache", "_digest", "_trace_key", "value")
 
     def __init__(self, value: np.ndarray) -> None:
         dtype = np.int64 if np.issubdtype(value.dtype, np.integer) else np.float64
-        self.value = np.ascontiguousarray(value, dtype=dtype)
+        held = np.ascontiguousarray(value, dtype=dtype)
+        if held.flags.writeable:
+            if held is value or held.base is not None:
+                held = held.copy()  # the caller may write to it
+            held.flags.writeable = False
+        self.value = held
         self._cache: dict[Hashable, tuple[Array]] = {}
+        self._digest: bytes | None = None
+        self._trace_key = trace_key()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Constant, (self.value,)
 
-    def on(self, xp: Namespace, dtype: Any, device: Any) -> Array:
-        return self._held(xp, dtype, device)[0]
+    def digest(self) -> bytes:
+        """A fingerprint of shape and values."""
+        if self._digest is None:
+            self._digest = digest(self.value)
+        return self._digest
 
-    def _held(self, xp: Namespace, dtype: Any, device: Any) -> tuple[Array]:
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, Constant):
+            return self is other
+        return self.value.shape == other.value.shape and self.digest() == other.digest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def on(self, xp: Namespace, dtype: Any, device: Any) -> Array:
+        return self._held(self._trace_key, xp, dtype, device)[0]  # the key is read here, for guards to see it
+
+    def _held(self, trace_key: str, xp: Namespace, dtype: Any, device: Any) -> tuple[Array]:
         key = (xp.__name__, dtype, device)
         held = self._cache.get(key)
         if held is None:
@@ -156,25 +192,81 @@ class Constant:
         return self.on(xp, x.dtype, device_of(x))
 
 
+def digest(value: np.ndarray) -> bytes:
+    """A fingerprint of shape, dtype and values."""
+    hashed = hashlib.blake2b(np.ascontiguousarray(value).data, digest_size=16)
+    hashed.update(repr((value.shape, value.dtype.str)).encode())
+    return hashed.digest()
+
+
+class ArrayKind(NamedTuple):
+    """Namespace, dtype and device of arrays that the library makes itself; device None is the library's default."""
+
+    namespace: Namespace
+    dtype: Any
+    device: Any = None
+
+    @staticmethod
+    def numpy() -> ArrayKind:
+        """float64 numpy."""
+        return ArrayKind(namespace_of(np.zeros(1)), np.float64)
+
+    def asarray(self, values: np.ndarray) -> Array:
+        return self.namespace.asarray(values, dtype=self.dtype, device=self.device)
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """The values of an array of any namespace and device as float64 numpy, out of any gradient."""
+    if _is_torch(x):
+        return np.array(x.detach().to("cpu", sys.modules["torch"].float64).numpy())
+    if array_api_compat.is_cupy_array(x):
+        return np.array(x.get(), dtype=np.float64)
+    if namespace_of(x).__name__ == "array_api_strict":
+        return np.array(x.to_device(type(x.device)("CPU_DEVICE")), dtype=np.float64)
+    return np.array(np.asarray(x).astype(np.float64))
+
+
 class Memo:
-    """Results by key, at most 4096, the oldest dropped first. Pickles and copies are made without them."""
+    """Results by key, the least recently used dropped first. Safe to share between threads.
 
-    __slots__ = ("_results",)
+    entries   at most so many results
+    bytes     at most so much memory in all, as `sized` tells of a result
 
-    def __init__(self) -> None:
-        self._results: dict[Hashable, Any] = {}
+    Pickles and copies are made without the results.
+    """
+
+    def __init__(self, entries: int = 4096, bytes: int = 2**26) -> None:
+        self._entries, self._bytes = entries, bytes
+        self._forget()
+
+    def _forget(self) -> None:
+        self._results: dict[Hashable, tuple[Any, int]] = {}
+        self._held = 0
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Memo, ()
+        return Memo, (self._entries, self._bytes)
 
-    def get(self, make: Callable[..., Any], *key: Hashable) -> Any:
-        """make(*key), computed once."""
+    def get(self, make: Callable[..., Any], *key: Hashable, sized: Callable[[Any], int] = lambda result: 0) -> Any:
+        """make(*key), computed once while it is kept."""
         entry = (make.__name__, *key)
-        if entry not in self._results:
-            if len(self._results) >= 4096:
-                self._results.pop(next(iter(self._results)))
-            self._results[entry] = make(*key)
-        return self._results[entry]
+        with self._lock:
+            found = self._results.pop(entry, None)
+            if found is not None:
+                self._results[entry] = found  # now the youngest
+                return found[0]
+        made = make(*key)  # outside of the lock: it may ask for other results, and take long
+        size = sized(made)
+        with self._lock:
+            found = self._results.get(entry)
+            if found is not None:  # another thread was faster: one result for all
+                return found[0]
+            self._results[entry] = (made, size)
+            self._held += size
+            while len(self._results) > 1 and (len(self._results) > self._entries or self._held > self._bytes):
+                _, dropped = self._results.pop(next(iter(self._results)))
+                self._held -= dropped
+        return made
 
 
 def once_per_trace(prepare: Callable[P, None]) -> Callable[P, None]:
@@ -186,8 +278,7 @@ def once_per_trace(prepare: Callable[P, None]) -> Callable[P, None]:
 def matmul_axis(xp: Namespace, matrix: Array, x: Array, axis: int) -> Array:
     """matrix (m, n) times `x` along the negative `axis` of length n."""
     if axis == -1:
-        return xp.matmul(x, xp.matrix_transpose(matrix))
+        return x @ matrix.T
     if axis == -2:
-        return xp.matmul(matrix, x)
-    moved = xp.matmul(xp.moveaxis(x, axis, -1), xp.matrix_transpose(matrix))
-    return xp.moveaxis(moved, -1, axis)
+        return matrix @ x
+    return xp.moveaxis(xp.moveaxis(x, axis, -1) @ matrix.T, -1, axis)

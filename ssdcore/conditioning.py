@@ -89,7 +89,7 @@ def general_posterior(
     if spectral is not None:
         s, (p, p_rest), (q, _) = spectral
         _check_admissible(float((q - p * s**2).min()), float(np.max(q)))
-        decomposition = operator._decomposition
+        decomposition = operator.decomposition()
         assert decomposition is not None  # what _in_operator_modes found it in
         with full_precision(x_t):
             raised = decomposition.lift(xp, innovation, Constant(p * s / q).like(xp, innovation))
@@ -139,7 +139,7 @@ def _in_operator_modes(
     """(singular values, Σ_s in the input modes, Σ_t in the output modes), or None where one is not diagonal there."""
     if not isinstance(covariance_s, SpectralCovariance) or not isinstance(covariance_t, SpectralCovariance):
         return None
-    decomposition = operator._decomposition
+    decomposition = operator.decomposition()
     if decomposition is None:
         return None
     p = covariance_s.in_modes(decomposition.input)

@@ -23,8 +23,9 @@ from ssdcore._arrays import (
     once_per_trace,
     real_namespace,
 )
-from ssdcore.operators.base import LinearOperator, finite_matrix, positive_shape
+from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.blur import spectral_basis
+from ssdcore.operators.linear_map import finite_matrix, positive_shape
 from ssdcore.spectral import Modes
 
 # Relative size below which a negative eigenvalue is rounding and not a modelling error.
@@ -89,7 +90,7 @@ class Covariance(abc.ABC):
 
         ``Covariance.of_modes(operator.T, …)`` is the same on the output side.
         """
-        decomposition = operator._decomposition
+        decomposition = operator.decomposition()
         if decomposition is None:
             raise ValueError(f"Covariance.of_modes: {operator} is too large for a singular value decomposition")
         variances = np.asarray(values, dtype=np.float64)
@@ -238,14 +239,14 @@ class OperatorCovariance(Covariance):
 
     @once_per_trace
     def _prepare(self) -> None:
-        self.operator._prepare()
+        self.operator.prepare()
 
     def _function(self, xp: Namespace, x: Array, power: float) -> Array:
         def function(eigenvalues: Array) -> Array:
             variance = self.variance(eigenvalues)
             return xp.where(variance > 0, variance, xp.zeros_like(variance)) ** power
 
-        return self.operator._gram_function(xp, x, function)
+        return self.operator.apply_gram_function(xp, x, function)
 
     def log_determinant(self) -> float:
         raise ValueError(

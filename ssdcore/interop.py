@@ -17,7 +17,7 @@ import numpy as np
 from ssdcore import _extras
 from ssdcore._arrays import Array, Shape, device_of, namespace_of
 from ssdcore.operators import Functional, LinearOperator
-from ssdcore.operators.base import positive_shape
+from ssdcore.operators.linear_map import positive_shape
 
 __all__ = ["from_pylops", "from_scipy", "to_pylops", "to_scipy"]
 
@@ -108,7 +108,9 @@ class _Columns:
         if rows.dtype.kind in "iub":
             rows = rows.astype(self.dtype)
         x = np.ascontiguousarray(rows).reshape(-1, *self.op.in_shape)
-        y = np.asarray(self.op(self.op._namespace.asarray(x)))  # a Functional may be made for torch or jax arrays
+        y = np.asarray(
+            self.op(self.op.array_kind.namespace.asarray(x))
+        )  # a Functional may be made for torch or jax arrays
         return y.reshape(len(rows), math.prod(self.op.out_shape))
 
 

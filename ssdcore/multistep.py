@@ -72,7 +72,7 @@ def half_log_snr(proc: LinearDiffusion, t: int) -> float:
 
 
 def _across(operator: LinearOperator, prediction: Array, previous: Array, step: float, last: float) -> Array:
-    decomposition = operator._decomposition
+    decomposition = operator.decomposition()
     if decomposition is None or last <= 0:
         return prediction
     r = decomposition.singular_values
@@ -87,7 +87,7 @@ def _across(operator: LinearOperator, prediction: Array, previous: Array, step: 
 
 
 def _after(operator: LinearOperator, prediction: Array, previous: Array, step: float, last: float) -> Array:
-    decomposition = operator._decomposition
+    decomposition = operator.decomposition()
     if decomposition is None:
         return prediction
     r = decomposition.singular_values

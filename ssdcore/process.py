@@ -30,7 +30,7 @@ from ssdcore.conditioning import InadmissibleProcess
 from ssdcore.degradations import Chain, Degradations, GrowingBlur
 from ssdcore.gaussian import Covariance, Gaussian, OperatorCovariance, SpectralCovariance
 from ssdcore.operators import Blur, LinearOperator, Resize
-from ssdcore.operators.base import positive_shape
+from ssdcore.operators.linear_map import positive_shape
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
 # Relative slack on the admissibility condition: rounding of a product of a few float64 numbers.
@@ -504,8 +504,8 @@ class LinearDiffusion:
             if isinstance(lift, float):
                 mean = operator.T(lift * innovation)
             else:
-                operator._prepare_spectrum()
-                decomposition = operator._decomposition
+                operator.prepare_spectrum()
+                decomposition = operator.decomposition()
                 assert decomposition is not None  # _posterior refuses eta < 1 otherwise
                 mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
             mean += self.alpha(s) * clean  # in place: large temporaries cost most
@@ -566,9 +566,10 @@ class LinearDiffusion:
 
     def _covariance(self, operator: LinearOperator, values: Any, rest: float) -> Covariance:
         """`values`(eigenvalues of OᵀO) in the operator's input modes, `rest` elsewhere."""
-        if operator._decomposition is None:
+        decomposition = operator.decomposition()
+        if decomposition is None:
             return OperatorCovariance(operator, values)
-        return Covariance.of_modes(operator, values(operator._decomposition.singular_values**2), rest)
+        return Covariance.of_modes(operator, values(decomposition.singular_values**2), rest)
 
     def _transition_covariance(self, s: int, t: int) -> Covariance:
         variance_s, variance_t = self.sigma(s) ** 2, self.sigma(t) ** 2
@@ -583,7 +584,7 @@ class LinearDiffusion:
         if eta == 1:
             covariance = self._covariance(ratio * unscaled, lambda m2: sigma_s**2 * (1 - rho * m2), sigma_s**2)
             return unscaled, rho * ratio, covariance
-        decomposition = unscaled._decomposition
+        decomposition = unscaled.decomposition()
         if decomposition is None:
             raise ValueError(
                 f"posterior: eta < 1 needs the singular vectors of {unscaled}, which is too large for a "

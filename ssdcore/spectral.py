@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace, Shape, device_of, matmul_axis
+from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of, matmul_axis
 
 # A matrix along an axis this long or longer is applied block by block if its band makes that cheaper.
 _BAND_MIN_LENGTH = 192
@@ -98,7 +98,14 @@ class AxisMatrix:
         return xp.concat(parts, axis=x.ndim + axis)
 
 
-@dataclass(frozen=True, eq=False)
+def _completed(factor: Constant) -> Constant:
+    """Orthonormal columns, followed by others that make them a basis."""
+    q, _ = np.linalg.qr(factor.value, mode="complete")
+    k = factor.value.shape[1]
+    return Constant(np.concatenate([factor.value, q[:, k:]], axis=1))
+
+
+@dataclass(frozen=True)
 class Modes:
     """Orthonormal modes of arrays with trailing axes `shape`: the columns of ⊗ factors, factor i being (n_i, k_i).
 
@@ -116,7 +123,16 @@ class Modes:
 
     @property
     def complete(self) -> bool:
+        """Whether the modes span everything."""
         return self.counts == self.grid
+
+    def completed(self, values: np.ndarray) -> tuple[Modes, np.ndarray]:
+        """Modes that span everything, of which these are the first an axis, and `values` with zeros for the others."""
+        if self.complete:
+            return self, values
+        factors = tuple(f if f.value.shape[0] == f.value.shape[1] else _completed(f) for f in self.factors)
+        padding = [(0, n - k) for n, k in zip(self.grid, self.counts)]
+        return Modes(self.shape, self.grid, factors), np.pad(np.broadcast_to(values, self.counts), padding)
 
     def analyse(self, xp: Namespace, x: Array) -> Array:
         """Coefficients Vᵀ x, (*batch, *counts)."""
@@ -124,7 +140,7 @@ class Modes:
             return x
         z = xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
         for i, factor in enumerate(self.factors):
-            z = matmul_axis(xp, xp.matrix_transpose(factor.like(xp, x)), z, i - len(self.grid))
+            z = matmul_axis(xp, factor.like(xp, x).T, z, i - len(self.grid))
         return z
 
     def synthesise(self, xp: Namespace, z: Array) -> Array:
@@ -154,6 +170,18 @@ class Decomposition:
     singular_values: np.ndarray
     sign: float = 1.0
 
+    def __post_init__(self) -> None:
+        values = np.asarray(self.singular_values, dtype=np.float64)
+        if values.flags.writeable:
+            values = values.copy()
+            values.flags.writeable = False
+        object.__setattr__(self, "singular_values", values)
+
+    @property
+    def is_multiple_of_identity(self) -> bool:
+        """Whether M is ± s · I, by construction."""
+        return not (self.input.factors or self.output.factors) and self.singular_values.size == 1
+
     @staticmethod
     def identity(shape: Shape) -> Decomposition:
         modes = Modes(shape, shape, ())
@@ -176,9 +204,11 @@ class Decomposition:
 
     @property
     def T(self) -> Decomposition:
+        """The decomposition of Mᵀ."""
         return Decomposition(self.output, self.input, self.singular_values, self.sign)
 
     def scaled(self, scale: float) -> Decomposition:
+        """The decomposition of scale · M."""
         return replace(
             self,
             singular_values=abs(scale) * self.singular_values,
@@ -191,15 +221,49 @@ class Decomposition:
         return Constant(self.singular_values**2)
 
     def gram_function(self, xp: Namespace, f: Callable[[Array], Array], x: Array) -> Array:
-        eigenvalues = self.eigenvalues.like(xp, x)
+        """f(MᵀM) x. `f` gets arrays of its own: it may work in place."""
+        values = f(xp.asarray(self.eigenvalues.like(xp, x), copy=True))
         if self.input.complete:
-            return self.input.scale(xp, x, f(eigenvalues), 0.0)
+            return self.input.scale(xp, x, values, 0.0)
         zero = xp.zeros((1,), dtype=x.dtype, device=device_of(x))
-        return self.input.scale(xp, x, f(eigenvalues), xp.reshape(f(zero), ()))
+        return self.input.scale(xp, x, values, xp.reshape(f(zero), ()))
+
+    def of_gram(self, f: Callable[[np.ndarray], np.ndarray]) -> Decomposition | None:
+        """The decomposition of f(MᵀM), whose eigenvectors are those of MᵀM; None if f takes both signs there."""
+        modes, squares = self.input.completed(self.singular_values**2)
+        return _symmetric(modes, np.asarray(f(np.array(squares)), dtype=np.float64))
 
     def lift(self, xp: Namespace, y: Array, weights: Array) -> Array:
         """V diag(weights) Uᵀ y: from the output space back to the input space."""
         return self.input.synthesise(xp, (self.sign * weights) * self.output.analyse(xp, y))
+
+
+def _symmetric(modes: Modes, values: np.ndarray) -> Decomposition | None:
+    """V diag(values) Vᵀ in complete modes; None for values of both signs, which need other output than input modes."""
+    if values.min(initial=0.0) < 0 < values.max(initial=0.0):
+        return None
+    sign = -1.0 if values.min(initial=0.0) < 0 else 1.0
+    return Decomposition(modes, modes, np.abs(values), sign)
+
+
+def merged_sum(parts: Sequence[Decomposition]) -> Decomposition | None:
+    """The decomposition of a sum of operators that are diagonal in the same modes; None if that is not known to be so.
+
+    A multiple of the identity is diagonal in all modes. Parts with the same input and output modes add as they are;
+    the sum must have one sign.
+    """
+    lead = next((part for part in parts if not part.is_multiple_of_identity), parts[0])
+    total = np.zeros(())
+    for part in parts:
+        if part.is_multiple_of_identity:
+            if not (lead.input == lead.output and lead.input.complete):
+                return None
+        elif (part.input, part.output) != (lead.input, lead.output):
+            return None
+        total = total + part.sign * part.singular_values
+    if total.min() < 0 < total.max():
+        return None
+    return Decomposition(lead.input, lead.output, np.abs(total), -1.0 if total.min() < 0 else 1.0)
 
 
 def _lanczos(xp: Namespace, gram: Callable[[Array], Array], start: Array) -> Iterator[_LanczosStep]:
@@ -317,14 +381,14 @@ def lanczos_function(
     )
 
 
-def lanczos_norm(xp: Namespace, gram: Callable[[Array], Array], shape: Shape, what: object) -> float:
+def lanczos_norm(kind: ArrayKind, gram: Callable[[Array], Array], shape: Shape, what: object) -> float:
     """Largest singular value of M by Lanczos on MᵀM, to a relative error of √eps or better, or ConvergenceError.
 
     The bound is the residual of the largest Ritz value; its true error is nearer the residual's square. The start is
     a fixed Gaussian vector, so that repeated calls agree.
     """
-    n = math.prod(shape)
-    start = xp.asarray(np.random.default_rng(0).standard_normal((1, n)), dtype=xp.float64)
+    xp, n = kind.namespace, math.prod(shape)
+    start = kind.asarray(np.random.default_rng(0).standard_normal((1, n)))
     eps = float(xp.finfo(start.dtype).eps)
     tolerance = eps**0.5
 

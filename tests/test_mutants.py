@@ -29,10 +29,10 @@ class Plain(LinearOperator):
     def on(self, xp: Any, x: Any) -> Any:
         return xp.asarray(self.matrix, dtype=x.dtype, device=x.device)
 
-    def _apply(self, xp: Any, x: Any) -> Any:
+    def apply(self, xp: Any, x: Any) -> Any:
         return xp.matmul(x, xp.matrix_transpose(self.on(xp, x)))
 
-    def _apply_adjoint(self, xp: Any, y: Any) -> Any:
+    def apply_adjoint(self, xp: Any, y: Any) -> Any:
         return xp.matmul(y, self.on(xp, y))
 
 
@@ -46,10 +46,10 @@ class PlainSquare(Plain):
         y = xp.matmul(xp.reshape(x, (*x.shape[:-2], 6)), matrix)
         return xp.reshape(y, (*x.shape[:-2], 2, 3))
 
-    def _apply(self, xp: Any, x: Any) -> Any:
+    def apply(self, xp: Any, x: Any) -> Any:
         return self._flat(xp, x, xp.matrix_transpose(self.on(xp, x)))
 
-    def _apply_adjoint(self, xp: Any, y: Any) -> Any:
+    def apply_adjoint(self, xp: Any, y: Any) -> Any:
         return self._flat(xp, y, self.on(xp, y))
 
 
@@ -57,28 +57,28 @@ class PlainSquare(Plain):
 
 
 class AdjointOffByOne(Plain):
-    def _apply_adjoint(self, xp: Any, y: Any) -> Any:
-        return xp.roll(super()._apply_adjoint(xp, y), 1, axis=-1)
+    def apply_adjoint(self, xp: Any, y: Any) -> Any:
+        return xp.roll(super().apply_adjoint(xp, y), 1, axis=-1)
 
 
 class TransposedKernel(PlainSquare):
-    def _apply_adjoint(self, xp: Any, y: Any) -> Any:
-        return self._apply(xp, y)  # as if the kernel were symmetric
+    def apply_adjoint(self, xp: Any, y: Any) -> Any:
+        return self.apply(xp, y)  # as if the kernel were symmetric
 
 
 class AdjointSlightlyScaled(Plain):
-    def _apply_adjoint(self, xp: Any, y: Any) -> Any:
-        return (1 + 1e-11) * super()._apply_adjoint(xp, y)
+    def apply_adjoint(self, xp: Any, y: Any) -> Any:
+        return (1 + 1e-11) * super().apply_adjoint(xp, y)
 
 
 class Affine(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
-        return super()._apply(xp, x) + 1e-3
+    def apply(self, xp: Any, x: Any) -> Any:
+        return super().apply(xp, x) + 1e-3
 
 
 class Rectified(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
-        return xp.where(super()._apply(xp, x) > 0, super()._apply(xp, x), 0.9 * super()._apply(xp, x))
+    def apply(self, xp: Any, x: Any) -> Any:
+        return xp.where(super().apply(xp, x) > 0, super().apply(xp, x), 0.9 * super().apply(xp, x))
 
 
 class NormUnderEstimated(Plain):
@@ -100,8 +100,8 @@ class Upcast(Plain):
 class HiddenDowncast(Plain):
     """float64 results of float32 arithmetic."""
 
-    def _apply(self, xp: Any, x: Any) -> Any:
-        return xp.astype(super()._apply(xp, xp.astype(x, xp.float32)), x.dtype)
+    def apply(self, xp: Any, x: Any) -> Any:
+        return xp.astype(super().apply(xp, xp.astype(x, xp.float32)), x.dtype)
 
 
 class HalfArithmetic(Plain):
@@ -119,32 +119,32 @@ class HalfArithmetic(Plain):
 
 
 class WritesInput(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
+    def apply(self, xp: Any, x: Any) -> Any:
         if x.ndim > 1:
             x[..., 0] *= 1.0 + 1e-9
-        return super()._apply(xp, x)
+        return super().apply(xp, x)
 
 
 class WritesThenRestores(Plain):
     """Leaves no trace in the values, and would still race with another thread."""
 
-    def _apply(self, xp: Any, x: Any) -> Any:
+    def apply(self, xp: Any, x: Any) -> Any:
         x *= 2.0
-        y = super()._apply(xp, x)
+        y = super().apply(xp, x)
         x /= 2.0
         return 0.5 * y
 
 
 class HiddenNoise(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
-        y = super()._apply(xp, x)
+    def apply(self, xp: Any, x: Any) -> Any:
+        y = super().apply(xp, x)
         return y + np.random.default_rng().standard_normal(y.shape).astype(y.dtype) * 1e-14
 
 
 class SeedsGlobal(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
+    def apply(self, xp: Any, x: Any) -> Any:
         np.random.seed(0)  # noqa: NPY002 - the fault under test
-        return super()._apply(xp, x)
+        return super().apply(xp, x)
 
 
 class DrawsGlobal(Plain):
@@ -154,20 +154,20 @@ class DrawsGlobal(Plain):
 
 
 class MixesBatch(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
-        y = super()._apply(xp, x)
+    def apply(self, xp: Any, x: Any) -> Any:
+        y = super().apply(xp, x)
         return y if x.ndim < 2 else xp.flip(y, axis=0)
 
 
 class DropsEmptyBatch(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
-        y = super()._apply(xp, x)
+    def apply(self, xp: Any, x: Any) -> Any:
+        y = super().apply(xp, x)
         return xp.reshape(y, (-1, 5)) if 0 in x.shape[:-1] else y
 
 
 class SqueezesBatch(Plain):
-    def _apply(self, xp: Any, x: Any) -> Any:
-        y = super()._apply(xp, x)
+    def apply(self, xp: Any, x: Any) -> Any:
+        y = super().apply(xp, x)
         return y[0] if x.ndim == 2 and x.shape[0] == 1 else y
 
 
@@ -266,10 +266,10 @@ class DefaultDevice(Plain):
 class AssumesContiguous(Plain):
     """Reads the buffer behind a view."""
 
-    def _apply(self, xp: Any, x: Any) -> Any:
+    def apply(self, xp: Any, x: Any) -> Any:
         if x.base is not None and x.ndim == 2 and not x.flags.c_contiguous and 0 not in x.strides:
             x = np.ascontiguousarray(x.T).reshape(x.shape) if x.strides[0] < x.strides[1] else x[:, ::-1]
-        return super()._apply(xp, x)
+        return super().apply(xp, x)
 
 
 class AcceptsAnything(Plain):

@@ -25,7 +25,7 @@ def noise():
 
 
 def test_a_large_functional_has_no_decomposition():
-    assert hidden(LARGE)._decomposition is None
+    assert hidden(LARGE).decomposition() is None
     with pytest.raises(ValueError, match="too large for a singular value decomposition"):
         hidden(LARGE).singular_values()
     with pytest.raises(ValueError, match="too large for a singular value decomposition"):
@@ -64,7 +64,7 @@ def test_lanczos_stops_exactly_in_an_invariant_space():
 def test_lanczos_refuses_what_it_cannot_reach():
     grid = np.linspace(0, 1, 2100)
     op = ssd.Functional(lambda x: grid * x, lambda y: grid * y, (2100,), (2100,))
-    assert op._decomposition is None
+    assert op.decomposition() is None
     with pytest.raises(
         ssd.ConvergenceError,
         match=rf"stopped after {LANCZOS_MAX_STEPS} steps .* above the tolerance .*; use a smoother function",

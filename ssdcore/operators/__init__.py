@@ -1,9 +1,29 @@
-"""Linear operators on the trailing axes of arrays of any array-API namespace."""
+"""Linear operators on the trailing axes of arrays of any array-API namespace, and what writing one needs."""
 
-from ssdcore.operators.base import LinearOperator
+from ssdcore._arrays import ArrayKind, Constant
+from ssdcore.operators.base import Composition, GramOperator, LinearOperator, Scaled, Sum, Transpose
 from ssdcore.operators.blur import Blur
 from ssdcore.operators.functional import Functional
-from ssdcore.operators.matrix import Identity, Matrix, Separable
+from ssdcore.operators.matrix import Identity, Matrix
 from ssdcore.operators.resize import Resize
+from ssdcore.operators.separable import AxisOperator, Separable
+from ssdcore.spectral import AxisMatrix
 
-__all__ = ["Blur", "Functional", "Identity", "LinearOperator", "Matrix", "Resize", "Separable"]
+__all__ = [
+    "ArrayKind",
+    "AxisMatrix",
+    "AxisOperator",
+    "Blur",
+    "Composition",
+    "Constant",
+    "Functional",
+    "GramOperator",
+    "Identity",
+    "LinearOperator",
+    "Matrix",
+    "Resize",
+    "Scaled",
+    "Separable",
+    "Sum",
+    "Transpose",
+]

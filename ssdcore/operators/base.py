@@ -1,123 +1,106 @@
-"""LinearOperator: what every operator can do, and the algebra (@, *, .T) that keeps structure where it can."""
+"""LinearOperator: what every operator can do, and the algebra (@, +, *, .T) that keeps structure where it can."""
 
 from __future__ import annotations
 
-import abc
 import functools
 import math
 import numbers
 import operator
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ssdcore._arrays import (
-    Array,
-    Namespace,
-    Shape,
-    check_trailing,
-    computing_dtype,
-    full_precision,
-    namespace_of,
-    once_per_trace,
-    real_namespace,
-)
-from ssdcore.spectral import AxisMatrix, Decomposition, lanczos_function, lanczos_norm
+from ssdcore._arrays import Array, ArrayKind, Namespace, once_per_trace
+from ssdcore.operators.linear_map import LinearMap
+from ssdcore.spectral import AxisMatrix, Decomposition, merged_sum
 
 if TYPE_CHECKING:
     import sympy
 
-# A dense singular value decomposition is taken up to these sizes (a few seconds at most, once an operator).
-DENSE_MAX_ENTRIES = 2**22
-DENSE_MAX_RANK = 2048
-_SYMPY_MAX_ENTRIES = 4096
 
-
-class LinearOperator(abc.ABC):
+class LinearOperator(LinearMap):
     """A real linear map M from the trailing axes `in_shape` to `out_shape`; leading axes are batch and channels.
 
     ``op(x)`` maps ``(*batch, *in_shape) -> (*batch, *out_shape)`` for arrays of any array-API namespace (numpy, torch,
     jax, cupy, ...), on any device, and keeps dtype and device; float16 and bfloat16 are computed in float32.
-    ``op.T`` is the exact adjoint, ``b @ a`` the composition "first a, then b", ``0.5 * op`` a multiple.
-
-    To write an operator of your own, prefer ``Functional``, ``Matrix`` or ``Separable``. A subclass sets ``in_shape``
-    and ``out_shape`` and implements ``_apply(xp, x)`` and ``_apply_adjoint(xp, y)``, which get the array namespace
-    and an array whose trailing shape and dtype have been checked.
+    ``op.T`` is the exact adjoint, ``b @ a`` the composition "first a, then b", ``a + b`` and ``a - b`` sums,
+    ``0.5 * op`` and ``op / 2`` multiples. Operators are immutable, equal if they are the same map by construction
+    (`key`), and pytrees without leaves: they pass the borders of jax's and torch's transforms.
 
     >>> op = 0.5 * ssd.Resize((8, 8), (4, 4)) @ ssd.Blur((8, 8), 1.0)
     >>> op.in_shape, op.out_shape, op.T(np.zeros((10, 4, 4))).shape
     ((8, 8), (4, 4), (10, 8, 8))
+
+    Writing an operator
+    -------------------
+    Prefer ``Functional`` (two functions), ``Matrix`` or ``Separable``. A class of your own is worth its lines where the
+    operator has a structure that these do not know: a fast transform, a mask, a sparse pattern. It sets ``in_shape``
+    and ``out_shape`` and implements two methods:
+
+        apply(xp, x)            M x;   xp is the array namespace, x an array (*batch, *in_shape) of a checked dtype
+        apply_adjoint(xp, y)    Mᵀ y
+
+    Both return new arrays: what they return may be kept by the caller, so never a buffer that the next call reuses.
+    The rest has defaults, to be overridden where the structure gives something better:
+
+        decompose()             its `Decomposition` M = U diag(s) Vᵀ, called once; default: by axes if separable, dense
+                                if small, else None. With one, norms, spectral functions, posteriors at any eta and
+                                their densities are exact at any size; without, they use Lanczos iteration
+        axis_matrices()         one `AxisMatrix` an axis if separable; then subclass ``ssd.operators.AxisOperator``,
+                                which implements everything else
+        after(inner)            one operator equal to ``self @ inner``, or None where no structure is gained
+        before(outer)           one operator equal to ``outer @ self``, or None
+        plus(other)             one operator equal to ``self + other``, or None
+        key()                   what two equal operators have in common, hashable; default None: equal to itself only.
+                                Equal operators share what jax has compiled
+        prepare()               make and keep constants that `apply` reads; torch.compile runs it, untraced, while
+                                tracing. Numbers belong in a ``ssd.operators.Constant``, which has a copy for each
+                                namespace, dtype and device, and which torch.compile cannot confuse with another's
+        sympy_matrix()          the exact matrix, for `as_sympy`
+        array_kind              namespace, dtype and device of arrays that the library makes itself to learn the
+                                operator's norm or matrix; default: float64 numpy
+
+    A mask keeps its spectrum at any size by three more lines: its modes are the pixels themselves.
+
+    >>> class Mask(ssd.LinearOperator):
+    ...     def __init__(self, keep):
+    ...         self.in_shape = self.out_shape = keep.shape
+    ...         self.keep = ssd.operators.Constant(keep.astype(float))
+    ...     def apply(self, xp, x):
+    ...         return x * self.keep.like(xp, x)
+    ...     def apply_adjoint(self, xp, y):
+    ...         return self.apply(xp, y)
+    ...     def decompose(self):
+    ...         pixels = ssd.Modes(self.in_shape, self.in_shape, ())
+    ...         return ssd.Decomposition(pixels, pixels, self.keep.value)
+    ...     def after(self, inner):
+    ...         if isinstance(inner, Mask):
+    ...             return Mask(self.keep.value * inner.keep.value > 0)
+    >>> mask = Mask(np.arange(12).reshape(3, 4) % 2 == 0)
+    >>> type(mask @ mask).__name__, mask.norm(), ssd.testing.check_operator(mask).passed
+    ('Mask', 1.0, True)
     """
 
-    in_shape: Shape
-    out_shape: Shape
     __array_ufunc__ = None  # numpy scalars then leave `number * op` to us
 
-    @abc.abstractmethod
-    def _apply(self, xp: Namespace, x: Array) -> Array:
-        """M x, for x of trailing shape in_shape."""
-
-    @abc.abstractmethod
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        """Mᵀ y, for y of trailing shape out_shape."""
-
-    def _axes(self) -> tuple[AxisMatrix, ...] | None:
-        """One matrix an axis if the operator is separable, else None."""
+    def after(self, inner: LinearOperator) -> LinearOperator | None:
+        """One operator equal to ``self @ inner`` that keeps their common structure, or None."""
         return None
 
-    @functools.cached_property
-    def _axis_order(self) -> tuple[int, ...]:
-        """The axes of a separable operator in the order to apply them: those that shrink the array most first."""
-        shrinks = [m / n for n, m in zip(self.in_shape, self.out_shape)]
-        return tuple(sorted(range(len(shrinks)), key=shrinks.__getitem__))
+    def before(self, outer: LinearOperator) -> LinearOperator | None:
+        """One operator equal to ``outer @ self`` that keeps their common structure, or None."""
+        return None
 
-    @property
-    def _namespace(self) -> Namespace:
-        """The namespace of arrays that the library makes itself to learn the operator's norm or matrix."""
-        return namespace_of(np.zeros(1))
+    def plus(self, other: LinearOperator) -> LinearOperator | None:
+        """One operator equal to ``self + other`` that keeps their common structure, or None."""
+        return None
 
-    def _as_sympy(self) -> sympy.Matrix:
-        import sympy
-
-        return sympy.Matrix(self.as_matrix()).applyfunc(sympy.Rational)
-
-    @once_per_trace
-    def _prepare(self) -> None:
-        """Fill the caches that applying the operator reads."""
-        for axis in self._axes() or ():
-            _ = axis.bands, axis.T.bands, self._axis_order
-
-    @once_per_trace
-    def _prepare_spectrum(self) -> None:
-        """Fill the caches that spectral functions read."""
-        self._prepare()
-        if self._decomposition is not None:
-            _ = self._decomposition.eigenvalues
-
-    @functools.cached_property
-    def _decomposition(self) -> Decomposition | None:
-        """The singular value decomposition: by axes if separable, dense if small, None if the operator is too large."""
-        axes = self._axes()
-        if axes is not None:
-            return Decomposition.separable(self.in_shape, self.out_shape, axes)
-        n, m = math.prod(self.in_shape), math.prod(self.out_shape)
-        if n * m > DENSE_MAX_ENTRIES or min(n, m) > DENSE_MAX_RANK:
-            return None
-        return Decomposition.dense(self.in_shape, self.out_shape, self.as_matrix())
-
-    def __call__(self, x: Array) -> Array:
-        """M x. Raises TypeError for anything but a real floating-point array, ValueError for a wrong trailing shape."""
-        return self._run(self._apply, x)
-
-    def _run(self, apply: Callable[[Namespace, Array], Array], x: Array) -> Array:
-        xp = real_namespace(x, self)
-        check_trailing(x, self.in_shape, self)
-        self._prepare()
-        with full_precision(x):
-            y = apply(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False))
-        return xp.astype(y, x.dtype, copy=False)
+    def key(self) -> Hashable | None:
+        """What operators that are the same map by construction have in common; None: equal to itself only."""
+        return None
 
     @property
     def T(self) -> LinearOperator:
@@ -127,75 +110,24 @@ class LinearOperator(abc.ABC):
 
     @functools.cached_property
     def _transposed(self) -> LinearOperator:
-        return _Transpose(self)
+        return Transpose(self)
 
     @once_per_trace
     def _prepare_transpose(self) -> None:
         _ = self._transposed
 
-    def norm(self) -> float:
-        """The largest singular value ‖M‖.
+    def gram_operator(self, f: Callable[[Array], Array]) -> LinearOperator:
+        """f(MᵀM) as an operator from in_shape to in_shape that keeps the spectrum of M.
 
-        Exact from the decomposition; for an operator too large for one (see `gram_function`), by Lanczos iteration
-        to a relative √eps, or a `ConvergenceError`.
+        f   as for `gram_function`; it is called with arrays of every namespace, numpy's for the spectrum
+
+        >>> R = ssd.Resize((8, 8), (4, 4))
+        >>> mixed = R.gram_operator(lambda e: 0.3 + 0.7 * e)      # 0.3·I + 0.7·RᵀR
+        >>> x = np.random.default_rng(0).standard_normal((8, 8))
+        >>> bool(np.allclose(mixed(x), 0.3 * x + 0.7 * R.T(R(x)))), mixed.decomposition() is not None
+        (True, True)
         """
-        if self._decomposition is not None:
-            return float(self._decomposition.singular_values.max())
-        return lanczos_norm(self._namespace, self._gram, self.in_shape, self)
-
-    def _gram(self, x: Array) -> Array:
-        xp = real_namespace(x, self)
-        return self._apply_adjoint(xp, self._apply(xp, x))
-
-    def singular_values(self) -> np.ndarray:
-        """The singular values in float64: one axis for each axis of a separable operator, else one axis.
-
-        Raises ValueError for an operator that is neither separable nor small enough for a dense decomposition.
-        """
-        if self._decomposition is None:
-            raise ValueError(f"{self} is too large for a singular value decomposition")
-        values = self._decomposition.singular_values
-        return np.array(np.broadcast_to(values, self._decomposition.input.counts))
-
-    def as_matrix(self) -> np.ndarray:
-        """The dense matrix (prod(out_shape), prod(in_shape)) in float64, axes flattened in C order."""
-        xp = self._namespace
-        n, m = math.prod(self.in_shape), math.prod(self.out_shape)
-        if n * m > 2**28:
-            raise ValueError(f"{self}: a dense matrix of {m} x {n} entries is too large to build")
-        basis = xp.reshape(xp.eye(n, dtype=xp.float64), (n, *self.in_shape))
-        return np.ascontiguousarray(np.asarray(xp.reshape(self(basis), (n, m))).T, dtype=np.float64)
-
-    def as_sympy(self) -> sympy.Matrix:
-        """The dense matrix as an exact sympy matrix (floating-point entries as the rationals they are).
-
-        Raises ValueError above 4096 entries, where symbolic algebra is of no use.
-        """
-        entries = math.prod(self.in_shape) * math.prod(self.out_shape)
-        if entries > _SYMPY_MAX_ENTRIES:
-            raise ValueError(f"{self}: {entries} entries are too many for sympy (at most {_SYMPY_MAX_ENTRIES})")
-        return self._as_sympy()
-
-    def gram_function(self, f: Callable[[Array], Array], x: Array) -> Array:
-        """f(MᵀM) x, for a function f of the eigenvalues; ``op.T.gram_function(f, y)`` is f(MMᵀ) y.
-
-        f   maps an array of eigenvalues >= 0 to an array of the same shape, namespace, dtype and device
-        x   (*batch, *in_shape)
-
-        Exact, through small eigen-decompositions, for separable operators and for any other with at most 2^22 matrix
-        entries and rank 2048; beyond that by batched Lanczos iteration with an error estimate, which raises
-        ConvergenceError rather than return what misses its tolerance.
-        """
-        return self._run_spectral(functools.partial(self._gram_function, f=f), x)
-
-    def _gram_function(self, xp: Namespace, x: Array, f: Callable[[Array], Array]) -> Array:
-        if self._decomposition is None:
-            return lanczos_function(xp, self._gram, f, x, self.in_shape, self)
-        return self._decomposition.gram_function(xp, f, x)
-
-    def _run_spectral(self, apply: Callable[[Namespace, Array], Array], x: Array) -> Array:
-        self._prepare_spectrum()
-        return self._run(apply, x)
+        return GramOperator(self, f)
 
     def __matmul__(self, other: LinearOperator) -> LinearOperator:
         """Composition: (b @ a)(x) = b(a(x))."""
@@ -203,57 +135,106 @@ class LinearOperator(abc.ABC):
             raise TypeError(f"{self} @ {type(other).__name__}: @ composes two operators; to apply one, call it: op(x)")
         return compose(self, other)
 
-    def __mul__(self, scale: float) -> LinearOperator:
-        if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
+    def __add__(self, other: LinearOperator) -> LinearOperator:
+        """Sum: (a + b)(x) = a(x) + b(x)."""
+        if not isinstance(other, LinearOperator):
             raise TypeError(
-                f"{self} * {type(scale).__name__}: * takes a real number; to apply the operator call op(x), "
-                "to compose two use @"
+                f"{self} + {type(other).__name__}: + adds two operators; a number c stands for c * ssd.Identity(shape)"
             )
-        if not math.isfinite(scale):
-            raise ValueError(f"{self} * {scale}: the factor must be finite")
-        return _scale(float(scale), self)
+        return add(self, other)
+
+    def __sub__(self, other: LinearOperator) -> LinearOperator:
+        if not isinstance(other, LinearOperator):
+            raise TypeError(
+                f"{self} - {type(other).__name__}: - subtracts an operator; a number c stands for "
+                "c * ssd.Identity(shape)"
+            )
+        return add(self, -other)
+
+    def __mul__(self, scale: float) -> LinearOperator:
+        return _scale(_real_factor(self, "*", scale), self)
 
     __rmul__ = __mul__
 
+    def __truediv__(self, divisor: float) -> LinearOperator:
+        """``op / c`` is ``(1 / c) * op``."""
+        value = _real_factor(self, "/", divisor)
+        if value == 0:
+            raise ValueError(f"{self} / 0: the divisor must not be zero")
+        return self * (1.0 / value)
+
     def __neg__(self) -> LinearOperator:
         return self * -1.0
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or type(self) is not type(other):
+            return self is other
+        key = self.key()
+        return key is not None and key == other.key()  # type: ignore[attr-defined]  # of the same type
+
+    def __hash__(self) -> int:
+        key = self.key()
+        return object.__hash__(self) if key is None else hash((type(self), key))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_shape} -> {self.out_shape})"
 
 
+def _real_factor(op: LinearOperator, sign: str, factor: float) -> float:
+    if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
+        raise TypeError(
+            f"{op} {sign} {type(factor).__name__}: {sign} takes a real number; to apply the operator call op(x), "
+            "to compose two use @"
+        )
+    if not math.isfinite(factor):
+        raise ValueError(f"{op} {sign} {factor}: the factor must be finite")
+    return float(factor)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class _Transpose(LinearOperator):
+class Transpose(LinearOperator):
+    """Mᵀ, what ``op.T`` gives of an operator that is not symmetric."""
+
     op: LinearOperator
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "in_shape", self.op.out_shape)
         object.__setattr__(self, "out_shape", self.op.in_shape)
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
-        return self.op._apply_adjoint(xp, x)
+    def apply(self, xp: Namespace, x: Array) -> Array:
+        return self.op.apply_adjoint(xp, x)
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return self.op._apply(xp, y)
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return self.op.apply(xp, y)
 
-    @once_per_trace
-    def _prepare(self) -> None:
-        self.op._prepare()
+    def prepare(self) -> None:
+        self.op.prepare()
 
     @property
-    def _namespace(self) -> Namespace:
-        return self.op._namespace
+    def array_kind(self) -> ArrayKind:
+        return self.op.array_kind
 
-    def _axes(self) -> tuple[AxisMatrix, ...] | None:
-        axes = self.op._axes()
+    def axis_matrices(self) -> tuple[AxisMatrix, ...] | None:
+        axes = self.op.axis_matrices()
         return None if axes is None else tuple(axis.T for axis in axes)
 
-    def _as_sympy(self) -> sympy.Matrix:
-        return self.op.as_sympy().T
+    def after(self, inner: LinearOperator) -> LinearOperator | None:
+        product = self.op.before(inner.T)  # Aᵀ B = (Bᵀ A)ᵀ
+        return None if product is None else product.T
 
-    @functools.cached_property
-    def _decomposition(self) -> Decomposition | None:
-        return None if self.op._decomposition is None else self.op._decomposition.T
+    def before(self, outer: LinearOperator) -> LinearOperator | None:
+        product = self.op.after(outer.T)
+        return None if product is None else product.T
+
+    def key(self) -> Hashable | None:
+        return self.op
+
+    def sympy_matrix(self) -> sympy.Matrix:
+        return self.op.sympy_matrix().T
+
+    def decompose(self) -> Decomposition | None:
+        decomposition = self.op.decomposition()
+        return None if decomposition is None else decomposition.T
 
     def norm(self) -> float:
         return self.op.norm()
@@ -270,7 +251,9 @@ class _Transpose(LinearOperator):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Scaled(LinearOperator):
+class Scaled(LinearOperator):
+    """A multiple of an operator, what ``0.5 * op`` gives."""
+
     scale: float
     op: LinearOperator
 
@@ -278,28 +261,30 @@ class _Scaled(LinearOperator):
         object.__setattr__(self, "in_shape", self.op.in_shape)
         object.__setattr__(self, "out_shape", self.op.out_shape)
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
-        return self.scale * self.op._apply(xp, x)
+    def apply(self, xp: Namespace, x: Array) -> Array:
+        return self.scale * self.op.apply(xp, x)
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return self.scale * self.op._apply_adjoint(xp, y)
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return self.scale * self.op.apply_adjoint(xp, y)
 
-    @once_per_trace
-    def _prepare(self) -> None:
-        self.op._prepare()
+    def prepare(self) -> None:
+        self.op.prepare()
 
     @property
-    def _namespace(self) -> Namespace:
-        return self.op._namespace
+    def array_kind(self) -> ArrayKind:
+        return self.op.array_kind
 
-    def _as_sympy(self) -> sympy.Matrix:
+    def key(self) -> Hashable | None:
+        return (self.scale, self.op)
+
+    def sympy_matrix(self) -> sympy.Matrix:
         import sympy
 
-        return sympy.Rational(self.scale) * self.op.as_sympy()
+        return sympy.Rational(self.scale) * self.op.sympy_matrix()
 
-    @functools.cached_property
-    def _decomposition(self) -> Decomposition | None:
-        return None if self.op._decomposition is None else self.op._decomposition.scaled(self.scale)
+    def decompose(self) -> Decomposition | None:
+        decomposition = self.op.decomposition()
+        return None if decomposition is None else decomposition.scaled(self.scale)
 
     def norm(self) -> float:
         return abs(self.scale) * self.op.norm()
@@ -312,11 +297,11 @@ class _Scaled(LinearOperator):
         return _scale(self.scale, self.op.T)
 
     def __repr__(self) -> str:
-        return f"{self.scale:g} * {self.op!r}"
+        return f"{self.scale:g} * {_bracketed(self.op, Sum)}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class _Composition(LinearOperator):
+class Composition(LinearOperator):
     """Operators applied one after the other; `parts` in the order of application."""
 
     parts: tuple[LinearOperator, ...]
@@ -325,48 +310,154 @@ class _Composition(LinearOperator):
         object.__setattr__(self, "in_shape", self.parts[0].in_shape)
         object.__setattr__(self, "out_shape", self.parts[-1].out_shape)
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
+    def apply(self, xp: Namespace, x: Array) -> Array:
         for part in self.parts:
-            x = part._apply(xp, x)
+            x = part.apply(xp, x)
         return x
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         for part in reversed(self.parts):
-            y = part._apply_adjoint(xp, y)
+            y = part.apply_adjoint(xp, y)
         return y
 
-    @once_per_trace
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         for part in self.parts:
-            part._prepare()
+            part.prepare()
 
     @property
-    def _namespace(self) -> Namespace:
-        own = super()._namespace
-        return next((part._namespace for part in self.parts if part._namespace is not own), own)
+    def array_kind(self) -> ArrayKind:
+        return _shared_kind(self.parts)
 
-    def _as_sympy(self) -> sympy.Matrix:
-        return functools.reduce(operator.mul, [part.as_sympy() for part in reversed(self.parts)])
+    def key(self) -> Hashable | None:
+        return tuple(part for part in self.parts)
+
+    def sympy_matrix(self) -> sympy.Matrix:
+        return functools.reduce(operator.mul, [part.sympy_matrix() for part in reversed(self.parts)])
 
     def as_matrix(self) -> np.ndarray:
         return functools.reduce(np.matmul, [part.as_matrix() for part in reversed(self.parts)])
 
     @functools.cached_property
     def _transposed(self) -> LinearOperator:
-        return _Composition(tuple(part.T for part in reversed(self.parts)))
+        return Composition(tuple(part.T for part in reversed(self.parts)))
 
     def __repr__(self) -> str:
-        return " @ ".join(repr(part) for part in reversed(self.parts))
+        return " @ ".join(_bracketed(part, Sum) for part in reversed(self.parts))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sum(LinearOperator):
+    """The sum of operators with the same shapes, what ``a + b`` gives where it does not become one operator.
+
+    It keeps the spectrum where its parts are diagonal in the same modes and the sum has one sign, as blurs of one
+    boundary and the identity are. For functions of one operator see `LinearOperator.gram_operator`.
+    """
+
+    parts: tuple[LinearOperator, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "in_shape", self.parts[0].in_shape)
+        object.__setattr__(self, "out_shape", self.parts[0].out_shape)
+
+    def apply(self, xp: Namespace, x: Array) -> Array:
+        return functools.reduce(operator.add, [part.apply(xp, x) for part in self.parts])
+
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return functools.reduce(operator.add, [part.apply_adjoint(xp, y) for part in self.parts])
+
+    def prepare(self) -> None:
+        for part in self.parts:
+            part.prepare()
+
+    @property
+    def array_kind(self) -> ArrayKind:
+        return _shared_kind(self.parts)
+
+    def key(self) -> Hashable | None:
+        return frozenset(Counter(part for part in self.parts).items())
+
+    def decompose(self) -> Decomposition | None:
+        decompositions = [part.decomposition() for part in self.parts]
+        if all(decomposition is not None for decomposition in decompositions):
+            merged = merged_sum(cast(list[Decomposition], decompositions))
+            if merged is not None:
+                return merged
+        return super().decompose()
+
+    def sympy_matrix(self) -> sympy.Matrix:
+        return functools.reduce(operator.add, [part.sympy_matrix() for part in self.parts])
+
+    def as_matrix(self) -> np.ndarray:
+        return functools.reduce(np.add, [part.as_matrix() for part in self.parts])
+
+    @functools.cached_property
+    def _transposed(self) -> LinearOperator:
+        return Sum(tuple(part.T for part in self.parts))
+
+    def __repr__(self) -> str:
+        return " + ".join(repr(part) for part in self.parts)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GramOperator(LinearOperator):
+    """f(MᵀM), what ``op.gram_operator(f)`` gives: symmetric, with the modes of M."""
+
+    op: LinearOperator
+    function: Callable[[Array], Array]
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"gram_operator: expected a function of the eigenvalues, got {self.function!r}")
+        object.__setattr__(self, "in_shape", self.op.in_shape)
+        object.__setattr__(self, "out_shape", self.op.in_shape)
+
+    def apply(self, xp: Namespace, x: Array) -> Array:
+        return self.op.apply_gram_function(xp, x, self.function)
+
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return self.apply(xp, y)
+
+    def prepare(self) -> None:
+        self.op.prepare_spectrum()
+
+    @property
+    def array_kind(self) -> ArrayKind:
+        return self.op.array_kind
+
+    def key(self) -> Hashable | None:
+        return (self.op, self.function)
+
+    def decompose(self) -> Decomposition | None:
+        decomposition = self.op.decomposition()
+        spectral = None if decomposition is None else decomposition.of_gram(self.function)
+        return super().decompose() if spectral is None else spectral
+
+    @property
+    def T(self) -> LinearOperator:
+        return self
+
+    def __repr__(self) -> str:
+        return f"{self.op!r}.gram_operator({getattr(self.function, '__name__', self.function)})"
+
+
+def _bracketed(op: LinearOperator, *kinds: type[LinearOperator]) -> str:
+    return f"({op!r})" if isinstance(op, kinds) else repr(op)
+
+
+def _shared_kind(parts: Sequence[LinearOperator]) -> ArrayKind:
+    """The kind of arrays of the first part that asks for one of its own."""
+    own = ArrayKind.numpy()
+    return next((part.array_kind for part in parts if part.array_kind != own), own)
 
 
 def _scale(scale: float, op: LinearOperator) -> LinearOperator:
-    if isinstance(op, _Scaled):
+    if isinstance(op, Scaled):
         scale, op = scale * op.scale, op.op
-    return op if scale == 1.0 else _Scaled(scale, op)
+    return op if scale == 1.0 else Scaled(scale, op)
 
 
 def _split_scale(op: LinearOperator) -> tuple[float, LinearOperator]:
-    return (op.scale, op.op) if isinstance(op, _Scaled) else (1.0, op)
+    return (op.scale, op.op) if isinstance(op, Scaled) else (1.0, op)
 
 
 def compose(outer: LinearOperator, inner: LinearOperator) -> LinearOperator:
@@ -378,57 +469,43 @@ def compose(outer: LinearOperator, inner: LinearOperator) -> LinearOperator:
         )
     outer_scale, outer = _split_scale(outer)
     inner_scale, inner = _split_scale(inner)
-    outer_parts = outer.parts if isinstance(outer, _Composition) else (outer,)
-    inner_parts = inner.parts if isinstance(inner, _Composition) else (inner,)
-    merged = _merge(outer_parts[0], inner_parts[-1])
+    outer_parts = outer.parts if isinstance(outer, Composition) else (outer,)
+    inner_parts = inner.parts if isinstance(inner, Composition) else (inner,)
+    merged = outer_parts[0].after(inner_parts[-1])
+    if merged is None:
+        merged = inner_parts[-1].before(outer_parts[0])
     if merged is None:
         parts = (*inner_parts, *outer_parts)
     else:
         scale, middle = _split_scale(merged)
         outer_scale *= scale
         parts = (*inner_parts[:-1], middle, *outer_parts[1:])
-    product = parts[0] if len(parts) == 1 else _Composition(parts)
+    product = parts[0] if len(parts) == 1 else Composition(parts)
     return _scale(outer_scale * inner_scale, product)
 
 
-def _merge(outer: LinearOperator, inner: LinearOperator) -> LinearOperator | None:
-    """One operator equal to outer @ inner that keeps their common structure, or None."""
-    from ssdcore.operators.blur import Blur
-    from ssdcore.operators.matrix import Identity, Matrix, Separable
-
-    if isinstance(outer, Identity):
-        return inner
-    if isinstance(inner, Identity):
-        return outer
-    if isinstance(outer, Blur) and isinstance(inner, Blur) and outer.boundary == inner.boundary:
-        return outer.then(inner)
-    if isinstance(outer, Matrix) and isinstance(inner, Matrix):
-        return outer.times(inner)
-    outer_axes, inner_axes = outer._axes(), inner._axes()
-    if outer_axes is None or inner_axes is None or len(outer_axes) != len(inner_axes):
-        return None
-    return Separable([b.constant.value @ a.constant.value for b, a in zip(outer_axes, inner_axes)])
-
-
-def positive_shape(shape: Any, what: str) -> Shape:
-    """A shape as a tuple of positive ints; an int means one axis."""
-    axes: Sequence[Any] = (shape,) if isinstance(shape, numbers.Integral) else tuple(shape)
-    if not axes or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in axes):
-        raise TypeError(f"{what}: expected a shape such as (64, 64), a non-empty tuple of integers, got {shape!r}")
-    if any(n < 1 for n in axes):
-        raise ValueError(f"{what}: every axis needs at least one element, got the shape {tuple(axes)}")
-    return tuple(int(n) for n in axes)
+def add(a: LinearOperator, b: LinearOperator) -> LinearOperator:
+    """a + b: multiples of one operator join, and neighbours where their sum keeps a structure."""
+    if (a.in_shape, a.out_shape) != (b.in_shape, b.out_shape):
+        raise ValueError(
+            f"{a} + {b}: the operators map {a.in_shape} to {a.out_shape} and {b.in_shape} to {b.out_shape}; "
+            "a sum needs the same shapes"
+        )
+    parts = list(a.parts if isinstance(a, Sum) else (a,))
+    for part in b.parts if isinstance(b, Sum) else (b,):
+        for i, other in enumerate(parts):
+            joined = _joined(other, part)
+            if joined is not None:
+                parts[i] = joined
+                break
+        else:
+            parts.append(part)
+    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
 
 
-def finite_matrix(matrix: Any, what: str) -> np.ndarray:
-    """A float64 matrix; refuses complex numbers, NaN, infinities, and anything not two-dimensional."""
-    a = np.asarray(matrix)
-    if a.dtype.kind not in "fiub":
-        raise TypeError(f"{what}: expected a real matrix, got dtype {a.dtype}")
-    if a.ndim != 2 or 0 in a.shape:
-        raise ValueError(f"{what}: expected a matrix (out, in) without empty axes, got the shape {a.shape}")
-    a = a.astype(np.float64)
-    if not np.isfinite(a).all():
-        row, column = (int(i) for i in np.argwhere(~np.isfinite(a))[0])
-        raise ValueError(f"{what}: the matrix holds {a[row, column]} at row {row}, column {column}; it must be finite")
-    return a
+def _joined(a: LinearOperator, b: LinearOperator) -> LinearOperator | None:
+    (scale_a, plain_a), (scale_b, plain_b) = _split_scale(a), _split_scale(b)
+    if plain_a == plain_b:
+        return _scale(scale_a + scale_b, plain_a)
+    joined = a.plus(b)
+    return b.plus(a) if joined is None else joined

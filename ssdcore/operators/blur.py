@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from ssdcore._arrays import Array, Constant, Namespace, Shape
-from ssdcore.operators.base import LinearOperator, positive_shape
-from ssdcore.operators.resize import apply_axes
+from ssdcore.operators.base import LinearOperator
+from ssdcore.operators.linear_map import positive_shape
+from ssdcore.operators.separable import AxisOperator
 from ssdcore.spectral import AxisMatrix, AxisSVD
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _blur_axis(n: int, sigma: float, boundary: str) -> AxisMatrix:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Blur(LinearOperator):
+class Blur(AxisOperator):
     """Gaussian blur with the response exp(−σ²ω²/2) on every trailing axis; widths add in squares.
 
     sigma      standard deviation in samples: one number, or one an axis; >= 0
@@ -99,14 +100,19 @@ class Blur(LinearOperator):
         widths: tuple[float, ...] = self.__dict__["_widths"]
         return tuple(_blur_axis(n, s, self.boundary) for n, s in zip(self.in_shape, widths))
 
-    def _axes(self) -> tuple[AxisMatrix, ...]:
+    def axis_matrices(self) -> tuple[AxisMatrix, ...]:
         return self._axis_matrices
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
-        return apply_axes(xp, self._axes(), self._axis_order, x)
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return self.apply(xp, y)
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return self._apply(xp, y)
+    def after(self, inner: LinearOperator) -> LinearOperator | None:
+        if isinstance(inner, Blur) and inner.boundary == self.boundary:
+            return self.then(inner)
+        return super().after(inner)
+
+    def key(self) -> Hashable:
+        return self.in_shape, self.__dict__["_widths"], self.boundary
 
     @property
     def T(self) -> LinearOperator:
@@ -117,7 +123,7 @@ class Blur(LinearOperator):
         widths = tuple(math.hypot(a, b) for a, b in zip(self.__dict__["_widths"], other.__dict__["_widths"]))
         return Blur(self.in_shape, widths, self.boundary)
 
-    def _as_sympy(self) -> sympy.Matrix:
+    def sympy_matrix(self) -> sympy.Matrix:
         import sympy
 
         matrices = []

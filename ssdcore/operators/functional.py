@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Array, Namespace, Shape, device_of, namespace_of
-from ssdcore.operators.base import LinearOperator, positive_shape
+from ssdcore._arrays import Array, ArrayKind, Namespace, Shape, device_of, namespace_of
+from ssdcore.operators.base import LinearOperator
+from ssdcore.operators.linear_map import positive_shape
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -20,6 +22,9 @@ class Functional(LinearOperator):
     adjoint     maps back by the transposed matrix; None takes the vector-Jacobian product of `apply` (torch, jax)
     namespace   module whose arrays `apply` takes when the library makes them itself, for `norm`, `as_matrix` and small
                 decompositions: numpy unless given (torch and jax.numpy are others)
+    dtype       of those arrays, such as torch.float32 for a layer with float32 weights; default: float64, or the
+                widest that the namespace has
+    device      of those arrays, such as "cuda" for a layer whose weights lie there; default: the namespace's own
 
     Whether `adjoint` is one is not checked here: put the operator through ``ssdcore.testing.check_operator``, which
     measures the mismatch. Raises TypeError where no adjoint is given and the arrays' library has no automatic
@@ -37,28 +42,49 @@ class Functional(LinearOperator):
     True
     """
 
-    apply: Callable[[Array], Array]
+    function: Callable[[Array], Array]
     adjoint: Callable[[Array], Array] | None
     in_shape: Shape
     out_shape: Shape
     namespace: Namespace = np
+    dtype: Any = None
+    device: Any = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "in_shape", positive_shape(self.in_shape, "Functional"))
-        object.__setattr__(self, "out_shape", positive_shape(self.out_shape, "Functional"))
-        if not callable(self.apply) or not (self.adjoint is None or callable(self.adjoint)):
+    def __init__(
+        self,
+        apply: Callable[[Array], Array],
+        adjoint: Callable[[Array], Array] | None,
+        in_shape: Shape | int,
+        out_shape: Shape | int,
+        namespace: Namespace = np,
+        dtype: Any = None,
+        device: Any = None,
+    ) -> None:
+        if not callable(apply) or not (adjoint is None or callable(adjoint)):
             raise TypeError("Functional: `apply` must be a function, `adjoint` a function or None")
+        object.__setattr__(self, "function", apply)
+        object.__setattr__(self, "adjoint", adjoint)
+        object.__setattr__(self, "in_shape", positive_shape(in_shape, "Functional"))
+        object.__setattr__(self, "out_shape", positive_shape(out_shape, "Functional"))
+        object.__setattr__(self, "namespace", namespace)
+        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "device", device)
 
     @property
-    def _namespace(self) -> Namespace:
-        return namespace_of(self.namespace.zeros(1))
+    def array_kind(self) -> ArrayKind:
+        found = namespace_of(self.namespace.zeros(1))
+        return ArrayKind(found, found.float64 if self.dtype is None else self.dtype, self.device)
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
-        y = self.apply(x)
+    def key(self) -> Hashable:
+        where = (self.namespace.__name__, str(self.dtype), str(self.device))
+        return self.function, self.adjoint, self.in_shape, self.out_shape, where
+
+    def apply(self, xp: Namespace, x: Array) -> Array:
+        y = self.function(x)
         self._check_result("apply", x, y, self.in_shape, self.out_shape)
         return y
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         x = self._transpose_by_vjp(xp, y) if self.adjoint is None else self.adjoint(y)
         self._check_result("adjoint", y, x, self.out_shape, self.in_shape)
         return x
@@ -67,9 +93,9 @@ class Functional(LinearOperator):
         batch = y.shape[: y.ndim - len(self.out_shape)]
         origin = xp.zeros((*batch, *self.in_shape), dtype=y.dtype, device=device_of(y))
         if xp.__name__ == "array_api_compat.torch":
-            return sys.modules["torch"].func.vjp(self.apply, origin)[1](y)[0]
+            return sys.modules["torch"].func.vjp(self.function, origin)[1](y)[0]
         if xp.__name__ == "jax.numpy":
-            return sys.modules["jax"].vjp(self.apply, origin)[1](y)[0]
+            return sys.modules["jax"].vjp(self.function, origin)[1](y)[0]
         raise TypeError(
             f"{self}: no adjoint was given, and {xp.__name__} has no automatic differentiation to derive one; "
             "pass adjoint=..., or call the operator with torch or jax arrays (namespace=... for its norm and matrix)"

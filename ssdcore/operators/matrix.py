@@ -1,18 +1,18 @@
-"""Operators given by matrices: the identity, one matrix an axis, or one matrix for all axes, dense or sparse."""
+"""The identity, and operators given by one matrix for all axes, dense or sparse."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace, Shape, device_of, once_per_trace
-from ssdcore.operators.base import LinearOperator, finite_matrix, positive_shape
-from ssdcore.operators.resize import apply_axes
+from ssdcore._arrays import Array, Constant, Namespace, Shape, device_of, digest
+from ssdcore.operators.base import LinearOperator
+from ssdcore.operators.linear_map import finite_matrix, positive_shape
 from ssdcore.spectral import AxisMatrix, Decomposition
 
 if TYPE_CHECKING:
@@ -34,17 +34,25 @@ class Identity(LinearOperator):
         object.__setattr__(self, "in_shape", positive_shape(shape, "Identity"))
         object.__setattr__(self, "out_shape", self.in_shape)
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
+    def apply(self, xp: Namespace, x: Array) -> Array:
         return x
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return self._apply(xp, y)
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return self.apply(xp, y)
 
-    @functools.cached_property
-    def _decomposition(self) -> Decomposition:
+    def decompose(self) -> Decomposition:
         return Decomposition.identity(self.in_shape)
 
-    def _as_sympy(self) -> sympy.Matrix:
+    def after(self, inner: LinearOperator) -> LinearOperator:
+        return inner
+
+    def before(self, outer: LinearOperator) -> LinearOperator:
+        return outer
+
+    def key(self) -> Hashable:
+        return self.in_shape
+
+    def sympy_matrix(self) -> sympy.Matrix:
         import sympy
 
         return sympy.eye(math.prod(self.in_shape))
@@ -57,60 +65,42 @@ class Identity(LinearOperator):
         return f"Identity({self.in_shape})"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Separable(LinearOperator):
-    """M = A_1 ⊗ A_2 ⊗ …: matrix A_i of shape (out_i, in_i) acts along trailing axis i.
-
-    matrices   one real, finite matrix an axis (anything numpy.asarray takes), kept in float64
-
-    Raises ValueError or TypeError for an empty list, a non-finite entry, or anything that is not a real matrix.
-
-    >>> op = ssd.Separable([[[1.0, 1.0]], np.eye(3)])  # adds two rows, keeps three columns
-    >>> op(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))
-    array([[11., 22., 33.]])
-    >>> print(f"{op.norm():.4f}")
-    1.4142
-    """
-
-    axes: tuple[AxisMatrix, ...]
-
-    def __init__(self, matrices: Sequence[Any]) -> None:
-        if len(matrices) == 0:
-            raise ValueError("Separable: expected at least one matrix, one for each trailing axis")
-        axes = tuple(AxisMatrix(finite_matrix(a, f"Separable, axis {i}")) for i, a in enumerate(matrices))
-        object.__setattr__(self, "axes", axes)
-        object.__setattr__(self, "in_shape", tuple(axis.shape[1] for axis in axes))
-        object.__setattr__(self, "out_shape", tuple(axis.shape[0] for axis in axes))
-
-    def _axes(self) -> tuple[AxisMatrix, ...]:
-        return self.axes
-
-    def _apply(self, xp: Namespace, x: Array) -> Array:
-        return apply_axes(xp, self.axes, self._axis_order, x)
-
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return apply_axes(xp, tuple(axis.T for axis in self.axes), reversed(self._axis_order), y)
-
-
 class _SparseRows:
-    """A sparse matrix as padded rows: column indices and values (rows, longest row). Gathers work on every backend."""
+    """A sparse matrix by rows of about the same length: gathers of their entries work on every backend.
+
+    Rows of up to 1, 2, 4, … entries are padded to that length and go together, so that one long row does not make the
+    others longer: at most twice the nonzero entries are held, and a row's index tells where its result stands.
+    """
 
     def __init__(self, csr: Any) -> None:
         lengths = np.diff(csr.indptr)
-        width = max(int(lengths.max(initial=0)), 1)
-        self.shape = csr.shape
-        columns = np.zeros((csr.shape[0], width), dtype=np.int64)
-        values = np.zeros((csr.shape[0], width))
-        slots = np.arange(width) < lengths[:, None]
-        columns[slots], values[slots] = csr.indices, csr.data
-        self.slots = values.shape
-        self.columns, self.values = Constant(columns.ravel()), Constant(values)
+        widths = 2 ** np.ceil(np.log2(np.maximum(lengths, 1))).astype(np.int64)
+        self.blocks: list[tuple[Constant, Constant, tuple[int, int]]] = []
+        order = []
+        for width in np.unique(widths):
+            rows = np.flatnonzero(widths == width)
+            slots = np.arange(width) < lengths[rows, None]
+            source = (csr.indptr[rows, None] + np.arange(width))[slots]
+            columns = np.zeros(slots.shape, dtype=np.int64)
+            values = np.zeros(slots.shape)
+            columns[slots], values[slots] = csr.indices[source], csr.data[source]
+            self.blocks.append((Constant(columns.ravel()), Constant(values), slots.shape))
+            order.append(rows)
+        self.place = Constant(np.argsort(np.concatenate(order)))
 
     def apply(self, xp: Namespace, x: Array) -> Array:
-        columns = self.columns.on(xp, xp.int32, device_of(x))  # not int64: jax has none by default
-        gathered = xp.take(x, columns, axis=-1)
-        by_row = xp.reshape(gathered, (*x.shape[:-1], *self.slots))
-        return xp.sum(by_row * self.values.like(xp, x), axis=-1)
+        parts = []
+        for columns, values, slots in self.blocks:
+            gathered = xp.take(x, _index(columns, xp, x), axis=-1)
+            by_row = xp.reshape(gathered, (*x.shape[:-1], *slots))
+            parts.append(xp.sum(by_row * values.like(xp, x), axis=-1))
+        if len(parts) == 1:
+            return parts[0]
+        return xp.take(xp.concat(parts, axis=-1), _index(self.place, xp, x), axis=-1)
+
+
+def _index(constant: Constant, xp: Namespace, x: Array) -> Array:
+    return constant.on(xp, xp.int32, device_of(x))  # not int64: jax has none by default
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,8 +109,8 @@ class Matrix(LinearOperator):
 
     in_shape, out_shape   trailing axes that the matrix maps between, flattened in C order; by default one axis each
 
-    A dense matrix is kept in float64. A sparse one is applied by gathering the entries of its rows, on every backend:
-    memory and work are rows × longest row, in both directions.
+    A copy is kept in float64, read-only. A sparse one is applied by gathering the entries of its rows, on every
+    backend: memory and work are those of its nonzero entries, at most doubled, in both directions.
     Raises ValueError or TypeError for non-finite entries, complex numbers, or shapes that do not match.
 
     >>> op = ssd.Matrix([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])  # nodes 0 and 1 become one
@@ -136,14 +126,16 @@ class Matrix(LinearOperator):
 
     def __init__(self, matrix: Any, in_shape: Shape | int | None = None, out_shape: Shape | int | None = None) -> None:
         if hasattr(matrix, "tocsr"):
-            matrix = matrix.tocsr().astype(np.float64) if matrix.dtype.kind in "fiub" else matrix
-            if matrix.dtype.kind != "f":
+            if matrix.dtype.kind not in "fiub":
                 raise TypeError(f"Matrix: expected a real matrix, got dtype {matrix.dtype}")
+            matrix = matrix.tocsr().astype(np.float64, copy=True)
             matrix.sum_duplicates()
             if 0 in matrix.shape:
                 raise ValueError(f"Matrix: expected a matrix without empty axes, got the shape {matrix.shape}")
             if not np.isfinite(matrix.data).all():
                 raise ValueError("Matrix: the sparse matrix holds NaN or infinite entries; they must be finite")
+            for part in (matrix.data, matrix.indices, matrix.indptr):
+                part.flags.writeable = False
         else:
             matrix = finite_matrix(matrix, "Matrix")
         m, n = matrix.shape
@@ -167,20 +159,37 @@ class Matrix(LinearOperator):
     def _columns(self) -> _SparseRows | AxisMatrix:
         return _SparseRows(self.matrix.T.tocsr()) if isinstance(self._rows, _SparseRows) else self._rows.T
 
-    @once_per_trace
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         for side in (self._rows, self._columns):
             if isinstance(side, AxisMatrix):
                 _ = side.bands
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
+    def apply(self, xp: Namespace, x: Array) -> Array:
         return _apply_flat(xp, self._rows, x, self.in_shape, self.out_shape)
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return _apply_flat(xp, self._columns, y, self.out_shape, self.in_shape)
 
     def as_matrix(self) -> np.ndarray:
         return np.array(self.matrix.toarray() if self._is_sparse else self.matrix)
+
+    @functools.cached_property
+    def _digests(self) -> tuple[bytes, ...]:
+        a = self.matrix
+        return tuple(digest(part) for part in ((a.data, a.indices, a.indptr) if self._is_sparse else (a,)))
+
+    def key(self) -> Hashable:
+        return self.in_shape, self.out_shape, self._digests
+
+    def after(self, inner: LinearOperator) -> LinearOperator | None:
+        return self.times(inner) if isinstance(inner, Matrix) else None
+
+    def plus(self, other: LinearOperator) -> LinearOperator | None:
+        if not isinstance(other, Matrix):
+            return None
+        if self._is_sparse != other._is_sparse:
+            return Matrix(self.as_matrix() + other.as_matrix(), self.in_shape, self.out_shape)
+        return Matrix(self.matrix + other.matrix, self.in_shape, self.out_shape)
 
     def times(self, inner: Matrix) -> Matrix:
         """The matrix product, sparse if both are."""

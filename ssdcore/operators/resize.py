@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssdcore._arrays import Array, Namespace, Shape
-from ssdcore.operators.base import LinearOperator, positive_shape
+from ssdcore._arrays import Shape
+from ssdcore.operators.linear_map import positive_shape
+from ssdcore.operators.separable import AxisOperator
 from ssdcore.spectral import AxisMatrix
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _resize_axis(n_in: int, n_out: int, kernel: str) -> AxisMatrix:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Resize(LinearOperator):
+class Resize(AxisOperator):
     """Resample every trailing axis from in_shape to out_shape, up or down, antialiased, half-pixel centred.
 
     kernel   "box", "bilinear", "bicubic" (Keys, a = −1/2) or "lanczos3". "bilinear" and "bicubic" equal
@@ -119,16 +120,13 @@ class Resize(LinearOperator):
     def _axis_matrices(self) -> tuple[AxisMatrix, ...]:
         return tuple(_resize_axis(n, m, self.kernel) for n, m in zip(self.in_shape, self.out_shape))
 
-    def _axes(self) -> tuple[AxisMatrix, ...]:
+    def axis_matrices(self) -> tuple[AxisMatrix, ...]:
         return self._axis_matrices
 
-    def _apply(self, xp: Namespace, x: Array) -> Array:
-        return apply_axes(xp, self._axes(), self._axis_order, x)
+    def key(self) -> Hashable:
+        return self.in_shape, self.out_shape, self.kernel
 
-    def _apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return apply_axes(xp, tuple(axis.T for axis in self._axes()), reversed(self._axis_order), y)
-
-    def _as_sympy(self) -> sympy.Matrix:
+    def sympy_matrix(self) -> sympy.Matrix:
         import sympy
 
         matrices = []
@@ -136,10 +134,3 @@ class Resize(LinearOperator):
             rows = _resize_rows(n, m, self.kernel)
             matrices.append(sympy.Matrix(m, n, lambda i, j, rows=rows: sympy.Rational(rows[i].get(j, 0))))
         return sympy.Matrix(sympy.kronecker_product(*matrices))
-
-
-def apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int], x: Array) -> Array:
-    """Apply one matrix an axis, in the given order of axes."""
-    for i in order:
-        x = axes[i].apply(xp, x, i - len(axes))
-    return x

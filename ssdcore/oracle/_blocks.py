@@ -129,7 +129,7 @@ def _coordinates(
 ) -> tuple[Coordinates, ...]:
     """The covariance's own modes at the full size where it has one set an axis, else cosines; for operators that are
     not separable the elements themselves."""
-    if not all(isinstance(op, Identity) or op._axes() is not None for op in operators):
+    if not all(isinstance(op, Identity) or op.axis_matrices() is not None for op in operators):
         return tuple(Coordinates(shape, ()) for shape in shapes)
     own: tuple[np.ndarray, ...] | None = None
     if isinstance(covariance, SpectralCovariance):
@@ -227,7 +227,7 @@ def _operator_labels(coordinates: Sequence[Coordinates], steps: Sequence[LinearO
 def _axis_matrix(operator: LinearOperator, source: Coordinates, target: Coordinates, axis: int) -> np.ndarray:
     if not source.factors:
         return operator.as_matrix()
-    axes = operator._axes()
+    axes = operator.axis_matrices()
     matrix = np.eye(source.shape[axis]) if axes is None else axes[axis].constant.value
     return target.factors[axis].T @ matrix @ source.factors[axis]
 

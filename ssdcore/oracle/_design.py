@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssdcore._arrays import Shape
-from ssdcore.operators.base import positive_shape
+from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._law import as_covariance, sampler_error
 from ssdcore.oracle._times import SPACINGS, optimal_times, sampling_times
 from ssdcore.process import LinearDiffusion

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from ssdcore._arrays import Array, Namespace, computing_dtype, device_of, namespace_of
+from ssdcore._arrays import Array, Namespace, computing_dtype, device_of, namespace_of, to_numpy
 from ssdcore.testing._report import FALSE_ALARM
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -144,18 +143,6 @@ class Backend:
         if not self.is_half:
             return 0.0
         return self.storage_unit * norm(values) + math.sqrt(values.size) * self.tiny
-
-
-def to_numpy(x: Array) -> np.ndarray:
-    """The values as float64 numpy, exactly."""
-    if array_api_compat.is_torch_array(x):
-        torch = sys.modules["torch"]
-        return np.array(x.detach().to("cpu", torch.float64).numpy())
-    if array_api_compat.is_cupy_array(x):
-        return np.array(x.get(), dtype=np.float64)
-    if namespace_of(x).__name__ == "array_api_strict":
-        return np.array(x.to_device(type(x.device)("CPU_DEVICE")), dtype=np.float64)
-    return np.array(np.asarray(x).astype(np.float64))
 
 
 def norm(values: np.ndarray) -> float:

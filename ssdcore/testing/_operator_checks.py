@@ -11,7 +11,7 @@ import numpy as np
 
 from ssdcore._arrays import Array, namespace_of
 from ssdcore.operators import LinearOperator, Matrix, Separable
-from ssdcore.operators.base import _Composition, _Scaled, _Transpose
+from ssdcore.operators.base import Composition, Scaled, Sum, Transpose
 from ssdcore.testing._backend import (
     Backend,
     advanced_generators,
@@ -43,20 +43,22 @@ def deviation(got: np.ndarray, expected: np.ndarray, tolerance: float, what: str
 
 def magnitude(op: LinearOperator) -> float:
     """What rounding errors of applying `op` scale with: its norm, for a composition the product of its parts' norms."""
-    if isinstance(op, _Composition):
+    if isinstance(op, Composition):
         return math.prod(magnitude(part) for part in op.parts)
-    if isinstance(op, _Scaled):
+    if isinstance(op, Scaled):
         return abs(op.scale) * magnitude(op.op)
-    if isinstance(op, _Transpose):
+    if isinstance(op, Transpose):
         return magnitude(op.op)
+    if isinstance(op, Sum):
+        return sum(magnitude(part) for part in op.parts)
     return op.norm()
 
 
 def roundings(op: LinearOperator) -> int:
     """Bound on the roundings that one element of M x collects: the elements that it may be summed from."""
-    if isinstance(op, _Composition):
+    if isinstance(op, Composition | Sum):
         return sum(roundings(part) for part in op.parts)
-    if isinstance(op, _Scaled | _Transpose):
+    if isinstance(op, Scaled | Transpose):
         return roundings(op.op) + 1
     return math.prod(op.in_shape) + math.prod(op.out_shape)
 
@@ -276,7 +278,7 @@ def scaling(c: OperatorContext) -> Iterator[Measurement]:
 
 def norm_tolerance(op: LinearOperator, wide: Backend) -> float:
     """Error that norm() may have: rounding, or eps^(3/4) where it is iterative for want of a decomposition."""
-    if op._decomposition is None:
+    if op.decomposition() is None:
         return (2 * wide.unit) ** 0.75 * magnitude(op)
     # singular values are backward stable in the size of the matrix
     return wide.rounding(roundings(op), 1) * magnitude(op)
@@ -344,7 +346,7 @@ def _spectral_tolerance(c: OperatorContext, op: LinearOperator, f: Callable[[Any
     change = max(float(np.abs(f(np.maximum(values + d, 0.0)) - at).max()) for d in (-moved, moved))
     # a function of a matrix moves by at most its Lipschitz constant, times a logarithm of the size (Kato, 1973)
     tolerance = 2 * rounding * float(np.abs(at).max()) + (1 + math.log(size)) * change
-    if op._decomposition is None:
+    if op.decomposition() is None:
         tolerance += (4 * c.backend.unit) ** 0.75 * float(np.abs(at).max())
     return tolerance
 
@@ -358,7 +360,7 @@ def _gram_polynomials(c: OperatorContext) -> Iterator[Measurement]:
             scale = magnitude(op) ** (2 * power) * norm(to_numpy(x))
             tolerance = c.backend.rounding(4 * power * roundings(op), expected.size) * scale
             tolerance += 2 * power * c.backend.storing(expected) * (1 + magnitude(op) ** 2)
-            if op._decomposition is None:
+            if op.decomposition() is None:
                 tolerance += (2 * c.backend.unit) ** 0.75 * scale
             got = to_numpy(op.gram_function(lambda e, k=power: e**k, x))  # type: ignore[misc]
             yield deviation(got, expected, tolerance, f"f({side}) x for f(λ) = λ^{power}, against repeated application")

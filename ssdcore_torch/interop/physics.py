@@ -9,7 +9,7 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore import _extras
-from ssdcore.operators.base import positive_shape
+from ssdcore.operators.linear_map import positive_shape
 
 
 def to_deepinv(op: ssd.LinearOperator) -> Any:

@@ -1,0 +1,107 @@
+"""AxisOperator: one matrix an axis; Separable: such an operator given by its matrices."""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssdcore._arrays import Array, Namespace
+from ssdcore.operators.base import LinearOperator
+from ssdcore.operators.linear_map import finite_matrix
+from ssdcore.spectral import AxisMatrix
+
+
+class AxisOperator(LinearOperator):
+    """An operator M = A_1 ⊗ A_2 ⊗ … given by `axis_matrices`, which a subclass implements and keeps.
+
+    Products of such operators are again such: they merge with `Resize`, `Blur` and `Separable` into one `Separable`.
+    """
+
+    @abc.abstractmethod
+    def axis_matrices(self) -> tuple[AxisMatrix, ...]:
+        """One matrix an axis; the same objects at every call, since they carry what has been computed of them."""
+
+    @functools.cached_property
+    def _axis_order(self) -> tuple[int, ...]:
+        """The axes in the order to apply them: those that shrink the array most first."""
+        shrinks = [m / n for n, m in zip(self.in_shape, self.out_shape)]
+        return tuple(sorted(range(len(shrinks)), key=shrinks.__getitem__))
+
+    def prepare(self) -> None:
+        _ = self._axis_order
+        for axis in self.axis_matrices():
+            _ = axis.bands, axis.T.bands
+
+    def apply(self, xp: Namespace, x: Array) -> Array:
+        return _apply_axes(xp, self.axis_matrices(), self._axis_order, x)
+
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return _apply_axes(xp, tuple(axis.T for axis in self.axis_matrices()), reversed(self._axis_order), y)
+
+    def after(self, inner: LinearOperator) -> LinearOperator | None:
+        return _product(self.axis_matrices(), inner.axis_matrices())
+
+    def before(self, outer: LinearOperator) -> LinearOperator | None:
+        return _product(outer.axis_matrices(), self.axis_matrices())
+
+    def plus(self, other: LinearOperator) -> LinearOperator | None:
+        others = other.axis_matrices()
+        if len(self.in_shape) > 1 or others is None:
+            return None
+        return Separable([self.axis_matrices()[0].constant.value + others[0].constant.value])
+
+
+def _product(outer: tuple[AxisMatrix, ...] | None, inner: tuple[AxisMatrix, ...] | None) -> LinearOperator | None:
+    if outer is None or inner is None or len(outer) != len(inner):
+        return None
+    return Separable([b.constant.value @ a.constant.value for b, a in zip(outer, inner)])
+
+
+def _apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int], x: Array) -> Array:
+    for i in order:
+        x = axes[i].apply(xp, x, i - len(axes))
+    return x
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Separable(AxisOperator):
+    """M = A_1 ⊗ A_2 ⊗ …: matrix A_i of shape (out_i, in_i) acts along trailing axis i.
+
+    matrices   one real, finite matrix an axis (anything numpy.asarray takes), kept in float64
+
+    Raises ValueError or TypeError for an empty list, a non-finite entry, or anything that is not a real matrix.
+
+    >>> op = ssd.Separable([[[1.0, 1.0]], np.eye(3)])  # adds two rows, keeps three columns
+    >>> op(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))
+    array([[11., 22., 33.]])
+    >>> print(f"{op.norm():.4f}")
+    1.4142
+    """
+
+    axes: tuple[AxisMatrix, ...]
+
+    def __init__(self, matrices: Sequence[Any]) -> None:
+        if len(matrices) == 0:
+            raise ValueError("Separable: expected at least one matrix, one for each trailing axis")
+        self._set(tuple(AxisMatrix(finite_matrix(a, f"Separable, axis {i}")) for i, a in enumerate(matrices)))
+
+    def _set(self, axes: tuple[AxisMatrix, ...]) -> None:
+        object.__setattr__(self, "axes", axes)
+        object.__setattr__(self, "in_shape", tuple(axis.shape[1] for axis in axes))
+        object.__setattr__(self, "out_shape", tuple(axis.shape[0] for axis in axes))
+
+    def axis_matrices(self) -> tuple[AxisMatrix, ...]:
+        return self.axes
+
+    def key(self) -> Hashable:
+        return tuple(axis.constant for axis in self.axes)
+
+    @functools.cached_property
+    def _transposed(self) -> LinearOperator:
+        other = Separable.__new__(Separable)
+        other._set(tuple(axis.T for axis in self.axes))  # which share what has been computed of them
+        other.__dict__["_transposed"] = self
+        return other
