@@ -170,7 +170,7 @@ class LinearOperator(LinearMap):
         if self is other or type(self) is not type(other):
             return self is other
         key = self.key()
-        return key is not None and key == other.key()  # type: ignore[attr-defined]  # of the same type
+        return key is not None and key == other.key()
 
     def __hash__(self) -> int:
         key = self.key()
