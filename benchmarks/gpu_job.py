@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ssdcore_torch.config import Config, preset
+from ssdcore_torch.devices import open_device
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", scale(self.tiny))
-        object.__setattr__(self, "device", torch.device("cpu" if self.tiny else "cuda"))
+        object.__setattr__(self, "device", open_device("cpu" if self.tiny else "cuda"))  # as the commands do
 
     def note(self, what: str, unit: str, value: float, **compared: Any) -> None:
         figure = Figure(self.name, what, unit, value, **compared)
