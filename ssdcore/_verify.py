@@ -36,6 +36,7 @@ BACKENDS = {
 }
 _KINDS = ("operator", "process")
 _THOROUGH = 1000
+_INSTANCES = 4  # random instances on which a theorem's formulas are compared with the code
 _EXTRA = "pip install 'ssdcore[verify]'"
 
 
@@ -254,7 +255,7 @@ def check_golden() -> Tally:
 
 
 def prove_all() -> list[dict[str, Any]]:
-    """Prove every theorem, and refute every false variant."""
+    """Prove every theorem, refute every false variant, and compare what was proved with what the library computes."""
     from ssdcore import theorems
 
     proofs = []
@@ -262,6 +263,8 @@ def prove_all() -> list[dict[str, Any]]:
         proof = theorems.prove(name)
         refuted = [variant for variant in theorems.false_variants(name) if not theorems.prove(name, variant).holds]
         variants = len(theorems.false_variants(name))
+        compared = [comparison for seed in range(_INSTANCES) for comparison in theorems.compare(name, seed)]
+        agreed = sum(comparison.agrees for comparison in compared)
         proofs.append(
             {
                 "name": name,
@@ -269,7 +272,9 @@ def prove_all() -> list[dict[str, Any]]:
                 "steps": len(proof.steps),
                 "false_variants": variants,
                 "refuted": len(refuted),
-                "passed": bool(proof.holds) and len(refuted) == variants,
+                "comparisons": len(compared),
+                "agreed": agreed,
+                "passed": bool(proof.holds) and len(refuted) == variants and 0 < agreed == len(compared),
             }
         )
     return proofs
@@ -357,8 +362,11 @@ def _table(result: dict[str, Any]) -> str:
     lines: list[tuple[str, ...]] = [("check", "count", "worst error", "tolerance", "ratio", "worst at", "result")]
     for proof in result["proofs"]:
         outcome = "proved" if proof["passed"] else "FAILED"
-        refuted = f"{proof['refuted']} of {proof['false_variants']} false variants refuted"
-        lines.append((f"proof: {proof['name']}", str(proof["steps"]), "", "", "", refuted, outcome))
+        found = (
+            f"{proof['refuted']} of {proof['false_variants']} false variants refuted, "
+            f"{proof['agreed']} of {proof['comparisons']} values of the code agree"
+        )
+        lines.append((f"proof: {proof['name']}", str(proof["steps"]), "", "", "", found, outcome))
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in result["checks"]:
         groups.setdefault((row["kind"], row["check"]), []).append(row)

@@ -247,7 +247,16 @@ def test_verify_draws_its_checks(monkeypatch, tmp_path, capsys):
         def norm(self):
             return 0.5 * super().norm()
 
-    proof = {"name": "ddpm", "holds": True, "steps": 1, "false_variants": 0, "refuted": 0, "passed": True}
+    proof = {
+        "name": "ddpm",
+        "holds": True,
+        "steps": 1,
+        "false_variants": 0,
+        "refuted": 0,
+        "comparisons": 0,
+        "agreed": 0,
+        "passed": True,
+    }
     monkeypatch.setattr(_verify, "prove_all", lambda: [proof])
     monkeypatch.setattr(_verify, "check_golden", lambda: _verify.Tally("golden"))
     monkeypatch.setattr(_verify, "shipped_operators", lambda: {"halved": Halved(np.eye(3))})

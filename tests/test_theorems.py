@@ -25,6 +25,9 @@ NAMES = (
     "scale_matched_admissible",
     "same_marginal_family",
     "deterministic_end",
+    "scale_matched_continuous",
+    "multistep_order",
+    "second_moments",
 )
 VARIANTS = [(name, variant) for name in NAMES for variant in theorems.false_variants(name)]
 PROOFS = {name: theorems.prove(name) for name in NAMES}
@@ -75,6 +78,72 @@ def test_false_variant_is_refuted(name: str, variant: str) -> None:
 def test_issue_s_kinds_of_false_variant_are_there() -> None:
     kinds = {variant for _, variant in VARIANTS}
     assert {"plus_sign", "minus_sign", "ratio_of_deviations", "missing_transpose", "kappa_half"} <= kinds
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_proved_is_what_the_code_computes(name: str, seed: int) -> None:
+    compared = theorems._compare.comparisons(name, PROOFS[name].formulas, seed)
+    assert compared
+    assert all(comparison.agrees for comparison in compared), [str(c) for c in compared if not c.agrees]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_formula_is_compared(name: str) -> None:
+    compared = theorems._compare.comparisons(name, PROOFS[name].formulas, 0)
+    assert {comparison.what.partition(":")[0] for comparison in compared} == set(PROOFS[name].formulas)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_formula_disagrees_with_the_code(name: str) -> None:
+    for key, formula in PROOFS[name].formulas.items():
+        wrong = {**PROOFS[name].formulas, key: 1.001 * formula}
+        compared = [c for seed in range(3) for c in theorems._compare.comparisons(name, wrong, seed)]
+        mine = [c for c in compared if c.what.startswith(f"{key}:")]
+        assert mine
+        assert any(not c.agrees for c in mine)
+        assert all(c.agrees for c in compared if c not in mine)
+
+
+def test_formulas_of_false_variants_disagree_with_the_code() -> None:
+    """Where the variant changes a formula, the code refutes it as the proof does."""
+    refuted = 0
+    for name, variant in VARIANTS:
+        false = theorems.prove(name, variant).formulas
+        changed = {key for key, formula in false.items() if formula != PROOFS[name].formulas[key]}
+        for key in changed:
+            compared = [
+                c
+                for seed in range(8)
+                for c in theorems._compare.comparisons(name, {**PROOFS[name].formulas, key: false[key]}, seed)
+            ]
+            assert any(not c.agrees for c in compared), (name, variant, key)
+            refuted += 1
+    assert refuted >= 15
+
+
+def test_a_fault_of_the_code_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssdcore import process
+
+    assert all(c.agrees for c in theorems.compare("deterministic_end", seed=1))
+    monkeypatch.setattr(process, "posterior_share", lambda eta, rho, squared: 1 - eta * (1 - rho * squared))
+    assert not all(c.agrees for seed in range(4) for c in theorems.compare("deterministic_end", seed))
+
+
+def test_a_formula_that_no_step_shows_is_refused() -> None:
+    step = Step("1 = 1", sp.Symbol("x"), sp.Symbol("x"))
+    with pytest.raises(ValueError, match="no step shows the formula 'y'"):
+        Proof("name", "statement", (step,), {"y": sp.Symbol("y")})
+
+
+def test_comparisons_are_deterministic_and_differ_by_seed() -> None:
+    first, again, other = (theorems.compare("ddpm", seed) for seed in (3, 3, 4))
+    assert first == again != other
+    assert not dataclasses.replace(first[0], deviation=float("nan")).agrees
+
+
+def test_independence_is_part_of_theorem_1() -> None:
+    assert "independent of x_s" in PROOFS["forward_transition"].statement
 
 
 def corrupted(step: Step) -> Step:

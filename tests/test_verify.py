@@ -17,7 +17,16 @@ from ssdcore.testing import OPERATOR_CHECKS, PROCESS_CHECKS, golden
 from ssdcore.testing.golden import GOLDEN
 
 CHECK_GOLDEN = _verify.check_golden
-PROOF = {"name": "ddpm", "holds": True, "steps": 1, "false_variants": 1, "refuted": 1, "passed": True}
+PROOF = {
+    "name": "ddpm",
+    "holds": True,
+    "steps": 1,
+    "false_variants": 1,
+    "refuted": 1,
+    "comparisons": 1,
+    "agreed": 1,
+    "passed": True,
+}
 
 
 @pytest.fixture
@@ -36,6 +45,7 @@ def test_numpy_passes_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert result["failures"] == []
     assert [proof["name"] for proof in result["proofs"]] == list(ssd.theorems.names())
     assert all(proof["refuted"] == proof["false_variants"] > 0 for proof in result["proofs"])
+    assert all(proof["agreed"] == proof["comparisons"] > 0 for proof in result["proofs"])
     for kind, checks, dtypes in (
         ("operator", OPERATOR_CHECKS, {"float64", "float32", "float16"}),
         ("process", PROCESS_CHECKS, {"float64", "float32", "float16"}),

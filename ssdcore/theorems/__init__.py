@@ -1,7 +1,8 @@
 """The theorems of the library, proved symbolically (needs sympy; nothing else imports it).
 
 `names()` lists them, `prove(name)` derives one step by step and checks every step, `print(prove(name))` is the
-derivation to read. `false_variants(name)` lists near misses of the statement (a wrong sign, a wrong power of σ, a
+derivation to read. `compare(name)` evaluates what was proved against the library's own numbers. `false_variants(name)`
+lists near misses of the statement (a wrong sign, a wrong power of σ, a
 missing transpose); `prove(name, variant)` puts one through the same machinery, which must refute it.
 
 Theorems 1 to 3 are those of "Scale Space Diffusion" (CVPR 2026). Times are a pair s < t, not only neighbours; M is
@@ -17,13 +18,16 @@ try:
 except ImportError as error:
     raise ImportError('ssdcore.theorems needs sympy: pip install "ssdcore[verify]"') from error
 
+from ._compare import Comparison, comparisons
 from ._engine import Proof, Step
 from ._family import deterministic_end, same_marginal_family
 from ._gaussian import forward_transition, isotropic_posterior, posterior, posterior_forms_agree
-from ._noise import scale_matched_admissible
+from ._moments import second_moments
+from ._noise import scale_matched_admissible, scale_matched_continuous
+from ._order import multistep_order
 from ._special import blurring_diffusion, ddpm
 
-__all__ = ["Proof", "Step", "false_variants", "names", "prove"]
+__all__ = ["Comparison", "Proof", "Step", "compare", "false_variants", "names", "prove"]
 
 _THEOREMS: dict[str, tuple[Callable[[str | None], Proof], tuple[str, ...]]] = {
     "forward_transition": (
@@ -49,6 +53,18 @@ _THEOREMS: dict[str, tuple[Callable[[str | None], Proof], tuple[str, ...]]] = {
     "deterministic_end": (
         deterministic_end,
         ("ratio_inverted", "transposed", "eta_scales_variance", "ratio_of_deviations"),
+    ),
+    "scale_matched_continuous": (
+        scale_matched_continuous,
+        ("paper_s_noise", "norm_squared", "norm_inverted"),
+    ),
+    "multistep_order": (
+        multistep_order,
+        ("without_its_half", "inverted", "towards_the_past", "log_r_subtracted"),
+    ),
+    "second_moments": (
+        second_moments,
+        ("prediction_taken_for_the_image", "sum_of_gains", "clean_gain_alone", "missing_transpose"),
     ),
 }
 
@@ -79,6 +95,18 @@ def prove(name: str, variant: str | None = None) -> Proof:
     if variant is not None and variant not in variants:
         raise ValueError(f"{name} has no false variant {variant!r}; expected one of {', '.join(variants)}")
     return derive(variant)
+
+
+def compare(name: str, seed: int = 0) -> tuple[Comparison, ...]:
+    """A theorem's proved formulas against the library's own numbers, on one random instance of random size.
+
+    Each of `prove(name).formulas`, made a function of numbers, must give what the library computes: a proof alone is of
+    formulas, and no fault of the code can fail it. Deterministic in `seed`.
+
+    >>> all(comparison.agrees for comparison in ssd.theorems.compare("isotropic_posterior", seed=3))
+    True
+    """
+    return comparisons(name, prove(name).formulas, seed)
 
 
 def _find(name: str) -> tuple[Callable[[str | None], Proof], tuple[str, ...]]:

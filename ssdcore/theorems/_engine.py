@@ -314,6 +314,11 @@ class Step:
             return _check_scalars(left, right, self.relation)
         raise ValueError(f"relation must be '=', '>=', '>' or 'free of', got {self.relation!r}")
 
+    def shows(self, formula: Any) -> bool:
+        """Whether a side of the step, or a part of one, is this expression."""
+        sides = (sp.sympify(side) for side in (self.left, self.right))
+        return any(formula in sp.preorder_traversal(side) for side in sides)
+
     def __str__(self) -> str:
         symmetric = () if self.given is None else self.given.symmetric
         claim = textwrap.fill(
@@ -356,15 +361,21 @@ def _shown_block(value: MatrixExpr, symmetric: tuple[MatrixExpr, ...]) -> str:
 class Proof:
     """A theorem with its steps. `str(proof)` is the proof written out.
 
-    holds  whether there is at least one step and every step was verified; never set by hand
+    formulas  expressions that stand in the steps, by name: what `compare` evaluates against the library's own numbers.
+              Raises ValueError for one that no step has.
+    holds     whether there is at least one step and every step was verified; never set by hand
     """
 
     name: str
     statement: str
     steps: tuple[Step, ...]
+    formulas: Mapping[str, Any] = field(default_factory=dict)
     holds: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        for name, formula in self.formulas.items():
+            if not any(step.shows(formula) for step in self.steps):
+                raise ValueError(f"{self.name}: no step shows the formula {name!r}, {formula}")
         object.__setattr__(self, "holds", bool(self.steps) and all(step.holds for step in self.steps))
 
     def __str__(self) -> str:

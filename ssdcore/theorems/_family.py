@@ -125,6 +125,7 @@ def same_marginal_family(variant: str | None) -> Proof:
         "marginal. With isotropic noise it is a Gaussian, σ_s² I - σ_t² B Bᵀ a covariance, if and only if "
         "σ_t² B Bᵀ <= σ_s² I, that is σ_t ‖B‖ <= σ_s.",
         tuple(steps),
+        {"covariance": isotropic},
     )
 
 
@@ -175,6 +176,7 @@ def deterministic_end(variant: str | None) -> Proof:
         " is DDIM's update. B = V diag(b) Uᵀ, b = (σ_s/σ_t) √(1 - η² (1 - ρ d²)) for a singular value d  "
         "(12), scales the standard deviation of theorem 3's noise on the kept modes by η.",
         tuple(steps),
+        {"deterministic gain": B, "variance of a mode": _eta_variance()},
     )
 
 
@@ -224,8 +226,16 @@ def _ddim_steps(ratio: sp.Expr) -> list[Step]:
     ]
 
 
+_eta, _d = sp.symbols("η d", positive=True)
+
+
+def _eta_variance() -> sp.Expr:
+    """Variance left in a kept mode, by (12)."""
+    return _eta**2 * sigma_s**2 * (1 - rho * _d**2)
+
+
 def _eta_steps(variant: str | None) -> list[Step]:
-    eta, d = sp.symbols("η d", positive=True)
+    eta, d = _eta, _d
     power = choose(variant, eta**2, eta_scales_variance=eta)
     inner_ratio = choose(variant, rho, ratio_of_deviations=sigma_s / sigma_t)
     gain_squared = rho * (1 - power * (1 - inner_ratio * d**2))
@@ -258,7 +268,7 @@ def _eta_steps(variant: str | None) -> list[Step]:
         Step(
             "mode by mode: the variance left, σ_s² - σ_t² b², has a standard deviation η times theorem 3's",
             sigma_s**2 - sigma_t**2 * gain_squared,
-            eta**2 * sigma_s**2 * (1 - rho * d**2),
+            _eta_variance(),
         ),
         Step("eta = 1 is theorem 3, b = ρ d: B = ρ V D Uᵀ = ρ Mᵀ", sp.sqrt(gain_squared.subs(eta, 1)), rho * d),
         Step("eta = 0 is (11), b = σ_s/σ_t", sp.sqrt(gain_squared.subs(eta, 0)), sigma_s / sigma_t),

@@ -79,8 +79,8 @@ def forward_transition(variant: str | None) -> Proof:
             given=general,
         ),
         Step(
-            "(only if) Let x_t = A x_s + η have the law N(M μ_s, Σ_t). Then log φ_η(k) = log φ_t(k) - log "
-            "φ_s(Aᵀk) is that of a Gaussian of mean (M - A) μ_s and of one covariance, fixed by A",
+            "(only if) Let x_t = A x_s + η, η independent of x_s, have the law N(M μ_s, Σ_t). Then log φ_η(k) = "
+            "log φ_t(k) - log φ_s(Aᵀk) is that of a Gaussian of mean (M - A) μ_s and of one covariance, fixed by A",
             log_cf_t - log_cf_s(A),
             i * k.T * (M - A) * mu_s - _half * k.T * covariance(A, S, T) * k,
             given=general,
@@ -111,10 +111,11 @@ def forward_transition(variant: str | None) -> Proof:
     return Proof(
         "forward_transition",
         "Theorem 1. Let q(x_s|x_0) = N(μ_s, Σ_s) with μ_s = M_1:s x_0. A transition x_t = M x_s + η with "
-        "Gaussian η gives q(x_t|x_0) = N(M μ_s, Σ_t) if and only if η ~ N(0, Σ_t|s) with Σ_t|s = Σ_t - M "
-        "Σ_s Mᵀ. For isotropic noise, Σ = σ² I, that is a covariance if and only if σ_t² >= σ_s² ‖M‖² "
+        "Gaussian noise η independent of x_s gives q(x_t|x_0) = N(M μ_s, Σ_t) if and only if η ~ N(0, Σ_t|s) with "
+        "Σ_t|s = Σ_t - M Σ_s Mᵀ. For isotropic noise, Σ = σ² I, that is a covariance if and only if σ_t² >= σ_s² ‖M‖² "
         "(4).",
         tuple(steps),
+        {"covariance": covariance(M, S, T), "isotropic covariance": sigma_t**2 * I_m - sigma_s**2 * M * M.T},
     )
 
 
@@ -241,6 +242,7 @@ def posterior(variant: str | None) -> Proof:
         "x_t)  (5), which is also Σ = Σ_s - Σ_s Mᵀ Σ_t^-1 M Σ_s and μ = μ_s + Σ_s Mᵀ Σ_t^-1 (x_t - M μ_s)  "
         "(6).",
         tuple(steps),
+        {"covariance": conditional, "mean": mu_s + S * M.T * T.I * (x_t - M * mu_s)},
     )
 
 
@@ -327,6 +329,7 @@ def posterior_forms_agree(variant: str | None) -> Proof:
         "x_t), and (6): Σ = Σ_s - Σ_s Mᵀ Σ_t^-1 M Σ_s, μ = μ_s + Σ_s Mᵀ Σ_t^-1 (x_t - M μ_s), with Σ_t|s = "
         "Σ_t - M Σ_s Mᵀ, agree wherever (5) exists.",
         tuple(steps),
+        {"precision": precision, "covariance": covariance, "mean": mean},
     )
 
 
@@ -417,4 +420,5 @@ def isotropic_posterior(variant: str | None) -> Proof:
         "Theorem 3. With Σ_s = σ_s² I, Σ_t = σ_t² I and ρ = σ_s²/σ_t², theorem 2 becomes "
         "Σ = σ_s² (I - ρ MᵀM),  μ = μ_s + ρ Mᵀ (x_t - M μ_s)  (7).",
         tuple(steps),
+        {"covariance": covariance, "mean": mean},
     )

@@ -44,6 +44,75 @@ def scale_matched_admissible(variant: str | None) -> Proof:
         " < t. The norms must be exact: κ = 1/2 a level breaks (4) at the antialiased bilinear resize 8 x 8"
         " -> 4 x 4.",
         tuple(steps),
+        {"margin": margin},
+    )
+
+
+def scale_matched_continuous(variant: str | None) -> Proof:
+    """What matched noise is for: the mode that a change keeps best does not notice it."""
+    m_, n_ = sp.symbols("m n", integer=True, positive=True)
+    R, u, v = sp.MatrixSymbol("R", m_, n_), sp.MatrixSymbol("u", m_, 1), sp.MatrixSymbol("v", n_, 1)
+    x_0 = sp.MatrixSymbol("R_s x_0", n_, 1)
+    norm, a_s, a_t, base_s, base_t, kappa_s = sp.symbols("‖R‖ a_s a_t b_s b_t κ_s", positive=True)
+    growth = sp.Symbol("g", nonnegative=True)
+    factor = choose(variant, norm, paper_s_noise=sp.S.One, norm_squared=norm**2, norm_inverted=1 / norm)
+    kappa_t = kappa_s * factor
+    one = sp.Identity(1)
+    pair = Given(
+        rules=((R.T * u, norm * v), (u.T * u, one)),
+        example={
+            m_: 1, n_: 2, R: rational((3, 4)), u: rational((1,)), v: rational(("3/5",), ("4/5",)), norm: sp.S(5),
+            x_0: rational((1,), (2,)), a_t: sp.Rational(1, 3), a_s: sp.Rational(1, 2), base_s: sp.Rational(1, 5),
+            base_t: sp.Rational(1, 4), kappa_s: sp.Rational(2, 3),
+        },
+    )  # fmt: skip
+    before = kappa_s * base_s
+    sigma_s, sigma_t = a_s * base_s * kappa_s, a_t * base_t * kappa_t
+    after = sigma_t / (a_t * norm)
+    added = sigma_t**2 - sigma_s**2 * (a_t / a_s * norm) ** 2
+    unknown = sp.Symbol("f", positive=True)
+    return Proof(
+        "scale_matched_continuous",
+        "Let a change R have the top singular pair Rᵀu = ‖R‖ v. With scale-matched noise, σ_t/a_t = base(t) κ(t), "
+        "κ_t = κ_s ‖R‖, the noise-to-signal ratio of this mode is base(t) κ_s after the change and base(s) κ_s before "
+        "it: it follows the base alone, as if nothing had changed, and the transition adds it no noise but what the "
+        "base's growth adds. No other factor than ‖R‖ does: with the paper's noise, κ_t = κ_s, the ratio jumps by "
+        "1/‖R‖.",
+        (
+            Step(
+                "The mode as x_t sees it: uᵀ a_t R R_s x_0 is ‖R‖ a_t times the coefficient vᵀ R_s x_0 of x_s",
+                a_t * u.T * R * x_0,
+                a_t * norm * v.T * x_0,
+                given=Given(rules=(pair.rules[0],), example=pair.example),
+            ),
+            Step(
+                "The noise along u is σ_t: its variance is σ_t² uᵀu = σ_t²",
+                sigma_t**2 * u.T * u,
+                sigma_t**2 * one,
+                given=Given(rules=(pair.rules[1],), example=pair.example),
+            ),
+            Step("Before the change the mode's noise-to-signal ratio is σ_s/a_s = base(s) κ_s", sigma_s / a_s, before),
+            Step("After it σ_t/(a_t ‖R‖) = base(t) κ_s", after, kappa_s * base_t),
+            Step("so it grows as the base does, whatever the change", after / before, base_t / base_s),
+            Step("and is continuous where the base is", after.subs(base_t, base_s), before),
+            Step(
+                "The transition adds the mode the variance σ_t² - σ_s² m², m = (a_t/a_s) ‖R‖: the base's growth",
+                added,
+                a_t**2 * kappa_s**2 * norm**2 * (base_t**2 - base_s**2),
+            ),
+            Step(
+                "none at all where the base stands still, and never less: with base(t) = base(s) + g, g >= 0",
+                added.subs(base_t, base_s + growth),
+                0,
+                ">=",
+            ),
+            Step(
+                "With another factor f the ratio jumps by f/‖R‖, which is 1 for f = ‖R‖ alone",
+                (a_t * base_s * kappa_s * unknown / (a_t * norm)) / before,
+                unknown / norm,
+            ),
+        ),
+        formulas={"ratio after": after, "ratio before": before, "added variance": added},
     )
 
 

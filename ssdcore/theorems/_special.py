@@ -86,6 +86,11 @@ def ddpm(variant: str | None) -> Proof:
         "σ_t² >= σ_s² ‖M‖²  (4), is DDPM for R = I: M = √(ᾱ_t/ᾱ_s) I and σ² = 1 - ᾱ. Below α_t = ᾱ_t/ᾱ_s "
         "and β_t = 1 - α_t, for neighbours as in DDPM and for any s < t in a respaced chain.",
         tuple(steps),
+        {
+            "variance": posterior_variance,
+            "weight of x_0": sp.sqrt(alpha_bar_s) * beta / variance_t,
+            "weight of x_t": sp.sqrt(alpha) * variance_s / variance_t,
+        },
     )
 
 
@@ -99,6 +104,7 @@ def blurring_diffusion(variant: str | None) -> Proof:
         " with the frequency k. Every frequency follows DDPM's formulas with its own signal scale, and the "
         "blurs compose: R_s→u = R_t→u R_s→t.",
         (*_cosine_basis_steps(), *_frequency_steps(variant), *_semigroup_steps(variant)),
+        {"variance of a frequency": _frequency_variance(variant), "mean of a frequency": _frequency_mean(variant)},
     )
 
 
@@ -161,6 +167,21 @@ def _cosine_basis_steps() -> list[Step]:
     ]
 
 
+_e, _u_t, _u_s = sp.symbols("e u_t u_s", positive=True)
+
+
+def _frequency_ratio(variant: str | None) -> sp.Expr:
+    return choose(variant, rho, ratio_of_deviations=sigma_s / sigma_t)
+
+
+def _frequency_variance(variant: str | None) -> sp.Expr:
+    return sigma_s**2 * (1 - _frequency_ratio(variant) * _e**2)
+
+
+def _frequency_mean(variant: str | None) -> sp.Expr:
+    return _u_s + _frequency_ratio(variant) * _e * (_u_t - _e * _u_s)
+
+
 def _frequency_steps(variant: str | None) -> list[Step]:
     V, E = sp.MatrixSymbol("V", n, n), sp.MatrixSymbol("E", n, n)
     mu_s, x_t = sp.MatrixSymbol("μ_s", n, 1), sp.MatrixSymbol("x_t", n, 1)
@@ -178,11 +199,9 @@ def _frequency_steps(variant: str | None) -> list[Step]:
         },
     )
     M = V * E * V.T
-    e, u_t, u_s = sp.symbols("e u_t u_s", positive=True)
-    ratio = choose(variant, rho, ratio_of_deviations=sigma_s / sigma_t)
-    transition = sigma_t**2 - e**2 * sigma_s**2
-    variance = 1 / (1 / sigma_s**2 + e**2 / transition)
-    pull = choose(variant, e, gain_squared=e**2) / transition
+    transition = sigma_t**2 - _e**2 * sigma_s**2
+    variance = 1 / (1 / sigma_s**2 + _e**2 / transition)
+    pull = choose(variant, _e, gain_squared=_e**2) / transition
     return [
         Step(
             "(7) with M = V E Vᵀ, E diagonal, in frequencies: the covariance is σ_s² (I - ρ E²), no two "
@@ -201,12 +220,12 @@ def _frequency_steps(variant: str | None) -> list[Step]:
             "One frequency of gain e, transition variance σ_t|s² = σ_t² - e² σ_s²: the variance that "
             "blurring diffusion states, 1/(1/σ_s² + e²/σ_t|s²), is that of (7)",
             variance,
-            sigma_s**2 * (1 - ratio * e**2),
+            _frequency_variance(variant),
         ),
         Step(
             "and its mean, variance times (e/σ_t|s² u_t + u_s/σ_s²), u_s the frequency of μ_s, is that of (7)",
-            variance * (pull * u_t + u_s / sigma_s**2),
-            u_s + ratio * e * (u_t - e * u_s),
+            variance * (pull * _u_t + _u_s / sigma_s**2),
+            _frequency_mean(variant),
         ),
     ]
 

@@ -26,6 +26,7 @@ GOLDEN: tuple[Check, ...] = (
     Check("matched noise", "κ from exact norms", _processes.matched_noise),
     Check("transitions", "marginals and transitions, by exact matrices", _processes.transitions),
     Check("posteriors", "posteriors at eta 1, ½ and 0, by exact conditioning", _processes.posteriors),
+    Check("destroyed modes", "operators that lose modes or reach more values", _processes.destroyed_modes),
     Check("diffusion", "DDPM's and DDIM's formulas", _processes.diffusion),
     Check("blurring", "blurring diffusion for both boundaries", _processes.blurring),
     Check("priors", "the law of x_T for every form of covariance", _processes.priors),

@@ -32,6 +32,7 @@ from ssdcore.testing.golden._exact import (
 
 _HALF = REAL.mpf(1) / 2
 KERNELS = ("box", "bilinear", "bicubic", "lanczos3")
+_WIDE = Fraction(5, 2)
 _A = Fraction(-1, 2)  # Keys' parameter, which Pillow and torch's antialiased bicubic have as well
 
 
@@ -151,6 +152,9 @@ def blurs(_: Any) -> Iterator[Measurement]:
     yield from agree("a width for each axis, transposed", wide.T(floats(x)), a.T @ x @ b, 20)
     yield from agree("reflecting is the default", Blur(5, 1.0).as_matrix(), blur_matrix(5, Fraction(1), "reflect"), 5)
     yield from agree("width 0 changes nothing", Blur((5, 4), 0.0)(floats(x)), x)
+    a, b = blur_matrix(4, _WIDE, "reflect"), blur_matrix(4, Fraction(1, 2), "reflect")
+    x = integers(4, 4)
+    yield from agree("a width for each of two equal axes", Blur((4, 4), (2.5, 0.5))(floats(x)), a @ x @ b.T, 16)
     both = Blur(6, 3.0) @ Blur(6, 4.0)
     yield from agree("widths 3 and 4 are 5", both.as_matrix(), blur_matrix(6, Fraction(5), "reflect"), 6)
     mixed = Blur((6,), 0.5, "periodic") @ Blur((6,), 0.75)
@@ -171,6 +175,12 @@ def algebra(_: Any) -> Iterator[Measurement]:
     yield from agree("square separables, first on the right", square(floats(x)), c @ a @ x @ (d @ b).T, 36)
     yield from agree("square separables, transposed", square.T(floats(x)), (c @ a).T @ x @ d @ b, 36)
     yield from agree("square separables as a matrix", square.as_matrix(), kron(c, d) @ kron(a, b), 36)
+    e, f = integers(3, 3, seed=12), integers(3, 3, seed=13)
+    z = integers(3, 3)
+    alike = Separable([floats(e), floats(f)])
+    yield from agree("two matrices of one shape", alike(floats(z)), e @ z @ f.T, 9)
+    yield from agree("two matrices of one shape, transposed", alike.T(floats(z)), e.T @ z @ f, 9)
+    yield from agree("square matrices", (Matrix(floats(e)) @ Matrix(floats(f)))(floats(z)), z @ (e @ f).T, 9)
     m, k = integers(4, 6, seed=7), integers(6, 6, seed=8)
     dense, own = Matrix(floats(m), (3, 2), (2, 2)), Matrix(floats(k), (3, 2), (3, 2))
     flat = x.reshape(4, 6)
@@ -277,5 +287,8 @@ def spectra(_: Any) -> Iterator[Measurement]:
     gram = reals(steps) ** 2
     yield from agree("f(MᵀM) by Lanczos", large.gram_function(f, floats(x)), (gram * gram - 3 * gram + 2) * x, 2304)
     yield from agree("norm by Lanczos", large.norm(), 1, 2304)
+    gram = gram / 4
+    negative = (-0.5 * large).gram_function(f, floats(x))
+    yield from agree("f(MᵀM) of a negative multiple by Lanczos", negative, (gram * gram - 3 * gram + 2) * x, 2304)
     law = inverse(reals([[2, 1], [1, 3]]))
     yield from agree("the references themselves", law, reals([["3/5", "-1/5"], ["-1/5", "2/5"]]))

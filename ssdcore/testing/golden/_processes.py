@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -173,6 +173,32 @@ def posteriors(_: Any) -> Iterator[Measurement]:
             yield from agree(
                 f"posterior {s} from {t}, Bayes' rule: covariance", law.covariance.as_matrix(), covariance, 144
             )
+
+
+def destroyed_modes(_: Any) -> Iterator[Measurement]:
+    """An operator of lower rank than its size, of either sign: what it destroys is drawn afresh at every eta."""
+    low = reals([["1/2", "-1/4", "1/8"], ["-1/4", "1/2", "1/2"], ["1/4", "1/4", "5/8"]])  # the last row is a sum
+    for sign in (1, -1):
+        proc = LinearDiffusion.from_operators([None, sign * Matrix(floats(low)), None, None, None], noise())
+        model = Reference(3, [None, sign * low, None, None, None], ALPHA, SIGMA)
+        x, clean = integers(3, seed=1), integers(3, seed=2)
+        for (s, t), eta in product(((1, 2), (1, 5)), ETAS):
+            mean, covariance = model.posterior(x, clean, s, t, eta)
+            law = proc.posterior(floats(x), floats(clean), s, t, eta=float(eta))
+            what = f"rank two of three, sign {sign}, posterior {s} from {t}, eta {eta}"
+            yield from agree(f"{what}: mean", law.mean, mean, 64)
+            yield from agree(f"{what}: covariance", law.covariance.as_matrix(), covariance, 64)
+    wider = Matrix(np.array([[0.5], [0.25]]))  # more values at t than at s: what is never reached is noise alone
+    proc = LinearDiffusion.from_operators([None, wider, None, None, None], noise())
+    model = Reference(1, [None, reals([["1/2"], ["1/4"]]), None, None, None], ALPHA, SIGMA)
+    covariance = model.transition(1, 2)[1]
+    found = proc.transition(np.zeros(1), 1, 2).covariance.as_matrix()
+    yield from agree("to more values: transition covariance", found, covariance, 8)
+    for eta in ETAS:
+        mean, covariance = model.posterior(integers(2, seed=3), integers(1, seed=4), 1, 2, eta)
+        law = proc.posterior(floats(integers(2, seed=3)), floats(integers(1, seed=4)), 1, 2, eta=float(eta))
+        yield from agree(f"from more values, eta {eta}: mean", law.mean, mean, 8)
+        yield from agree(f"from more values, eta {eta}: covariance", law.covariance.as_matrix(), covariance, 8, scale=1)
 
 
 def diffusion(_: Any) -> Iterator[Measurement]:

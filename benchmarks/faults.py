@@ -1,0 +1,236 @@
+"""Planted faults: how many wrong libraries does `python -m ssdcore verify` see?
+
+    python benchmarks/faults.py                      # every fault, about ten minutes on one core
+    python benchmarks/faults.py --sample 8 --seed 0  # a few
+    python benchmarks/faults.py --write              # and benchmarks/faults.md
+
+Each fault is a small edit of the library's source that leaves it consistent, or nearly: what a misread paper, a swapped
+convention or a slip of the pen would do. It is made in a copy of `ssdcore`, and the golden rows are run there alone (the
+proofs cannot see the code, and the conformance checks find some faults that the golden rows need not). A fault is seen if a
+check fails. A fault whose text is no longer in the source is an error: change it with the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_RUN = """
+import sys
+from ssdcore.testing.golden import GOLDEN
+from ssdcore.testing._report import run_check
+first = sys.argv[1]
+for check in sorted(GOLDEN, key=lambda check: check.name != first):
+    row = run_check(check, None, "float64", {})
+    if row.failed:
+        print(f"{check.name}: {row.detail}")
+        break
+"""
+_TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class Fault:
+    """what   the fault in words;  file  below ssdcore/;  edits  (text, wrong text), each text once in the file
+    check     the check that is tried first, to save time"""
+
+    what: str
+    file: str
+    edits: tuple[tuple[str, str], ...]
+    check: str = ""
+
+
+def _fault(check: str, file: str, what: str, *edits: tuple[str, str]) -> Fault:
+    return Fault(what, file, edits, check)
+
+
+R, B, BASE, M = "operators/resize.py", "operators/blur.py", "operators/base.py", "operators/matrix.py"
+SP, G, C, S, P, MS = "spectral.py", "gaussian.py", "conditioning.py", "schedules.py", "process.py", "multistep.py"
+LAW, PROP, INFO = "oracle/_law.py", "oracle/_propagation.py", "oracle/_information.py"
+TIMES, DESIGN, FIT, EMP = "oracle/_times.py", "oracle/_design.py", "oracle/_fit.py", "oracle/_empirical.py"
+
+FAULTS: tuple[Fault, ...] = (
+    # resize
+    _fault("kernels", R, "corners aligned instead of half pixels",
+           ("centre = (i + Fraction(1, 2)) * scale", "centre = Fraction(1, 2) + i * Fraction(n_in - 1, max(n_out - 1, 1))")),
+    _fault("kernels", R, "centre half a pixel off",
+           ("centre = (i + Fraction(1, 2)) * scale", "centre = (i + Fraction(1, 2)) * scale - Fraction(1, 2)")),
+    _fault("kernels", R, "no antialiasing", ("stretch = max(scale, Fraction(1))", "stretch = Fraction(1)")),
+    _fault("kernels", R, "kernel narrowed where the size grows", ("stretch = max(scale, Fraction(1))", "stretch = scale")),
+    _fault("kernels", R, "bicubic with a = −3/4",
+           ("(3 * z - 5) * z * z / 2 + 1", "(5 * z - 9) * z * z / 4 + 1"),
+           ("((5 - z) * z / 2 - 4) * z + 2", "3 * (((5 - z) * z - 8) * z + 4) / 4")),
+    _fault("kernels", R, "bicubic with a = −1",
+           ("(3 * z - 5) * z * z / 2 + 1", "(z - 2) * z * z + 1"),
+           ("((5 - z) * z / 2 - 4) * z + 2", "((5 - z) * z - 8) * z + 4")),
+    _fault("kernels", R, "box closed on the other side", ("-1 < 2 * z <= 1", "-1 <= 2 * z < 1")),
+    _fault("kernels", R, "lanczos with two lobes' window", ("math.sin(angle / 3) / angle**2", "math.sin(angle / 2) / angle**2")),
+    _fault("kernels", R, "weights of the edges not made to sum to one", ("weight / total", "weight / stretch")),
+    _fault("several axes", R, "axes in the wrong order", ("axes[i].apply(xp, x, i - len(axes))", "axes[i].apply(xp, x, -1 - i) if len({a.shape for a in axes}) == 1 else axes[i].apply(xp, x, i - len(axes))")),
+    # blur
+    _fault("blurs", B, "response exp(−σ²ω²)", ("-0.5 * (sigma * frequencies) ** 2", "-1.0 * (sigma * frequencies) ** 2")),
+    _fault("blurs", B, "response exp(−σω²/2)", ("-0.5 * (sigma * frequencies) ** 2", "-0.5 * sigma * frequencies ** 2")),
+    _fault("blurs", B, "periodic frequencies not folded", ("np.exp(-0.5 * (sigma * frequencies) ** 2)", "np.exp(-0.5 * (sigma * (np.arange(n) * 2 * np.pi / n if boundary == 'periodic' else frequencies)) ** 2)")),
+    _fault("blurs", B, "reflecting frequencies of n − 1", ("np.exp(-0.5 * (sigma * frequencies) ** 2)", "np.exp(-0.5 * (sigma * frequencies * n / max(n - 1, 1)) ** 2)")),
+    _fault("blurs", B, "heat for a time is a blur of variance τ", ("math.sqrt(2 * time)", "math.sqrt(time)")),
+    _fault("blurs", B, "widths add", ("math.hypot(a, b)", "(a + b)")),
+    _fault("blurs", B, "widths of the axes swapped", ("zip(self.in_shape, widths))", "zip(self.in_shape, widths[::-1]))")),
+    # algebra
+    _fault("algebra", BASE, "adjoint of a negative multiple loses its sign",
+           ("return self.scale * self.op._apply_adjoint(xp, y)", "return abs(self.scale) * self.op._apply_adjoint(xp, y)")),
+    _fault("algebra", BASE, "product of two square separables in the wrong order",
+           ("b.constant.value @ a.constant.value", "(a.constant.value @ b.constant.value if a.shape == b.shape else b.constant.value @ a.constant.value)")),
+    _fault("algebra", BASE, "multiples of multiples add", ("scale * op.scale, op.op", "scale + op.scale - 1, op.op")),
+    _fault("algebra", M, "product of two square matrices in the wrong order",
+           ("return Matrix(self.matrix @ inner.matrix,", "return Matrix(inner.matrix @ self.matrix if self.matrix.shape == inner.matrix.shape else self.matrix @ inner.matrix,")),
+    _fault("algebra", BASE, "matrix of a multiple loses its sign", ("return self.scale * self.op.as_matrix()", "return abs(self.scale) * self.op.as_matrix()")),
+    # spectra
+    _fault("spectra", SP, "singular values below 1e-6 count as zero", ("max(matrix.shape) * np.finfo(np.float64).eps * s[0]", "1e-6 * s[0]")),
+    _fault("spectra", SP, "rounding of zero singular values kept", ("max(matrix.shape) * np.finfo(np.float64).eps * s[0]", "0.0")),
+    _fault("posteriors", SP, "decomposition of a negative multiple loses its sign", ("sign=math.copysign(1.0, scale) * self.sign", "sign=self.sign")),
+    _fault("posteriors", SP, "the lift loses the sign", ("(self.sign * weights) * self.output.analyse", "weights * self.output.analyse")),
+    _fault("spectra", SP, "functions of the singular values, not of their squares", ("Constant(self.singular_values**2)", "Constant(self.singular_values)")),
+    _fault("spectra", SP, "f(0) left out where M has no modes", ("self.input.scale(xp, x, f(eigenvalues), xp.reshape(f(zero), ()))", "self.input.scale(xp, x, f(eigenvalues), 0.0 * xp.reshape(f(zero), ()))")),
+    _fault("long axes", SP, "the band ends one column early", ("int(columns[-1]) + 1", "int(columns[-1]) + (columns[-1] == columns[0])")),
+    _fault("covariances", SP, "what is orthogonal to all modes counted twice", ("(values - rest) * self.analyse(xp, x)", "values * self.analyse(xp, x)")),
+    # gaussians
+    _fault("covariances", G, "no root", ("return self._run(x, 0.5)", "return self._run(x, 1.0)")),
+    _fault("priors", G, "the rest is not scaled", ("scale * self.rest + shift", "self.rest + shift")),
+    _fault("priors", G, "no noise in the rest", ("scale * self.rest + shift", "scale * self.rest")),
+    _fault("densities", G, "determinants of a divergence swapped", ("q.log_determinant() - p.log_determinant()", "p.log_determinant() - q.log_determinant()")),
+    _fault("densities", G, "log density without its 2", ("math.log(2 * math.pi) + log_determinant", "math.log(math.pi) + log_determinant")),
+    _fault("densities", G, "entropy without its e", ("math.log(2 * math.pi * math.e)", "math.log(2 * math.pi)")),
+    _fault("covariances", G, "one per cent below zero is positive semi-definite", ("-_ROUNDING * self.size * largest", "-0.01 * largest")),
+    _fault("covariances", G, "variances below 1e-7 count as zero", ("n * np.finfo(np.float64).eps * np.abs(values).max()", "1e-7 * np.abs(values).max()")),
+    _fault("covariances", G, "an isotropic spectrum counted once", ("modes // self.values.size, self.rest", "1, self.rest")),
+    # theorems 1 and 2
+    _fault("general theorems", C, "transition with M for M²", ("values = q - p * s**2", "values = q - p * s")),
+    _fault("general theorems", C, "gain without Σ_s", ("np.linalg.solve(sigma_t, m @ sigma_s).T", "np.linalg.solve(sigma_t, m).T")),
+    _fault("general theorems", C, "gain in modes without Σ_t", ("Constant(p * s / q)", "Constant(p * s)")),
+    _fault("general theorems", C, "variance in modes with p for p²", ("p - p**2 * s**2 / q", "p - p * s**2 / q")),
+    _fault("general theorems", C, "slack of 1e-8", ("_ROUNDING = 64 * np.finfo(np.float64).eps", "_ROUNDING = 1e-8")),
+    # noise
+    _fault("noise levels", S, "β from 1/T", ("0.1 / steps, 20 / steps", "1 / steps, 20 / steps")),
+    _fault("noise levels", S, "β to 10/T", ("0.1 / steps, 20 / steps", "0.1 / steps, 10 / steps")),
+    _fault("noise levels", S, "β of 1000 steps for every T", ("0.1 / steps, 20 / steps", "1e-4, 0.02")),
+    _fault("noise levels", S, "roots of β in equal increments", ("np.linspace(0.1 / steps, 20 / steps, steps)", "np.linspace((0.1 / steps) ** 0.5, (20 / steps) ** 0.5, steps) ** 2")),
+    _fault("noise levels", S, "cosine without its offset", ("+ 0.008) / 1.008", "+ 0.0) / 1.0")),
+    _fault("noise levels", S, "cosine with the offset 0.01", ("+ 0.008) / 1.008", "+ 0.01) / 1.01")),
+    _fault("noise levels", S, "cosine with β at most 0.99", ("alpha_bar[:-1], 0.999)", "alpha_bar[:-1], 0.99)")),
+    _fault("noise levels", S, "log-SNR taken for its half", ("-0.5 * np.logaddexp(0, -log_snr)", "-0.5 * np.logaddexp(0, -2 * log_snr)"), ("-0.5 * np.logaddexp(0, log_snr)", "-0.5 * np.logaddexp(0, 2 * log_snr)")),
+    _fault("noise levels", S, "α counted one step late", ("np.concatenate([[1.0], np.cumprod(1 - betas)])", "np.concatenate([[1.0], np.cumprod(1 - np.concatenate([betas[:1], betas[:-1]]))])")),
+    # levels
+    _fault("level changes", S, "a level starts one step late", ("start <= t for start", "start < t for start")),
+    _fault("level changes", S, "levels counted by t, not by t − 1", ("next(i + 1 for i, level", "next(max(i, 1) for i, level")),
+    _fault("level changes", S, "τ = (t − 1)/T", ("i / max(steps - 1, 1)", "i / steps")),
+    _fault("level changes", S, "levels rounded, not cut", ("math.floor(levels * u(", "round(levels * u(")),
+    _fault("level changes", S, "ties fall to the higher resolution", ("math.floor(levels * u(i / max(steps - 1, 1)))", "(math.ceil(levels * u(i / max(steps - 1, 1))) - 1 if i else 0)")),
+    _fault("level changes", S, "convex upside down", ("1 - (1 - tau) ** gamma", "tau ** gamma")),
+    _fault("level changes", S, "convex with 1/γ", ("1 - (1 - tau) ** gamma", "1 - (1 - tau) ** (1 / gamma)")),
+    _fault("level changes", S, "tanh of a quintic", ("3 * x**2 - 2 * x**3 - 0.5", "6 * x**5 - 15 * x**4 + 10 * x**3 - 0.5")),
+    _fault("level changes", S, "sigmoid with γ for 1/γ", ("abs(d) ** (1 / gamma)", "abs(d) ** gamma")),
+    # processes
+    _fault("matched noise", P, "κ = ½ an axis", ("kappa[start:] *= change.norm()", "kappa[start:] *= 0.5 ** (0.5 * len(base))")),
+    _fault("matched noise", P, "κ from squared norms", ("kappa[start:] *= change.norm()", "kappa[start:] *= change.norm() ** 2")),
+    _fault("matched noise", P, "κ one step late", ("kappa[start:] *=", "kappa[start + 1 :] *=")),
+    _fault("sizes", P, "operators one step late", ('side="right"', 'side="left"')),
+    _fault("sizes", P, "sizes cut, not rounded", ("max(1, round(n / factor**k))", "max(1, int(n / factor**k))")),
+    _fault("sizes", P, "kernel forgotten", ("Resize(high, low, kernel)", "Resize(high, low)")),
+    _fault("sizes", P, "respacing twice forgets the first", ("tuple(self._original(t) for t in chosen)", "tuple(chosen)")),
+    _fault("blurring", P, "widths subtract", ("math.sqrt((high - low) * (high + low))", "(high - low)")),
+    _fault("transitions", P, "variance of the marginal is its deviation", ("Covariance.isotropic(self.shape(t), self.sigma(t) ** 2)", "Covariance.isotropic(self.shape(t), self.sigma(t))")),
+    _fault("transitions", P, "transition with M for MMᵀ", ("variance_t - variance_s * m2", "variance_t - variance_s * m2 ** 0.5")),
+    _fault("transitions", P, "transition forgets the past", ("variance_t - variance_s * m2", "variance_t + 0 * m2")),
+    _fault("posteriors", P, "η for η²", ("1 - eta**2 * (1 - rho * squared)", "1 - eta * (1 - rho * squared)")),
+    _fault("posteriors", P, "ρ is a ratio of deviations", ("rho = (sigma_s / sigma_t) ** 2", "rho = sigma_s / sigma_t")),
+    _fault("posteriors", P, "lift by ρ Rᵀ", ("return unscaled, rho * ratio, covariance", "return unscaled, rho, covariance")),
+    _fault("posteriors", P, "innovation with α_s", ("self.alpha(t) * operator(clean)", "self.alpha(s) * operator(clean)")),
+    _fault("posteriors", P, "posterior variance is σ_s²", ("sigma_s**2 * (1 - rho * m2)", "sigma_s**2 + 0 * m2")),
+    _fault("destroyed modes", P, "destroyed modes carried over", ("np.where(kept, posterior_share(", "np.where(kept | True, posterior_share(")),
+    _fault("admissible", P, "one per cent of slack", ("needed * (1 - _ROUNDING)", "needed * 0.99")),
+    _fault("admissible", P, "slack of 1e-8", ("_ROUNDING = 64 * np.finfo(np.float64).eps", "_ROUNDING = 1e-8")),
+    _fault("priors", P, "prior with α_T C", ("covariance.affine(alpha**2, variance)", "covariance.affine(alpha, variance)")),
+    _fault("priors", P, "prior around m", ("Gaussian(alpha * centre, law)", "Gaussian(1.0 * centre, law)")),
+    # second order
+    _fault("multistep", MS, "weight without its 2", ("/ (2 * last)\n\n\ndef half", "/ last\n\n\ndef half")),
+    _fault("multistep", MS, "log r added at a change", ("(step - np.log(", "(step + np.log(")),
+    _fault("multistep", MS, "log r added after a change", ("gap = last - np.log(", "gap = last + np.log(")),
+    _fault("multistep", MS, "previous prediction not raised by 1/r", ("inverse = np.where(kept, 1.0 / np.where(kept, r, 1.0), 0.0)", "inverse = np.where(kept, 1.0, 0.0)")),
+    # oracle
+    _fault("sampler error", PROP, "prediction by the deviation of the noise", ("alpha * signal / (alpha**2 * signal + sigma**2)", "alpha * signal / (alpha**2 * signal + sigma)")),
+    _fault("sampler error", PROP, "noise of a step drawn whole", ("(chain.sigma(t - 1) ** 2 - (chain.sigma(t) * carried) ** 2)", "(chain.sigma(t - 1) ** 2)")),
+    _fault("sampler error", PROP, "x_T drawn from N(0, I)", ("alpha**2 * stage.eigenvalues + sigma**2 for", "0 * stage.eigenvalues + 1 for")),
+    _fault("sampler error", PROP, "no noise at a change", ("noise[:, diagonal, diagonal] += self.chain.sigma(t - 1) ** 2", "noise[:, diagonal, diagonal] += 0.9 * self.chain.sigma(t - 1) ** 2")),
+    _fault("sampler error", LAW, "overlap counted once", ("trace - 2 * float(overlap.sum())", "trace - 1 * float(overlap.sum())")),
+    _fault("sampler error", LAW, "kl the other way", ("2 * np.log(np.diagonal(lower, axis1=1, axis2=2)).sum() - np.log(block.data).sum()", "np.log(block.data).sum() - 2 * np.log(np.diagonal(lower, axis1=1, axis2=2)).sum()")),
+    _fault("information", INFO, "information without its ½", ("0.5 * np.log1p(", "1.0 * np.log1p(")),
+    _fault("information", INFO, "signal share by Φ of z√2", ("magnitudes * (r / math.sqrt(2))", "magnitudes * r")),
+    _fault("information", INFO, "free one step early", ("int(costly[-1]) + 2", "int(costly[-1]) + 1")),
+    _fault("sampling times", TIMES, "wanted times cut, not rounded", ("candidates - round(goal)", "candidates - (int(goal) - 1)")),
+    _fault("designs", DESIGN, "twice the tolerance", ("limit = (1 + tolerance) * reference", "limit = (1 + 2 * tolerance) * reference")),
+    _fault("fits", FIT, "divided by n − 1", ("Covariance.dense(sum(x.T @ x for x in flat) / count", "Covariance.dense(sum(x.T @ x for x in flat) / (count - 1)")),
+    _fault("fits", EMP, "scores with α for α²", ("alpha**2 * half_norms", "alpha * half_norms")),
+    _fault("fits", EMP, "scores by the deviation", ("self.process.sigma(t) ** 2", "self.process.sigma(t)")),
+)  # fmt: skip
+
+
+def plant(fault: Fault, folder: Path) -> None:
+    """Edit a copy of the library. Raises ValueError for a text that is not there exactly once."""
+    file = folder / "ssdcore" / fault.file
+    text = file.read_text(encoding="utf-8")
+    for old, new in fault.edits:
+        if text.count(old) != 1:
+            raise ValueError(f"{fault.what}: {fault.file} has {text.count(old)} times the text {old!r}, expected once")
+        text = text.replace(old, new)
+    file.write_text(text, encoding="utf-8")
+
+
+def seen(fault: Fault) -> str:
+    """What the golden rows say of a library with the fault: the first failure, or nothing."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "ssdcore", folder / "ssdcore", ignore=shutil.ignore_patterns("__pycache__"))
+        plant(fault, folder)
+        environment = {**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-c", _RUN, fault.check]
+        done = subprocess.run(
+            command, env=environment, cwd=name, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    if done.returncode != 0:
+        return "it does not run: " + done.stderr.strip().splitlines()[-1]
+    return done.stdout.strip()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, help="only this many, drawn at random")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="write benchmarks/faults.md")
+    args = parser.parse_args()
+    faults = FAULTS if args.sample is None else tuple(random.Random(args.seed).sample(FAULTS, args.sample))
+    start, rows, missed = time.monotonic(), [], 0
+    for fault in faults:
+        what = seen(fault)
+        missed += not what
+        rows.append(f"| {fault.file} | {fault.what} | {what.replace('|', '‖') or '**not seen**'} |")
+        print(rows[-1], flush=True)
+    summary = f"{len(faults) - missed} of {len(faults)} planted faults seen by the golden rows alone"
+    print(f"{summary}, {time.monotonic() - start:.0f} s")
+    if args.write:
+        head = ["# Planted faults", "", f"`python benchmarks/faults.py --write`: {summary}.", "",
+                "| file | fault | first golden row that fails |", "|---|---|---|"]  # fmt: skip
+        (ROOT / "benchmarks" / "faults.md").write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
