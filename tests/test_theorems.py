@@ -105,20 +105,24 @@ def test_a_wrong_formula_disagrees_with_the_code(name: str) -> None:
         assert all(c.agrees for c in compared if c not in mine)
 
 
+def agrees(name: str, formulas: dict[str, object], seed: int) -> bool:
+    """A product whose sizes do not fit, as in a variant without its transpose, agrees with nothing."""
+    try:
+        return all(c.agrees for c in theorems._compare.comparisons(name, formulas, seed))
+    except ValueError as error:
+        assert "shapes" in str(error) or "broadcast" in str(error) or "reshape" in str(error)
+        return False
+
+
 def test_formulas_of_false_variants_disagree_with_the_code() -> None:
     """Where the variant changes a formula, the code refutes it as the proof does."""
     refuted = 0
     for name, variant in VARIANTS:
-        false = theorems.prove(name, variant).formulas
-        changed = {key for key, formula in false.items() if formula != PROOFS[name].formulas[key]}
-        for key in changed:
-            compared = [
-                c
-                for seed in range(8)
-                for c in theorems._compare.comparisons(name, {**PROOFS[name].formulas, key: false[key]}, seed)
-            ]
-            assert any(not c.agrees for c in compared), (name, variant, key)
-            refuted += 1
+        own = PROOFS[name].formulas
+        for key, formula in theorems.prove(name, variant).formulas.items():
+            if formula != own[key]:
+                assert not all(agrees(name, {**own, key: formula}, seed) for seed in range(8)), (name, variant, key)
+                refuted += 1
     assert refuted >= 15
 
 
