@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace, Shape, computing_dtype, device_of, full_precision
+from ssdcore._arrays import (
+    Array,
+    Constant,
+    Namespace,
+    Shape,
+    check_trailing,
+    computing_dtype,
+    device_of,
+    full_precision,
+    real_namespace,
+)
+from ssdcore._gains import posterior_gains, signal_ratio
 from ssdcore._times import Times, look_up
+from ssdcore.batched import BatchedCovariance
+from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
+from ssdcore.operators import LinearOperator
+from ssdcore.spectral import Modes
 
 if TYPE_CHECKING:
     from ssdcore.process import LinearDiffusion
@@ -21,13 +38,14 @@ def size_name(shape: Shape) -> str:
 def state_shape(proc: LinearDiffusion, times: Times, like: Array, what: str) -> Shape:
     """The one shape of the states at `times`; where they are traced, the trailing shape of `like`, a state."""
     if times.known is None:
-        shape = tuple(like.shape)[like.ndim - len(proc.shape(0)) :]
-        if shape not in proc.shapes:
+        got = tuple(like.shape)
+        shown = [shape for shape in proc.shapes if got[len(got) - len(shape) :] == shape]
+        if not shown:
             raise ValueError(
-                f"{what}: traced times are of the state shape that the array shows, and {size_name(shape)} is none of "
-                f"{', '.join(map(size_name, proc.shapes))}"
+                f"{what}: traced times are of the state shape that the array shows, and none of "
+                f"{', '.join(map(size_name, proc.shapes))} is at the end of {size_name(got)}"
             )
-        return shape
+        return max(shown, key=len)
     shapes = sorted({proc.shape(int(t)) for t in np.unique(times.known)}, reverse=True)
     if len(shapes) > 1:
         sizes = [size_name(shape) for shape in shapes]
@@ -63,25 +81,35 @@ def levels(proc: LinearDiffusion, times: Times, dtype: Any) -> tuple[Namespace, 
     return times.xp, alpha, sigma
 
 
-def spread(xp: Namespace, values: Array, x: Array, items: int, trailing: int = 0) -> Array:
-    """Coefficients (*items, *trailing axes) with axes of one between them, so that they broadcast against `x`."""
-    if not items:
+def spread(xp: Namespace, values: Array, batch: int, trailing: int) -> Array:
+    """(*items, *trailing axes) with axes of one between them, for arrays of `batch` leading axes."""
+    items = values.ndim - trailing
+    if not items or items == batch:
         return values
     shape = tuple(values.shape)
-    return xp.reshape(values, (*shape[:items], *(1,) * (x.ndim - items - trailing), *shape[items:]))
+    return xp.reshape(values, (*shape[:items], *(1,) * (batch - items), *shape[items:]))
 
 
-def onto(xp: Namespace, values: Array, x: Array, items: int, trailing: int = 0) -> Array:
-    """`spread`, in the library, dtype and device of `x`."""
+def column(xp: Namespace, numbers: Array, trailing: int) -> Array:
+    """(*items) with an axis of one for each of the trailing axes."""
+    return xp.reshape(numbers, (*numbers.shape, *(1,) * trailing))
+
+
+def onto(xp: Namespace, values: Array, x: Array) -> Array:
+    """`values` in the library, dtype and device of `x`."""
     if isinstance(values, (np.ndarray, np.generic)):
-        return Constant(np.asarray(spread(np, np.asarray(values), x, items, trailing))).like(xp, x)
-    return xp.astype(spread(xp, values, x, items, trailing), x.dtype, copy=False)
+        return Constant(np.asarray(values)).like(xp, x)
+    return xp.astype(values, x.dtype, copy=False)
+
+
+def level_of(xp: Namespace, cp: Namespace, numbers: Array, x: Array, shape: Shape) -> Array:
+    """Numbers (*items), ready to multiply `x` (*batch, *shape)."""
+    return onto(xp, spread(cp, column(cp, numbers, len(shape)), x.ndim - len(shape), len(shape)), x)
 
 
 def degraded(proc: LinearDiffusion, xp: Namespace, x0: Array, times: Times, shape: Shape) -> Array:
     """R_{0→t} x_0 for times whose states have `shape`, each item of the leading axis at its own."""
-    degradations, items = proc.degradations, times.array.ndim
-    known = times.known
+    degradations, known = proc.degradations, times.known
     at = originals(proc, times)
     if known is None:
         candidates = [t for t in (0, *proc.times) if degradations.shape(t) == shape]
@@ -96,7 +124,8 @@ def degraded(proc: LinearDiffusion, xp: Namespace, x0: Array, times: Times, shap
         wide = xp.astype(x0, computing_dtype(xp, x0.dtype), copy=False)
         response = degradations.response(cp, index * 0, index, np.float64 if cp is np else wide.dtype)
         with full_precision(x0):
-            result = modes.scale(xp, wide, onto(xp, response, wide, items, len(shape)), 0.0)
+            diagonal = onto(xp, spread(cp, response, x0.ndim - len(shape), len(shape)), wide)
+            result = modes.scale(xp, wide, diagonal, 0.0)
         return xp.astype(result, x0.dtype, copy=False)
     stages = {stage: k for k, stage in enumerate(sorted(first))}
     if known is not None:
@@ -111,9 +140,254 @@ def degraded(proc: LinearDiffusion, xp: Namespace, x0: Array, times: Times, shap
     result = None
     for stage, k in stages.items():
         image = degradations.between(0, first[stage])(x0)
-        result = image if result is None else xp.where(spread(xp, which == k, image, items), image, result)
+        chosen = spread(at[0], column(at[0], which == k, len(shape)), image.ndim - len(shape), len(shape))
+        result = image if result is None else xp.where(chosen, image, result)
     return result
 
 
 def _items(xp: Namespace, x: Array, index: np.ndarray) -> Array:
     return xp.take(x, Constant(index).on(xp, xp.int32, device_of(x)), axis=0)
+
+
+def as_times(t: int | Times) -> Times:
+    if isinstance(t, Times):
+        return t
+    known = np.asarray(t)
+    return Times(known, np, np.float64, True, known)
+
+
+def _both_levels(
+    proc: LinearDiffusion, s: Times, t: Times, dtype: Any
+) -> tuple[Namespace, tuple[Array, Array, Array, Array]]:
+    """(namespace, (α_s, σ_s, α_t, σ_t)): numpy where both times are known."""
+    found = [levels(proc, time, dtype) for time in (s, t)]
+    xp = next((xp for xp, *_ in found if xp is not np), np)
+    arrays = [level if own is xp else xp.asarray(level, dtype=dtype) for own, *both in found for level in both]
+    a, b, c, d = arrays
+    return xp, (a, b, c, d)
+
+
+def _stages(proc: LinearDiffusion, times: Times, shape: Shape) -> dict[int, int]:
+    """{stage: a time of the degradations} that `times` can be at."""
+    if times.known is None:
+        at: Iterable[int] = (t for t in (0, *proc.times) if proc.degradations.shape(t) == shape)
+    else:
+        at = (int(t) for t in np.unique(originals(proc, times)[1]))
+    return {proc.degradations.stage(t): t for t in at}
+
+
+@dataclass(frozen=True, eq=False)
+class Between:
+    """R_{s→t} for times that differ by item or are traced: one operator for all, or eigenvalues in common modes.
+
+    operator   R, or None where the items have different ones
+    modes      input modes V of R = sign · U diag(r) Vᵀ;   output   its output modes U
+    response   r, (*counts) or (*items, *counts), in the namespace of the levels; None: R is the identity
+    """
+
+    operator: LinearOperator | None
+    modes: Modes
+    output: Modes
+    response: Array | None
+    sign: float = 1.0
+
+    @staticmethod
+    def of(proc: LinearDiffusion, s: Times, t: Times, shapes: tuple[Shape, Shape], what: str, dtype: Any) -> Between:
+        stages = _stages(proc, s, shapes[0]), _stages(proc, t, shapes[1])
+        degradations = proc.degradations
+        if len(stages[0]) == len(stages[1]) == 1:
+            (low,), (high,) = (list(stage.values()) for stage in stages)
+            operator = degradations.between(low, high)
+            if stages[0].keys() == stages[1].keys():
+                plain = Modes(shapes[0], shapes[0], ())
+                return Between(operator, plain, plain, None)
+            decomposition = operator.decomposition()
+            if decomposition is None:
+                raise ValueError(
+                    f"{what}: for several or traced times the singular vectors of {operator} are needed, which is too "
+                    "large for a decomposition; take known times one by one"
+                )
+            return Between(
+                operator, decomposition.input, decomposition.output, decomposition.singular_values, decomposition.sign
+            )
+        if degradations.modes is None:
+            raise ValueError(
+                f"{what}: the pairs of times have several degradations between them; split the batch so that each has "
+                "one, or take known times one by one"
+            )
+        (xp, low_index), (other, high_index) = originals(proc, s), originals(proc, t)
+        if xp is not other:  # one is traced
+            xp = xp if xp is not np else other
+            low_index, high_index = (xp.asarray(index) for index in (low_index, high_index))
+        modes = degradations.modes
+        return Between(
+            None, modes, modes, degradations.response(xp, low_index, high_index, np.float64 if xp is np else dtype)
+        )
+
+    def apply(self, step: _Step, xp: Namespace, x: Array) -> Array:
+        """R x."""
+        if self.operator is not None:
+            return self.operator(x)
+        return self.modes.scale(xp, x, step.modal(xp, step.response(), x, self.modes), 0.0)
+
+    def lift(self, step: _Step, xp: Namespace, gain: Array, y: Array) -> Array:
+        """V diag(gain) Uᵀ y."""
+        gain = step.modal(xp, gain, y, self.output)
+        if self.response is None:
+            return gain * y
+        return self.modes.synthesise(xp, (self.sign * gain) * self.output.analyse(xp, y))
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What the laws between s and t are made of: levels and R, numbers spread so that they broadcast against states."""
+
+    proc: LinearDiffusion
+    s: Times
+    t: Times
+    xp: Namespace  # of the coefficients
+    levels: tuple[Array, Array, Array, Array]  # (*items)
+    between: Between
+
+    @staticmethod
+    def of(proc: LinearDiffusion, s: Times, t: Times, x_s: Array | None, x_t: Array | None, what: str) -> _Step:
+        if s.known is not None and t.known is not None:
+            try:
+                low, high = np.broadcast_arrays(s.known, t.known)
+            except ValueError:
+                raise ValueError(
+                    f"{what}: expected as many times s as t, got shapes {s.known.shape} and {t.known.shape}"
+                ) from None
+            for k in np.flatnonzero((low >= high).reshape(-1))[:1]:
+                raise ValueError(f"expected times s < t, got s = {low.reshape(-1)[k]}, t = {high.reshape(-1)[k]}")
+        like = x_s if x_s is not None else x_t
+        assert like is not None
+        shape_s = state_shape(proc, s, like if x_s is None else x_s, what)
+        shape_t = state_shape(proc, t, like if x_t is None else x_t, what)
+        for name, x, shape in (("s", x_s, shape_s), ("t", x_t, shape_t)):
+            if x is not None:
+                check_trailing(x, shape, f"{what}: the state at {name}")
+                for times in (s, t):
+                    check_items(times, x, shape, what)
+        array_namespace = real_namespace(like, what)
+        dtype = computing_dtype(array_namespace, like.dtype)
+        between = Between.of(proc, s, t, (shape_s, shape_t), what, dtype)
+        xp, numbers = _both_levels(proc, s, t, dtype)
+        return _Step(proc, s, t, xp, numbers, between)
+
+    @property
+    def counts(self) -> int:
+        """How many axes the coefficients of the modes have."""
+        return len(self.between.modes.counts)
+
+    def response(self) -> Array:
+        """r, (*items, *counts) or (*counts) or ones, among the coefficients."""
+        r, dtype = self.between.response, self.levels[0].dtype
+        if r is None:
+            return self.xp.ones((1,) * self.counts, dtype=dtype)
+        return r if self.xp is np or not isinstance(r, np.ndarray) else self.xp.asarray(r, dtype=dtype)
+
+    def modal(self, xp: Namespace, coefficients: Array, x: Array, modes: Modes) -> Array:
+        """(*items, *counts), ready to multiply the coefficients of `x` (*batch, *modes.shape)."""
+        batch = x.ndim - len(modes.shape)
+        return onto(xp, spread(self.xp, coefficients, batch, self.counts), x)
+
+    def law(self, mean: Array, values: Array, rest: Array) -> Gaussian:
+        """The Gaussian with `values` (*items, *counts) in the modes V and `rest` (*items) elsewhere."""
+        modes = self.between.modes
+        n = len(modes.shape)
+        batch = mean.ndim - n
+        values = spread(self.xp, values, batch, len(modes.counts))
+        return Gaussian(mean, BatchedCovariance(modes, values, spread(self.xp, column(self.xp, rest, n), batch, n)))
+
+
+def posterior(
+    proc: LinearDiffusion,
+    x_t: Array,
+    clean_s: Array,
+    s: Times,
+    t: Times,
+    eta: float,
+    clean_covariance: Covariance | None = None,
+) -> Gaussian:
+    """`LinearDiffusion.posterior` for pairs of times of one (shape, shape) group, or traced times."""
+    step = _Step.of(proc, s, t, clean_s, x_t, "posterior")
+    between, cp = step.between, step.xp
+    alpha_s, sigma_s, alpha_t, sigma_t = (column(cp, level, step.counts) for level in step.levels)
+    r = step.response()
+    gain, values = posterior_gains(cp, eta, alpha_s, sigma_s, alpha_t, sigma_t, r)
+    xp = real_namespace(x_t, "posterior: x_t")
+    dtype = computing_dtype(xp, x_t.dtype)
+    with full_precision(x_t):
+        state, clean = (xp.astype(x, dtype, copy=False) for x in (x_t, clean_s))
+        degraded_clean = between.apply(step, xp, clean)
+        innovation = state - level_of(xp, cp, step.levels[2], state, between.output.shape) * degraded_clean
+        lifted = between.lift(step, xp, gain, innovation)
+        mean = level_of(xp, cp, step.levels[0], clean, between.modes.shape) * clean + lifted
+    mean = xp.astype(mean, x_t.dtype, copy=False)
+    rest = step.levels[1] ** 2
+    if clean_covariance is not None:
+        return _widened(step, mean, values, rest, alpha_s - alpha_t * gain * r, clean_covariance)
+    return step.law(mean, values, rest)
+
+
+def _widened(
+    step: _Step, mean: Array, values: Array, rest: Array, kept: Array, clean_covariance: Covariance
+) -> Gaussian:
+    """The law with D C Dᵀ added, D being `kept` in the modes and α_s elsewhere."""
+    modes, xp = step.between.modes, step.xp
+    if isinstance(clean_covariance, BatchedCovariance):
+        same = clean_covariance.modes == modes
+        own = clean_covariance.modes, clean_covariance.values, clean_covariance.rest
+    elif isinstance(clean_covariance, SpectralCovariance):
+        found = clean_covariance.in_modes(modes)
+        same = found is not None
+        c, c_rest = found if found is not None else (clean_covariance.values, clean_covariance.rest)
+        own = clean_covariance.modes, xp.asarray(c), xp.asarray(c_rest)
+    else:
+        raise TypeError(
+            "posterior: clean_covariance: for several or traced times expected a covariance with a known spectrum "
+            "(isotropic, dense, cosine, of_modes)"
+        )
+    a_s = step.levels[0]
+    if same:
+        return step.law(mean, values + kept**2 * own[1], rest + a_s**2 * own[2])
+    if step.between.response is not None:
+        raise ValueError(
+            "posterior: clean_covariance is not diagonal in the modes of the degradation between these times; take "
+            "known times one by one"
+        )
+    moved = replace(step, between=Between(step.between.operator, own[0], own[0], None))
+    flat = [xp.reshape(v, v.shape[: v.ndim - step.counts]) for v in (values, kept)]
+    base, factor = (column(xp, v, moved.counts) for v in flat)
+    return moved.law(mean, base + factor**2 * own[1], flat[0] + flat[1] ** 2 * own[2])
+
+
+def transition(proc: LinearDiffusion, x_s: Array, s: Times, t: Times) -> Gaussian:
+    """`LinearDiffusion.transition` for pairs of times of one (shape, shape) group, or traced times of one shape."""
+    step = _Step.of(proc, s, t, x_s, None, "transition")
+    between, cp = step.between, step.xp
+    alpha_s, sigma_s, alpha_t, sigma_t = (column(cp, level, step.counts) for level in step.levels)
+    ratio = signal_ratio(cp, alpha_s, alpha_t)
+    values = cp.clip(sigma_t**2 - sigma_s**2 * (ratio * step.response()) ** 2, 0.0, None)
+    xp = real_namespace(x_s, "transition: x_s")
+    with full_precision(x_s):
+        moved = between.apply(step, xp, xp.astype(x_s, computing_dtype(xp, x_s.dtype), copy=False))
+        scale = signal_ratio(cp, step.levels[0], step.levels[2])
+        mean = xp.astype(level_of(xp, cp, scale, moved, between.output.shape) * moved, x_s.dtype, copy=False)
+    turned = replace(step, between=replace(between, modes=between.output, output=between.modes))
+    return turned.law(mean, values, step.levels[3] ** 2)
+
+
+def marginal(proc: LinearDiffusion, x0: Array, t: Times) -> Gaussian:
+    """`LinearDiffusion.marginal` for times of one state shape, or traced times of the full size."""
+    shape = state_shape(proc, t, x0, "marginal")
+    check_trailing(x0, proc.shape(0), "marginal: x0")
+    check_items(t, x0, proc.shape(0), "marginal")
+    xp = real_namespace(x0, "marginal: x0")
+    clean = degraded(proc, xp, x0, t, shape)
+    wide = xp.astype(clean, computing_dtype(xp, x0.dtype), copy=False)
+    cp, alpha, sigma = levels(proc, t, wide.dtype)
+    mean = xp.astype(level_of(xp, cp, alpha, wide, shape) * wide, x0.dtype, copy=False)
+    variance = spread(cp, column(cp, sigma**2, len(shape)), mean.ndim - len(shape), len(shape))
+    return Gaussian(mean, BatchedCovariance(Modes(shape, shape, ()), variance, variance))

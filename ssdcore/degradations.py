@@ -137,8 +137,9 @@ class GrowingBlur(Degradations):
         for axis, n in enumerate(self._shape):
             squares = Constant(spectral_basis(n, self._boundary)[1] ** 2).like(xp, low)
             exponent = exponent + xp.reshape(squares, (n, *(1,) * (len(self._shape) - axis - 1)))
-        spread = xp.reshape(high - low, (*s.shape, *(1,) * len(self._shape)))
-        return xp.exp(-0.5 * spread * exponent)
+        grown = xp.clip(high - low, 0.0, None)
+        grown = xp.reshape(grown, (*grown.shape, *(1,) * len(self._shape)))
+        return xp.exp(-0.5 * grown * exponent)
 
     def step_norms(self) -> np.ndarray:
         return np.ones(len(self._widths) - 1)  # the mean passes every blur unchanged

@@ -19,6 +19,7 @@ from ssdcore._arrays import (
     check_same_backend,
     check_trailing,
     computing_dtype,
+    device_of,
     full_precision,
     once_per_trace,
     real_namespace,
@@ -129,9 +130,14 @@ class Covariance(abc.ABC):
 
     def solve(self, x: Array) -> Array:
         """C⁻¹ x. Raises ValueError if C is singular."""
-        if self.log_determinant() == -math.inf:
+        if self.singular:
             raise ValueError("the covariance is singular: it has no inverse and its Gaussian no density")
         return self._run(x, -1.0)
+
+    @property
+    def singular(self) -> bool:
+        """Whether C has no inverse, and a Gaussian of it no density."""
+        return self.log_determinant() == -math.inf
 
     @property
     def size(self) -> int:
@@ -296,13 +302,15 @@ class Gaussian:
         """log density at x (*batch, *shape), in nats: an array (*batch). Raises ValueError if Σ is singular."""
         check_same_backend(self.mean, x, "Gaussian.log_prob")
         check_trailing(x, self.covariance.shape, "Gaussian.log_prob")
-        log_determinant = self.covariance.log_determinant()
-        if log_determinant == -math.inf:
+        if self.covariance.singular:
             raise ValueError(
                 "Gaussian.log_prob: the covariance is singular, so there is no density "
                 "(the law of a clean or fully determined state is a point)"
             )
         xp = real_namespace(x, "Gaussian.log_prob")
+        log_determinant: Any = self.covariance.log_determinant()
+        if isinstance(log_determinant, np.ndarray):  # one an item
+            log_determinant = Constant(log_determinant).on(xp, computing_dtype(xp, x.dtype), device_of(x))
         constant = self.covariance.size * math.log(2 * math.pi) + log_determinant
         value = -0.5 * (self._mahalanobis(xp, x, self.mean, self.covariance) + constant)
         return xp.astype(value, x.dtype, copy=False)

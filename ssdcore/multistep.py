@@ -19,6 +19,10 @@ from ssdcore._arrays import Array, Constant, check_trailing, full_precision, rea
 from ssdcore.operators import Identity, LinearOperator
 from ssdcore.process import LinearDiffusion
 
+_ROUNDING = 64 * float(np.finfo(np.float64).eps)
+# How much of the previous prediction's error a mode may take on, relative to the one that the change keeps best.
+_LARGEST = 2.0
+
 
 def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Array, previous: Array | None) -> Array:
     """The clean image to give ``proc.posterior(x_t, ·, s, t, eta=0)`` for a second-order step t → s.
@@ -33,12 +37,16 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
         t → s a change:   x̂_t + V diag(w) (Vᵀ x̂_t − r⁻¹ Uᵀ x̂_u),   w = (λ_s − λ_t − log r) / (2 (λ_t − λ_u))
         u → t a change:   x̂_t + V diag(w) Vᵀ (x̂_t − x̂_u),          w = (λ_s − λ_t) / (2 (λ_t − λ_u − log r))
 
+    The first multiplies the error of x̂_u by w/r, so a mode that the change nearly destroys is left as it was predicted:
+    modes with w/r above 2/‖R‖ are not extrapolated.
+
     Second order holds down to an error that a change itself leaves, however many the steps: the modes that it adds
     start as their mean given x_t with noise, without the variance that x_0 has around that mean. Where the new modes
     carry little information at the time of the change (see ``ssdcore.oracle.level_information``) it is negligible.
 
-    First order, so `prediction` itself: at the first step, at the last (λ_0 is infinite), where both steps are changes,
-    and for changes without a known decomposition. Raises ValueError for a wrong trailing shape.
+    First order, so `prediction` itself: at the first step, at the last (λ_0 is infinite), after a state that holds no
+    signal (λ_u = −∞), where both steps are changes, and for changes without a known decomposition. Raises ValueError
+    for a wrong trailing shape.
     """
     check_trailing(prediction, proc.shape(s), f"extrapolated: prediction for s = {s}")
     if previous is None or s == 0:
@@ -47,20 +55,31 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
     now, before = proc.operator(s, t), proc.operator(t, u)
     if isinstance(now, Identity) and isinstance(before, Identity):
         return prediction + extrapolation_weight(proc, s, t, u) * (prediction - previous)
-    step, last = half_log_snr(proc, s) - half_log_snr(proc, t), half_log_snr(proc, t) - half_log_snr(proc, u)
+    step, last = _gain(proc, s, t), _gain(proc, t, u)
+    if not (math.isfinite(step) and math.isfinite(last)):
+        return prediction
     if isinstance(before, Identity):
-        return _across(now, prediction, previous, step, last)
+        return _across(now, prediction, previous, step, last) if _grew(proc, last, t) else prediction
     if isinstance(now, Identity):
         return _after(before, prediction, previous, step, last)
     return prediction
 
 
 def extrapolation_weight(proc: LinearDiffusion, s: int, t: int, u: int) -> float:
-    """w where u → t → s keeps the degradation; 0 at the last step and where λ_u is no smaller than λ_t."""
-    last = half_log_snr(proc, t) - half_log_snr(proc, u)
-    if s == 0 or last <= 0:
-        return 0.0
-    return (half_log_snr(proc, s) - half_log_snr(proc, t)) / (2 * last)
+    """w where u → t → s keeps the degradation; 0 at the last step and where λ_u is no smaller than λ_t, or −∞."""
+    step, last = _gain(proc, s, t), _gain(proc, t, u)
+    return step / (2 * last) if _grew(proc, last, t) and math.isfinite(step) else 0.0
+
+
+def _gain(proc: LinearDiffusion, s: int, t: int) -> float:
+    """λ_s − λ_t; infinite at the last step and from a state without signal."""
+    low, high = half_log_snr(proc, t), half_log_snr(proc, s)
+    return math.inf if math.isinf(low) or math.isinf(high) else high - low
+
+
+def _grew(proc: LinearDiffusion, gain: float, t: int) -> bool:
+    """Whether a gain in λ, finite, is more than the rounding of λ_t."""
+    return math.isfinite(gain) and gain > _ROUNDING * max(1.0, abs(half_log_snr(proc, t)))
 
 
 def half_log_snr(proc: LinearDiffusion, t: int) -> float:
@@ -73,12 +92,13 @@ def half_log_snr(proc: LinearDiffusion, t: int) -> float:
 
 def _across(operator: LinearOperator, prediction: Array, previous: Array, step: float, last: float) -> Array:
     decomposition = operator.decomposition()
-    if decomposition is None or last <= 0:
+    if decomposition is None:
         return prediction
     r = decomposition.singular_values
-    kept = r > 0
-    w = np.where(kept, (step - np.log(np.where(kept, r, 1.0))) / (2 * last), 0.0)
-    inverse = np.where(kept, 1.0 / np.where(kept, r, 1.0), 0.0)
+    positive = np.where(r > 0, r, 1.0)
+    w = (step - np.log(positive)) / (2 * last)
+    kept = (r > 0) & (w * r.max() <= _LARGEST * positive)
+    w, inverse = np.where(kept, w, 0.0), np.where(kept, 1.0 / positive, 0.0)
     xp = real_namespace(prediction, "extrapolated")
     with full_precision(prediction):
         own = decomposition.input.analyse(xp, prediction)
@@ -92,7 +112,8 @@ def _after(operator: LinearOperator, prediction: Array, previous: Array, step: f
         return prediction
     r = decomposition.singular_values
     gap = last - np.log(np.where(r > 0, r, 1.0))
-    w = np.where((r > 0) & (gap > 0), step / (2 * np.where(gap > 0, gap, 1.0)), 0.0)
+    known = (r > 0) & (gap > 0) & (step <= 2 * _LARGEST * gap)
+    w = np.where(known, step / (2 * np.where(known, gap, 1.0)), 0.0)
     xp = real_namespace(prediction, "extrapolated")
     with full_precision(prediction):
         change = decomposition.input.analyse(xp, prediction - previous)

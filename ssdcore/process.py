@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ssdcore import _timed
 from ssdcore._arrays import (
     Array,
     Constant,
@@ -24,7 +25,8 @@ from ssdcore._arrays import (
     once_per_trace,
     real_namespace,
 )
-from ssdcore._timed import check_items, degraded, levels, onto, size_name, state_shape
+from ssdcore._gains import posterior_share
+from ssdcore._timed import check_items, degraded, level_of, levels, size_name, state_shape
 from ssdcore._times import one_time, times_of
 from ssdcore.conditioning import InadmissibleProcess
 from ssdcore.degradations import Chain, Degradations, GrowingBlur
@@ -35,16 +37,6 @@ from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
 # Relative slack on the admissibility condition: rounding of a product of a few float64 numbers.
 _ROUNDING = 64 * np.finfo(np.float64).eps
-
-
-def posterior_share(eta: float, rho: Any, squared: Any) -> Any:
-    """Share 1 − η² (1 − ρ m²) of σ_s² that `LinearDiffusion.posterior` carries over from x_t in a mode that M keeps.
-
-    squared   m², the squared singular value of M, > 0;   rho   σ_s²/σ_t²
-
-    The posterior's innovation gain is b = (σ_s/σ_t) √share there and its variance σ_s² (1 − share).
-    """
-    return 1 - eta**2 * (1 - rho * squared)
 
 
 @dataclass(frozen=True)
@@ -437,48 +429,65 @@ class LinearDiffusion:
         dtype = computing_dtype(xp, x0.dtype)
         clean, noise = (xp.astype(x, dtype, copy=False) for x in (clean, noise))
         if not isinstance(time, int):
-            _, *both = levels(self, time, dtype)
-            alpha, sigma = (onto(xp, level, clean, time.array.ndim) for level in both)
+            cp, *both = levels(self, time, dtype)
+            alpha, sigma = (level_of(xp, cp, level, clean, shape) for level in both)
         return xp.astype(alpha * clean + sigma * noise, x0.dtype, copy=False)
 
-    def marginal(self, x0: Array, t: int) -> Gaussian:
-        """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I). x0 is (*batch, *shape(0)).
+    def marginal(self, x0: Array, t: Any) -> Gaussian:
+        """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I).
+
+        x0   (*batch, *shape(0))
+        t    a time, or an integer array of one for each item of the leading axis, all of one state shape; a traced time
+             (under jit) is one of the full-size states
 
         >>> proc = ssd.LinearDiffusion.identity((3,), ssd.NoiseSchedule.from_log_snr([0.0]))
         >>> proc.marginal(np.ones(3), 1).sample(np.array([-1.0, 0.0, 1.0])).round(4)
         array([0.    , 0.7071, 1.4142])
         """
-        t = self._time(t)
+        time = times_of(t, self.steps)
+        if not isinstance(time, int):
+            return _timed.marginal(self, x0, time)
+        t = time
         mean = self.degradation(0, t)(x0) if t else self.degrade(x0, 0)
         return Gaussian(mean, Covariance.isotropic(self.shape(t), self.sigma(t) ** 2))
 
-    def transition(self, x_s: Array, s: int, t: int) -> Gaussian:
+    def transition(self, x_s: Array, s: Any, t: Any) -> Gaussian:
         """q(x_t | x_s) for any s < t, theorem 1 of the paper.
 
             mean = M x_s,   covariance = σ_t² I − σ_s² M Mᵀ,   M = M_{s→t}
 
-        x_s   (*batch, *shape(s)). Raises ValueError if s >= t or the trailing shape is not that of time s.
+        x_s    (*batch, *shape(s))
+        s, t   times, or integer arrays of one for each item of the leading axis, all of one pair of shapes; traced
+               times (under jit) share the shape of x_s
+
+        Raises ValueError if s >= t or the trailing shape is not that of time s.
 
         >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
         >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
         >>> proc.transition(np.zeros((3, 8, 8)), 499, 500).mean.shape
         (3, 4, 4)
         """
+        times = times_of(s, self.steps), times_of(t, self.steps)
+        if not (isinstance(times[0], int) and isinstance(times[1], int)):
+            return _timed.transition(self, x_s, *map(_timed.as_times, times))
         s, t = self._pair(s, t)
         return Gaussian(self.degradation(s, t)(x_s), self._memo.get(self._transition_covariance, s, t))
 
-    def posterior(self, x_t: Array, clean_s: Array, s: int, t: int, eta: float = 1.0) -> Gaussian:
+    def posterior(self, x_t: Array, clean_s: Array, s: Any, t: Any, eta: float = 1.0) -> Gaussian:
         """q(x_s | x_t, x_0) for any s < t: theorem 3 of the paper at eta = 1, with less noise below.
 
             mean = α_s clean_s + B (x_t − α_t R clean_s),   covariance = σ_s² I − σ_t² B Bᵀ,
 
-        with M = (α_t/α_s) R = U diag(m) Vᵀ, ρ = σ_s²/σ_t², B = V diag(b) Uᵀ, b = (σ_s/σ_t) √(1 − η² (1 − ρ m²)) where
-        m > 0, else 0. At eta = 1 that is B = ρ Mᵀ. At eta = 0 it is a partial isometry: the modes that M keeps
-        follow without noise (DDIM where s and t share a size), and those that it destroys are drawn afresh. Every
-        eta has the same marginals.
+        with M = (α_t/α_s) R, R = U diag(r) Vᵀ, m = (α_t/α_s) r, ρ = σ_s²/σ_t² and B = V diag(b) Uᵀ, where
+        b = (σ_s/σ_t) √(1 − η² (1 − ρ m²)) for r > 0, else 0. At eta = 1 that is B = ρ Mᵀ. At eta = 0 it is a partial
+        isometry: the modes that R keeps follow without noise (DDIM where s and t share a size), and those that it
+        destroys are drawn afresh. Every eta has the same marginals. Where no signal is left at t, b is
+        (σ_s/σ_t) √(1 − η²).
 
         x_t      (*batch, *shape(t))   state at t
         clean_s  (*batch, *shape(s))   unscaled clean image at the size of s: what a network predicts
+        s, t     times, or integer arrays of one for each item of the leading axis, all of one pair of shapes; traced
+                 times (under jit) are of the shapes that clean_s and x_t have
         eta      in [0, 1]: factor on the standard deviation of theorem 3's noise, on the modes that M keeps
         Raises ValueError if s >= t, eta is outside [0, 1], or a trailing shape is not that of its time.
 
@@ -488,9 +497,14 @@ class LinearDiffusion:
         >>> law.sample(np.zeros((3, 8, 8))).shape
         (3, 8, 8)
         """
-        s, t = self._pair(s, t)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
+        times = times_of(s, self.steps), times_of(t, self.steps)
+        if not (isinstance(times[0], int) and isinstance(times[1], int)):
+            check_same_backend(x_t, clean_s, "posterior")
+            first, last = map(_timed.as_times, times)
+            return _timed.posterior(self, x_t, clean_s, first, last, float(eta))
+        s, t = self._pair(s, t)
         check_same_backend(x_t, clean_s, "posterior")
         check_trailing(x_t, self.shape(t), f"posterior: x_t at t = {t}")
         check_trailing(clean_s, self.shape(s), f"posterior: clean_s at s = {s}")

@@ -271,7 +271,7 @@ class NoiseSchedule:
         log_snr = np.asarray(values, dtype=np.float64)
         if log_snr.ndim != 1 or len(log_snr) == 0:
             raise ValueError(f"NoiseSchedule.from_log_snr: expected T >= 1 values, got the shape {log_snr.shape}")
-        if np.isnan(log_snr).any() or np.isposinf(log_snr).any() or (np.diff(log_snr) > 0).any():
+        if np.isnan(log_snr).any() or np.isposinf(log_snr).any() or (log_snr[1:] > log_snr[:-1]).any():
             raise ValueError("NoiseSchedule.from_log_snr: the values must not rise with t, nor be NaN or +inf")
         # alpha² = sigmoid(log SNR), each side by the form that keeps its small values exact
         alpha = np.exp(-0.5 * np.logaddexp(0, -log_snr))

@@ -237,7 +237,7 @@ X0, BIG, SMALL = np.zeros((2, 8, 8)), np.zeros((2, 8, 8)), np.zeros((2, 4, 4))
         (lambda: RESIZE.alpha(60.5), ValueError, "time 60.5 is outside"),
         (lambda: RESIZE.alpha(math.nan), ValueError, "time nan is outside"),
         (lambda: RESIZE.operator(5, 4), ValueError, "expected times s <= t, got s = 5, t = 4"),
-        (lambda: jax.jit(lambda e, t: RESIZE.add_noise(jnp.zeros((8, 8)), e, t))(jnp.zeros((3, 3)), 1), ValueError, "3×3 is none of 8×8, 4×4, 2×2"),
+        (lambda: jax.jit(lambda e, t: RESIZE.add_noise(jnp.zeros((8, 8)), e, t))(jnp.zeros((3, 3)), 1), ValueError, "none of 8×8, 4×4, 2×2 is at the end of 3×3"),
         (lambda: NOISE.scaled(np.ones(3)), ValueError, "expected 61 finite positive factors"),
         (lambda: ssd.NoiseSchedule.named("quadratic", 9), ValueError, "one of linear, cosine, rectified_flow, edm, got 'quadratic'"),
         (lambda: ssd.ResolutionSchedule.named("step", 9, 2), ValueError, "one of equal, convex, sigmoid, tanh"),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
+from ssdcore._gains import innovation_gain
 from ssdcore.gaussian import Gaussian
 from ssdcore.multistep import extrapolated, extrapolation_weight
 from ssdcore.oracle._blocks import Structure
-from ssdcore.process import LinearDiffusion, posterior_share
+from ssdcore.process import LinearDiffusion
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +90,6 @@ class Stage:
 def _times_data(matrix: np.ndarray, data: np.ndarray) -> np.ndarray:
     """C A for the data covariance of a group, variances (b, n) or matrices (b, n, n)."""
     return data[:, :, None] * matrix if data.ndim == 2 else data @ matrix
-
-
-def innovation_gain(alpha_s: Any, sigma_s: Any, alpha_t: Any, sigma_t: Any, eta: float) -> Any:
-    """b of ``proc.posterior`` for a step t → s that keeps the degradation, whose M is the number α_t/α_s."""
-    share = posterior_share(eta, (sigma_s / sigma_t) ** 2, (alpha_t / alpha_s) ** 2)
-    return sigma_s / sigma_t * np.sqrt(np.maximum(share, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +181,8 @@ class Propagation(abc.ABC, Generic[State]):
         chain, signal = self.chain, stage.eigenvalues
         alpha, sigma = chain.alpha(t), chain.sigma(t)
         response = alpha * signal / (alpha**2 * signal + sigma**2)
-        return response, innovation_gain(chain.alpha(t - 1), chain.sigma(t - 1), alpha, sigma, self.eta)
+        carried = innovation_gain(np, self.eta, chain.alpha(t - 1), chain.sigma(t - 1), alpha, sigma)
+        return response, float(carried)
 
     def maps(self, t: int, stages: list[Stage], below: list[Stage]) -> list[_Change]:
         chain, structure, s = self.chain, self.structure, t - 1

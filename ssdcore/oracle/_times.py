@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ssdcore._arrays import Shape
+from ssdcore._gains import innovation_gain
 from ssdcore.oracle._law import as_covariance
-from ssdcore.oracle._propagation import innovation_gain
 from ssdcore.schedules import NoiseSchedule
 
 Spacing = Literal["time", "log_snr"]
@@ -111,7 +111,7 @@ class _TimeSearch:
         s, t = np.asarray(s)[..., None], np.asarray(t)[..., None]
         alpha_s, sigma_s, alpha_t, sigma_t = self.alpha[s], self.sigma[s], self.alpha[t], self.sigma[t]
         response = alpha_t * self.variances / (alpha_t**2 * self.variances + sigma_t**2)
-        carried = innovation_gain(alpha_s, sigma_s, alpha_t, sigma_t, self.eta)
+        carried = innovation_gain(np, self.eta, alpha_s, sigma_s, alpha_t, sigma_t)
         gain = alpha_s * response + carried * (1 - alpha_t * response)
         return gain**2, sigma_s**2 - (sigma_t * carried) ** 2 + np.zeros_like(gain)
 
