@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 import ssdcore as ssd
-from ssdcore_torch.data import EMBEDDED
+from ssdcore_torch.data import EMBEDDED, Choices
 from ssdcore_torch.denoisers.unet import FlexiUNetConfig, level_sizes
 from ssdcore_torch.diffusion import Weighting
 
@@ -31,11 +31,15 @@ class DataConfig:
     classes       which of the data's classes, () for all
     class_names   names of the labels that a class-conditional network was trained on, in the order of their numbers;
                   filled in when the run is made
+    class_counts  how many images of each class it was trained on; filled in with the names. Classes without any are
+                  not drawn
     flip          mirror every image left to right with probability ½
     crop          of images that are no square: "center", or a "random" square each time
     workers       processes that decode; None: as many as there are cores, up to 8
     memory_gib    images that fit this much memory once decoded are kept there; more are read again in every epoch
     broken_share  share of unreadable files above which the run stops; up to it they are named, counted and skipped
+    labels, column, label_column, subset, bits, most_pixels
+                  which of what the data holds is read, and how (`ssdcore_torch.data.Choices`)
     """
 
     path: str
@@ -46,14 +50,33 @@ class DataConfig:
     workers: int | None = None
     memory_gib: float = 4.0
     broken_share: float = 0.05
+    labels: bool = True
+    column: str | None = None
+    label_column: str | None = None
+    subset: str | None = None
+    bits: int = 16
+    most_pixels: int = Choices.most_pixels
+    class_counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        Choices(bits=self.bits, most_pixels=self.most_pixels)
+        if self.class_counts and len(self.class_counts) != len(self.class_names):
+            raise ValueError(
+                f"data.class_counts: expected one for each of {len(self.class_names)} class names, got "
+                f"{len(self.class_counts)}"
+            )
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"data.workers: expected at least 0, got {self.workers}")
         if not self.memory_gib >= 0:
             raise ValueError(f"data.memory_gib: expected at least 0, got {self.memory_gib}")
         if not 0 <= self.broken_share <= 1:
             raise ValueError(f"data.broken_share: expected a share from 0 to 1, got {self.broken_share}")
+
+    def reading(self) -> dict[str, Any]:
+        """What to tell `open_images` besides path, size, channels and crop."""
+        names = ["classes", "workers", "memory_gib", "broken_share"]
+        names += ["labels", "column", "label_column", "subset", "bits", "most_pixels"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -230,8 +253,9 @@ class Config:
         """Labels of `count` images: the classes trained on take turns; None for a network without classes."""
         if self.network.num_classes is None:
             return None
-        names = self.data.class_names
+        names, counts = self.data.class_names, self.data.class_counts
         trained = [names.index(name) for name in self.data.classes] or list(range(self.network.num_classes))
+        trained = [number for number in trained if not counts or counts[number]] or trained
         return [trained[i % len(trained)] for i in range(count)]
 
     def build_process(self) -> ssd.LinearDiffusion:
@@ -376,7 +400,19 @@ def _overlay(tree: Mapping[str, Any], settings: Mapping[str, Any], where: str) -
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: to PyYAML, which keeps to 1.1, 1e-4 is a word."""
+    """YAML 1.2's numbers (to PyYAML, which keeps to 1.1, 1e-4 is a word), no name given twice, and no aliases: a few
+    lines of them stand for more than fits into memory, or for something that holds itself."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases (*{self.peek_event().anchor}) are not read: write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in getattr(node, "value", ()) if isinstance(key, yaml.ScalarNode)]
+        if double := [name for name in names if names.count(name) > 1]:
+            raise yaml.YAMLError(f"{double[0]!r:.60} is given twice: leave one out")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

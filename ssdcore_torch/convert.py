@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from ssdcore_torch import checkpoint
+from ssdcore_torch.checkpoint import temporary_beside
 from ssdcore_torch.config import Config, DataConfig, ProcessConfig, preset
 from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.locks import lock_folder
 from ssdcore_torch.official import official_step
 
 
@@ -32,9 +35,12 @@ def convert(official: Path, out: Path, net: FlexiUNet, process: ProcessConfig) -
         train=replace(preset("celeba64", source).train, steps=max(step, 1)),
     )
     config.build_process()
-    staged = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+    staged = temporary_beside(out)
+    staged.mkdir()
+    lock = lock_folder(staged)
     try:
-        staged.mkdir(parents=True)
         for name in ("model.safetensors", "ema.safetensors"):
             checkpoint.save_tensors(staged / name, net.state_dict(), {"step": str(step)})
         checkpoint.save_config(staged, config)
@@ -42,7 +48,24 @@ def convert(official: Path, out: Path, net: FlexiUNet, process: ProcessConfig) -
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     return config
+
+
+def _sweep(out: Path) -> None:
+    """Remove what conversions to `out` that were killed have left beside it."""
+    for left in out.parent.iterdir():
+        if not re.fullmatch(rf"\.{re.escape(out.name)}\.[0-9a-f]{{16}}\.tmp", left.name) or left.is_symlink():
+            continue
+        try:
+            lock = lock_folder(left)
+        except OSError:  # in use, or not ours
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 if __name__ == "__main__":

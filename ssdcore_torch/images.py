@@ -18,7 +18,7 @@ GAP = 4
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images (n, 3, h, w) in [−1, 1] in rows on white, each pixel enlarged by a whole number to show at least 64."""
+    """Images (n, 1, 3 or 4, h, w) in [−1, 1] in rows on white, pixels enlarged by a whole number to show at least 64."""
     tiles = _tiles(images)
     count, height, width = tiles.shape[:3]
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
@@ -104,9 +104,14 @@ def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int 
     write_atomically(path, write)
 
 
+WRITTEN = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PDF", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP")
+"""Pillow's names of the formats that it writes coloured pictures in, with what it always comes with."""
+
+
 def picture_format(path: Path) -> str:
-    """Pillow's name of the format that the file's suffix says; empty for none."""
-    return Image.registered_extensions().get(path.suffix.lower(), "")
+    """Pillow's name of the format that the file's suffix says; empty for none that pictures are written in."""
+    name = Image.registered_extensions().get(path.suffix.lower(), "")
+    return name if name in WRITTEN and name in Image.SAVE else ""
 
 
 def save(picture: Image.Image, path: Path) -> None:
@@ -115,8 +120,12 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def _tiles(images: Tensor, scale: int | None = None) -> np.ndarray:
-    """(n, h·scale, w·scale, 3) bytes."""
+    """(n, h·scale, w·scale, 3) bytes of images with 1, 3 or 4 channels; transparency is laid over white."""
     pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
+    if pixels.shape[3] == 4:
+        share = pixels[..., 3:] / 255
+        pixels = np.round(pixels[..., :3] * share + 255 * (1 - share)).astype(np.uint8)
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:3], 3))
     if scale is None:
         scale = max(1, math.ceil(TILE / pixels.shape[1]))
     return pixels.repeat(scale, axis=1).repeat(scale, axis=2)

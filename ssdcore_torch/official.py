@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig, level_sizes
+from ssdcore_torch.text import printable
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -243,17 +246,23 @@ def _read(path: Path) -> tuple[dict[str, Tensor], int]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's advice then is to run the code
+        found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+        what = f" ({found[1]})" if found else ""
+        raise ValueError(
+            f"{path}: cannot be read as a checkpoint: it is not one, or it holds code or objects{what}, which are not "
+            "run or made; save the tensors alone, as with torch.save(model.state_dict(), file)"
+        ) from error
     except Exception as error:  # bytes from anywhere raise anything
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{path}: cannot be read as a checkpoint (truncated, or not one, or it holds code, which is not "
-            f"run): {reason}"
+            f"{path}: cannot be read as a checkpoint (truncated, or not one): {printable(reason)}"
         ) from error
     step = 0
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         step = content.get("step", 0)
-        if not isinstance(step, int) or step < 0:
-            raise ValueError(f"{path}: step: expected a whole number >= 0, got {step!r}")
+        if not isinstance(step, int) or not 0 <= step < 2**63:
+            raise ValueError(f"{path}: step: expected a whole number >= 0, got {printable(step)!s:.60}")
         content = content["model"]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")

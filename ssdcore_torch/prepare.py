@@ -30,7 +30,10 @@ import itertools
 import json
 import logging
 import os
+import re
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +42,18 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ssdcore._files import open_regular, read_bytes, unlimited_pixels
 from ssdcore_torch.checkpoint import digest, write_atomically
 from ssdcore_torch.data._folders import FolderSource
 from ssdcore_torch.data._images import FEW, LEAST_READ, check_share
-from ssdcore_torch.data._manifest import INDEX, MANIFEST, Index, Manifest, Shard
-from ssdcore_torch.data._pixels import reason, to_rgb
-from ssdcore_torch.data._reading import Failure, check_workers, in_workers
+from ssdcore_torch.data._manifest import INDEX, MANIFEST, MOST_MANIFEST, Index, Manifest, Shard
+from ssdcore_torch.data._pixels import reason, to_channels
+from ssdcore_torch.data._reading import Failure, check_workers, in_workers, reporting_killed_workers
 from ssdcore_torch.data._shards import open_shards, scan
 from ssdcore_torch.data._sources import FatalSourceError, Source, need
+from ssdcore_torch.locks import lock_folder
 from ssdcore_torch.recipes import RECIPES, DownsampledImageNet, Recipe
+from ssdcore_torch.text import printable
 
 log = logging.getLogger("ssdcore_torch")
 
@@ -55,6 +61,8 @@ PREPARING = "preparing.json"
 """What is being made here, until the manifest takes its place."""
 
 CHUNK = 32
+
+CHANNELS_OF_OLD = 3  # of shards whose manifest does not say
 
 EVALUATION = (
     "Evaluation as in the paper takes 50,000 samples and the features of the Inception network, whose weights you name "
@@ -65,28 +73,28 @@ EVALUATION = (
 class _Packer(Dataset[list[tuple[int, bytes | Failure]]]):
     """Row numbers to PNG files."""
 
-    def __init__(self, source: Source, recipe: Recipe, size: int) -> None:
-        self.source, self.recipe, self.size = source, recipe, size
+    def __init__(self, source: Source, recipe: Recipe, size: int, channels: int) -> None:
+        self.source, self.recipe, self.size, self.channels = source, recipe, size, channels
 
     def __getitem__(self, rows: np.ndarray) -> list[tuple[int, bytes | Failure]]:
         return [(int(row), self._pack(int(row))) for row in rows]
 
     def _pack(self, row: int) -> bytes | Failure:
         try:
-            with self.source.open(row) as opened:
+            with self.source.open(row) as opened, unlimited_pixels():
                 width, height = opened.size
                 if why := self.recipe.check((width, height)):
-                    return Failure(self.source.name(row), why, small=False)
+                    return Failure(printable(self.source.name(row)), why, small=False)
                 if min(width, height) < self.size:
                     why = f"is {width}×{height} pixels, smaller than size {self.size}"
-                    return Failure(self.source.name(row), why, small=True)
-                pixels = self.recipe.crop(to_rgb(opened), self.size)
+                    return Failure(printable(self.source.name(row)), why, small=True)
+                pixels = self.recipe.crop(to_channels(opened, self.channels), self.size)
         except FatalSourceError:
             raise
         except Exception as error:  # Pillow's readers raise many kinds on a broken file; the reason is kept
-            return Failure(self.source.name(row), reason(error), small=False)
+            return Failure(printable(self.source.name(row)), reason(error), small=False)
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, format="PNG")
+        Image.fromarray(pixels.squeeze(-1) if pixels.shape[2:] == (1,) else pixels).save(file, format="PNG")
         return file.getvalue()
 
 
@@ -95,7 +103,8 @@ def fingerprint(source: Source) -> str:
     files = source.files
     digest = hashlib.sha256(f"{len(source)} {'' if files else source.source}".encode())
     for file in files:
-        digest.update(f"\n{Path(os.path.relpath(file, source.source)).as_posix()} {file.stat().st_size}".encode())
+        name = Path(os.path.relpath(file, source.source)).as_posix()
+        digest.update(os.fsencode(f"\n{name} {file.stat().st_size if file.exists() else 'missing'}"))
     return digest.hexdigest()
 
 
@@ -121,6 +130,7 @@ def prepare(
     workers: int | None = None,
     broken_share: float = 0.01,
     names: Sequence[str] | None = None,
+    channels: int = 3,
 ) -> Manifest:
     """Write the shards of `folder` into `out`, or those still missing there, and last the manifest.
 
@@ -131,6 +141,9 @@ def prepare(
     seed          of the order
     broken_share  share of the pictures that may be broken or too small; they are left out
     names         of the files to take, from `folder` on; None takes all
+    channels      of the images: 1 (grey), 3 (RGB), 4 (RGBA)
+
+    What fails before a shard holds a picture leaves nothing behind.
 
     Raises ValueError if the input is not what the recipe reads, too much of it is broken, or `out` holds anything
     else; OSError if `out` cannot be written.
@@ -146,11 +159,38 @@ def prepare(
         raise ValueError(f"--from {folder} holds no pictures")
     if source.size is not None and min(source.size) < size:
         raise ValueError(f"--from {folder}: its images are {source.size[0]} pixels high, smaller than --size {size}")
-    made = {"name": recipe, "inputs": len(source), "listing": fingerprint(source), "per_shard": per_shard, "seed": seed}
-    done = _begin(out, {"recipe": made, "size": size, "class_names": list(source.class_names)})
-    if done is not None:
-        return done
-    packer = _Packer(source, kind, size)
+    made: dict[str, Any] = {"name": recipe, "inputs": len(source), "listing": fingerprint(source)}
+    made |= {"per_shard": per_shard, "seed": seed}
+    if channels != CHANNELS_OF_OLD:
+        made["channels"] = channels
+    plan = {"recipe": made, "size": size, "class_names": list(source.class_names)}
+    new = not out.exists()
+    with _held(out):
+        done = _begin(out, plan)
+        if done is not None:
+            return done
+        try:
+            return _make(out, source, kind, size, channels, made, seed, per_shard, workers, broken_share)
+        except ValueError:  # of the input: it takes another command, which must find nothing in its way
+            if not _holds_pictures(out):
+                _undo(out, new)
+            raise
+
+
+def _make(
+    out: Path,
+    source: Source,
+    kind: Recipe,
+    size: int,
+    channels: int,
+    made: dict[str, Any],
+    seed: int,
+    per_shard: int,
+    workers: int | None,
+    broken_share: float,
+) -> Manifest:
+    """The shards that are missing, and the manifest."""
+    packer = _Packer(source, kind, size, channels)
     # The batches of ImageNet are unpacked pixels: processes would each hold a file, and have nothing to decode.
     in_one = len(source) <= FEW or isinstance(source, DownsampledImageNet)
     parts = shard_rows(source, per_shard, seed)
@@ -160,8 +200,8 @@ def prepare(
     chunks = [rows[first : first + CHUNK] for _, rows in missing for first in range(0, len(rows), CHUNK)]
     packed = itertools.chain.from_iterable(in_workers(packer, chunks, 0 if in_one else check_workers(workers)))
     bar = tqdm(total=len(source), initial=before, unit="image", disable=None, delay=1, dynamic_ncols=True)
-    with bar:
-        sound = _Sound(packed, broken_share, str(folder), bar)
+    with bar, reporting_killed_workers():
+        sound = _Sound(packed, broken_share, source.source, bar)
         for path, rows in missing:
             pictures = sound.take(len(rows))
             write_atomically(path, functools.partial(_write_shard, pictures=pictures, labels=source.labels))
@@ -198,29 +238,80 @@ def _write_shard(path: Path, pictures: Iterable[tuple[int, bytes]], labels: np.n
             tar.write({"__key__": f"{row:09d}", "png": png, **label})
 
 
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Make `out`, and keep other processes from preparing there. Raises ValueError if another does, or for a file."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: choose a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_folder(out.resolve())
+    except BlockingIOError as error:
+        raise ValueError(
+            f"--out {out} is being prepared by another process: wait for it, or choose another folder"
+        ) from error
+    if lock is None:
+        log.warning("%s lies on a file system without locks: let no other process prepare there", out)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def _begin(out: Path, plan: dict[str, Any]) -> Manifest | None:
     """Make `out` ready for this plan; its manifest if all is done. Raises ValueError if something else is there."""
+    found = there = None
     if (out / MANIFEST).exists():
-        found = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST))
+        found = Manifest.from_json(read_bytes(out / MANIFEST, MOST_MANIFEST), str(out / MANIFEST))
         there = {"recipe": dict(found.recipe), "size": found.size, "class_names": list(found.class_names)}
     elif (out / PREPARING).exists():
-        found = None
         try:
-            there = json.loads((out / PREPARING).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{out / PREPARING} is not readable ({error}): choose another --out") from error
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} {'is not empty' if out.is_dir() else 'is a file'}: choose a new folder")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
+            there = json.loads(read_bytes(out / PREPARING))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{out / PREPARING} is not readable ({printable(error)}): choose another --out") from error
+        if there != plan and _is_plan(there) and not _holds_pictures(out):  # what was begun has come to nothing
+            _undo(out, whole=False)
+            there = None
+    elif any(out.iterdir()):
+        raise ValueError(f"--out {out} is not empty: choose a new folder")
+    if there is None:
         write_atomically(out / PREPARING, lambda file: file.write_text(json.dumps(plan), encoding="utf-8"))
         return None
     if there != plan:
         changed = _differences(there, plan)
         raise ValueError(f"--out {out} was begun otherwise ({changed}): choose another folder, or remove that one")
-    for part in out.glob(".*.tmp"):  # of a process that was killed
+    for part in _own_files(out, r"\..*\.tmp"):  # of a process that was killed
         part.unlink()
     return found
+
+
+def _is_plan(there: object) -> bool:
+    """Whether this is what an unfinished preparation keeps, and not a file of somebody else's."""
+    recipe = there.get("recipe") if isinstance(there, dict) else None
+    return isinstance(recipe, dict) and {"name", "inputs", "listing"} <= recipe.keys()
+
+
+def _own_files(out: Path, pattern: str = r"shard-\d{6,}\.tar|\..*\.tmp") -> list[Path]:
+    return [path for path in out.iterdir() if re.fullmatch(pattern, path.name)]
+
+
+def _holds_pictures(out: Path) -> bool:
+    """Whether any shard here holds one: an empty tar is nothing but zeros."""
+    for path in _own_files(out, r"shard-\d{6,}\.tar"):
+        with open_regular(path) as file:
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                return True
+    return False
+
+
+def _undo(out: Path, whole: bool) -> None:
+    """Remove what was begun here; the folder, too, if `whole` and nothing else lies in it."""
+    for path in [*_own_files(out), out / PREPARING]:
+        path.unlink(missing_ok=True)
+    if whole:
+        with suppress(OSError):
+            out.rmdir()
 
 
 def _differences(there: object, plan: dict[str, Any]) -> str:
@@ -282,6 +373,8 @@ def index_shards(out: Path) -> Manifest:
         raise ValueError(
             f"--out {out} has been prepared: it has a manifest, or gets one from the command that began it"
         )
+    if not out.is_dir() or not any(out.glob("*.tar")):
+        raise FileNotFoundError(f"no such data: --out {out} holds no .tar files to index")
     source = open_shards(str(out))
     shards, index = _read_back([Path(shard.path) for shard in source.shards])
     return _write_manifest(out, {"name": "index"}, 0, source.class_names, 0, shards, index)
@@ -293,7 +386,7 @@ def check_shards(out: Path) -> Manifest:
         raise FileNotFoundError(
             f"--out {out}: there is no {MANIFEST} in it; run the command that makes these shards again"
         )
-    manifest = Manifest.from_json((out / MANIFEST).read_bytes(), str(out / MANIFEST))
+    manifest = Manifest.from_json(read_bytes(out / MANIFEST, MOST_MANIFEST), str(out / MANIFEST))
     open_shards(str(out))  # the index, and every length
     for shard in tqdm(manifest.shards, desc="checking", unit="shard", disable=None, delay=1, dynamic_ncols=True):
         if digest(out / shard.name) != shard.sha256:

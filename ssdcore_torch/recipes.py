@@ -125,7 +125,7 @@ def _pictures(folder: str | Path) -> FolderSource:
 
 def _faces(folder: str | Path) -> Source:
     source = _pictures(folder)
-    source.labels, source.class_names = None, ()  # its sub-folders are not classes
+    source.forget_labels()  # its sub-folders are not classes
     return source
 
 

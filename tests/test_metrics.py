@@ -175,6 +175,28 @@ def test_memorisation_tells_copies_from_new_images() -> None:
         metrics.nearest_others(training[:1])
 
 
+@pytest.mark.parametrize(("count", "doubled"), [(20, 1), (40, 4), (400, 80), (40, 40), (40, 39)])
+def test_the_alarm_for_copies_holds_where_training_images_are_double(count: int, doubled: int) -> None:
+    training = normal(0, count)
+    training = torch.cat([training, training[:doubled] + 1e-7 * normal(3, doubled)])  # measured twice: rounding differs
+    copies = metrics.memorisation(training, training)
+    assert copies.close_share == 1.0
+    assert copies.median_ratio < 1e-4
+    assert copies.baseline.duplicates == 2 * doubled
+    new = metrics.memorisation(normal(1, 400), training)
+    assert new.close_share < 0.3
+    assert new.median_ratio == pytest.approx(1, abs=0.35)
+
+
+def test_the_alarm_is_raised_where_nothing_is_left_to_judge_by() -> None:
+    training = normal(0, 1).expand(8, -1)
+    assert metrics.memorisation(training, training).close_share == 1.0
+    found = metrics.memorisation(normal(1, 5), normal(0, 50), metrics.nearest(normal(0, 50), normal(0, 50))[0])
+    assert found.baseline.duplicates == 50
+    assert found.close_share == 1.0
+    assert found.median_ratio == 0.0
+
+
 def test_class_balance() -> None:
     centres = 20 * torch.eye(6, dtype=torch.float64)[:3]
     labels = torch.arange(300) % 3

@@ -16,7 +16,14 @@ The files of a run:
 A run without checkpoints/ holds weights of which no optimizer is known (`ssdcore_torch.convert`).
 """
 
-from ssdcore_torch.checkpoint._files import Tensors, digest, load_tensors, save_tensors, write_atomically
+from ssdcore_torch.checkpoint._files import (
+    Tensors,
+    digest,
+    load_tensors,
+    save_tensors,
+    temporary_beside,
+    write_atomically,
+)
 from ssdcore_torch.checkpoint._lock import LOCK, hold, release
 from ssdcore_torch.checkpoint._resume import (
     RESUMABLE,
@@ -66,6 +73,7 @@ __all__ = [
     "save_prior",
     "save_state",
     "save_tensors",
+    "temporary_beside",
     "was_saved",
     "write_atomically",
 ]

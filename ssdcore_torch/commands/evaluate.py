@@ -29,7 +29,7 @@ import ssdcore
 from ssdcore_torch import checkpoint, images, metrics
 from ssdcore_torch.commands import cli, sample
 from ssdcore_torch.config import DataConfig
-from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images
+from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images, refuse_untyped
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.sampling import to_float
@@ -65,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
         default="lite0",
         help="lite0, EfficientNet-Lite0 at 224 px; pixels, at 16 px, cheap; or a file: Inception as TorchScript, or "
         "its weights (with torch-fidelity installed) (default: lite0)",
+    )
+    add(
+        "--trust-features",
+        action="store_true",
+        help="run a --features file that is a TorchScript program, though it is none of those published: it can write "
+        "files, so do this only for a file that you would run as a program",
     )
     sample.add_sampling_options(options)
     add("--out", type=cli.new_file, default=Path("evaluation.json"), help="report (default: evaluation.json)")
@@ -126,14 +132,16 @@ def _check_options(args: argparse.Namespace) -> None:
 class Subject:
     """What is evaluated.
 
-    size      of its images, which the real ones are resized to
+    size      (height, width) of its images, which the real ones are resized to
+    channels  that both have
     most      how many there are, None for any number
     data      the real images
     samples   this rank's share of n of them, to compare with a reference
     about     what a report says of it
     """
 
-    size: int
+    size: tuple[int, int]
+    channels: int
     most: int | None
     data: DataConfig
     samples: Callable[[int, metrics.Reference], metrics.Samples]
@@ -145,6 +153,8 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
     times, config = sample.times_of(run, args), run.config
     lowered = sample.in_bfloat16(run, args, world.device)
     own = args.data is None or config.data.path in (args.data, absolute(args.data))
+    if args.data is None:
+        refuse_untyped(config.data.path, f"{args.run / 'config.json'}")
     data = config.data if own else replace(config.data, path=args.data, classes=())
 
     def samples(n: int, reference: metrics.Reference) -> metrics.Samples:
@@ -177,7 +187,8 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
         "precision": "bfloat16" if lowered else "float32",
         "seed": args.seed,
     }
-    return Subject(config.size, None, data, samples, about)
+    height, width = config.network.level_sizes[0]
+    return Subject((height, width), config.network.in_channels, None, data, samples, about)
 
 
 def _labels(run: checkpoint.Run, reference: metrics.Reference, n: int) -> Tensor | None:
@@ -195,7 +206,7 @@ def _labels(run: checkpoint.Run, reference: metrics.Reference, n: int) -> Tensor
 
 def _of_files(args: argparse.Namespace, world: World) -> Subject:
     size = _size_of(args.samples)
-    found = _open(DataConfig(str(args.samples)), size, world)
+    found = _open(DataConfig(str(args.samples)), size, 3, world)
     if found.skipped and world.leader:
         name, reason = found.skipped[0]
         print(f"left out {len(found.skipped)} files of {args.samples}: {name} ({reason})", file=sys.stderr)
@@ -205,42 +216,35 @@ def _of_files(args: argparse.Namespace, world: World) -> Subject:
         return metrics.Samples(share, metrics.image_batches(found, np.array(share), args.batch_size))
 
     about = {"samples": str(args.samples), "images": len(found)}
-    return Subject(size, len(found), DataConfig(args.data), samples, about)
+    return Subject(size, 3, len(found), DataConfig(args.data), samples, about)
 
 
-def _size_of(path: Path) -> int:
-    """The height and width that all images of `path` have. Raises ValueError if they differ."""
+def _size_of(path: Path) -> tuple[int, int]:
+    """The (height, width) that all images of `path` have. Raises ValueError if they differ."""
     stream = open_images(path, 1, memory_gib=0)
     assert isinstance(stream, ImageStream)
     sizes = set()
     for index in range(len(stream)):
         with suppress(Exception), stream.reader.source.open(index) as picture:  # a broken one is reported when read
             sizes.add(picture.size)
-    if len(sizes) != 1 or len(set(*sizes)) != 1:
+    if len(sizes) != 1:
         some = ", ".join(f"{width}×{height}" for width, height in sorted(sizes)[:4])
-        raise ValueError(f"--samples {path}: expected square images of one size, got {some or 'none'}")
-    return sizes.pop()[0]
+        raise ValueError(f"--samples {path}: expected images of one size, got {some or 'none'}")
+    width, height = sizes.pop()
+    return height, width
 
 
-def _open(data: DataConfig, size: int, world: World) -> ImageSet | ImageStream:
-    """The images, always their centred squares."""
-    return open_images(
-        data.path,
-        size,
-        classes=data.classes,
-        workers=data.workers,
-        memory_gib=data.memory_gib,
-        broken_share=data.broken_share,
-        world=world,
-    )
+def _open(data: DataConfig, size: tuple[int, int], channels: int, world: World) -> ImageSet | ImageStream:
+    """The images, always their centred parts."""
+    return open_images(data.path, size, channels=channels, world=world, **data.reading())
 
 
 def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Tensor]:
     """(report, pairs of samples and their nearest real images) as the options ask; the same on every rank."""
     started = time.perf_counter()
     subject = _of_run(args, world) if args.samples is None else _of_files(args, world)
-    extractor = metrics.open_extractor(args.features, world.device)
-    data = _open(subject.data, subject.size, world)
+    extractor = metrics.open_extractor(args.features, world.device, args.trust_features)
+    data = _open(subject.data, subject.size, subject.channels, world)
     n = _count(args.n, subject.most, len(data))
     most = max(metrics.MOST, 2 * n)
     common = {"world": world, "cache": args.cache, "batch_size": args.batch_size}
@@ -248,7 +252,7 @@ def evaluate(args: argparse.Namespace, world: World) -> tuple[dict[str, Any], Te
     metrics.check_count(n, reference)
     held_out = None
     if args.held_out is not None:
-        images = _open(replace(subject.data, path=args.held_out, classes=()), subject.size, world)
+        images = _open(replace(subject.data, path=args.held_out, classes=()), subject.size, subject.channels, world)
         held_out = metrics.open_reference(images, extractor, most=most, **common)
     samples = subject.samples(n, reference)
     measured = metrics.measure(metrics.progress(samples, len(samples.share), "samples", world), extractor, world)

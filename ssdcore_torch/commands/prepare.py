@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssdcore._files import read_text
 from ssdcore_torch.commands import cli
 from ssdcore_torch.prepare import EVALUATION, check_shards, index_shards, prepare
 from ssdcore_torch.recipes import RECIPES
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     add("--from", dest="source", metavar="FOLDER", help="the pictures, where you have them")
     add("--list", type=Path, metavar="FILE", help="take only these files of FOLDER: a name a line, such as a split's")
     add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
+    add("--channels", type=int, choices=(1, 3, 4), default=3, help="1: grey, 3: RGB, 4: RGBA (default: 3)")
     add("--out", type=Path, metavar="SHARDS", required=True, help="folder to make; go on there if it was begun")
     add("--per-shard", type=cli.whole_number(1), default=8192, metavar="N", help="pictures a shard (default: 8192)")
     add("--seed", type=cli.whole_number(0), default=0, metavar="N", help="of the order in the shards (default: 0)")
@@ -54,6 +56,21 @@ def parser() -> argparse.ArgumentParser:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="  ")
+
+
+def _names(file: Path) -> list[str]:
+    """Those in a --list file. Raises ValueError, naming the option, for what is none."""
+    try:
+        names = [line.strip() for line in read_text(file, MOST_LIST).splitlines()]
+    except (OSError, ValueError) as error:
+        told = f"cannot be read: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+        raise ValueError(f"--list {file}: {told}") from error
+    if not any(names):
+        raise ValueError(f"--list {file}: it names no files")
+    return [name for name in names if name]
+
+
+MOST_LIST = 2**30  # bytes
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seed=args.seed,
                 workers=args.workers,
                 broken_share=args.broken_share,
-                names=None if args.list is None else args.list.read_text(encoding="utf-8").strip().splitlines(),
+                names=None if args.list is None else _names(args.list),
+                channels=args.channels,
             )
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise cli.UserError(str(error)) from error

@@ -22,10 +22,11 @@ import torch
 from safetensors import SafetensorError
 
 import ssdcore as ssd
+from ssdcore._files import read_text
 from ssdcore_torch import checkpoint
 from ssdcore_torch.commands import cli
 from ssdcore_torch.config import PRESETS, Config, designed, differences, merged, preset, read_settings, setting
-from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, absolute, open_images
+from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, absolute, open_images, refuse_untyped
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, NotFiniteError, Trainer, final_pictures, fitted_prior, plan, replay, train
 from ssdcore_torch.training.log import summary_writer
@@ -106,7 +107,7 @@ def _overlaid(args: argparse.Namespace, config: Config) -> Config:
     name = f"--config {args.config}"
     try:
         if args.config is not None:
-            given[name] = read_settings(args.config.read_text(encoding="utf-8"))
+            given[name] = read_settings(read_text(args.config))
         for text in args.set:
             name = f"--set {text}"
             given[name] = setting(text)
@@ -151,13 +152,19 @@ def _conditional(config: Config, data: ImageSet | ImageStream, asked: bool) -> C
     if data.labels is None or not data.class_names:
         raise ValueError(
             f"a class-conditional network needs labels, and {data.source} has none: give a folder with a folder a "
-            "class, or an .npz with labels and class_names, or leave --conditional out"
+            "class, or an .npz with labels, or leave --conditional out"
         )
     known, names = config.data.class_names, data.class_names
     if known and known != names:
         raise ValueError(f"the run was trained on the classes {list(known)}, and its data now has {list(names)}")
+    if config.network.num_classes not in (None, len(names)):
+        raise ValueError(
+            f"network.num_classes: the data has {len(names)} classes ({', '.join(names[:8])}), not "
+            f"{config.network.num_classes}: leave the setting out"
+        )
     network = replace(config.network, num_classes=len(names))
-    return replace(config, network=network, data=replace(config.data, class_names=names))
+    counts = () if known and not config.data.class_counts else data.class_counts  # of an older run: as it was
+    return replace(config, network=network, data=replace(config.data, class_names=names, class_counts=counts))
 
 
 def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) -> Path:
@@ -229,15 +236,15 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         started = saved is not None and checkpoint.was_saved(args.out)  # else it was stopped before its first save
         config = _config(args, world.device, saved)
         _check_extras(config, args.tensorboard)
+        if args.data is None and not any(text.startswith("data.path=") for text in args.set):
+            refuse_untyped(config.data.path, f"{args.config or args.out / 'config.json'}")
         data = open_images(
             config.data.path,
-            config.size,
-            classes=config.data.classes,
+            config.network.level_sizes[0],
+            channels=config.network.in_channels,
             crop=config.data.crop,
-            workers=config.data.workers,
-            memory_gib=config.data.memory_gib,
-            broken_share=config.data.broken_share,
             world=world,
+            **config.data.reading(),
         )
         config = _conditional(config, data, args.conditional)
         out = _run_folder(args, config, saved)
@@ -336,6 +343,8 @@ def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -
     say = print if world.leader else _silent
     if args.dry_run:
         say(_describe(trainer, out).replace("writing to", "would write to"))
+        for line in trainer.feed.images.understood:
+            say(line)
         say("timing a few steps of every path ...")
         say(plan(trainer).table())
         return 0
@@ -345,6 +354,8 @@ def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -
                 print(line)
             return 0
         say(_describe(trainer, out))
+        for line in trainer.feed.images.understood:
+            say(line)
         started, first = time.perf_counter(), trainer.step
         finished = train(trainer, out, _extras(args, trainer, out))
     except NotFiniteError as error:

@@ -155,7 +155,7 @@ def in_workers(work: Dataset[T], tasks: Iterable[Any], workers: int, pin: bool =
     return iter(loader)
 
 
-class WorkerKilledError(RuntimeError):
+class WorkerKilledError(ChildProcessError):
     """A process that decodes pictures was killed, most likely as memory ran out."""
 
 

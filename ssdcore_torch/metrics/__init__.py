@@ -7,6 +7,7 @@ or, in whole, `open_reference` and `evaluate_network`; `python -m ssdcore_torch.
 """
 
 from ssdcore_torch.metrics._distances import (
+    Baseline,
     ClassBalance,
     Memorisation,
     class_balance,
@@ -44,6 +45,7 @@ from ssdcore_torch.metrics._spectrum import radial_power, radial_spectrum_ratio
 __all__ = [
     "MOST",
     "NAMED",
+    "Baseline",
     "ClassBalance",
     "Evaluation",
     "Extractor",

@@ -103,22 +103,36 @@ def _covered(points: Tensor, manifold: Tensor, k: int) -> float:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """How near real images come to training images that are not the same image.
+
+    distances    (m,) float64, finite, of those that have such a neighbour
+    duplicates   how many of the real images are some other training image again: they say nothing of how near others
+                 come, and with them the baseline would fall to zero
+    """
+
+    distances: Tensor
+    duplicates: int = 0
+
+
+@dataclass(frozen=True)
 class Memorisation:
     """How near samples come to training images, measured by how near other real images come.
 
     neighbours   (n,) int64, the nearest training image of each sample
     distances    (n,) float64 to it
-    baseline     (m,) float64, the same of real images
+    baseline     the same of real images; where none is left, all samples count as copies: the alarm is raised
     """
 
     neighbours: Tensor
     distances: Tensor
-    baseline: Tensor
+    baseline: Baseline
 
     @property
     def ratios(self) -> Tensor:
         """(n,) distances over the baseline's median: near 0 for a copy."""
-        return self.distances / self.baseline.median()
+        known = self.baseline.distances
+        return self.distances / known.median() if len(known) else torch.zeros_like(self.distances)
 
     @property
     def median_ratio(self) -> float:
@@ -128,18 +142,38 @@ class Memorisation:
     @property
     def close_share(self) -> float:
         """Share of the samples that are nearer to a training image than 95 % of the baseline: 0.05 for real images."""
-        return (self.distances < self.baseline.quantile(0.05)).double().mean().item()
+        known = self.baseline.distances
+        return (self.distances <= _quantile(known, 0.05)).double().mean().item() if len(known) else 1.0
 
 
-def memorisation(samples: Tensor, training: Tensor, baseline: Tensor | None = None) -> Memorisation:
+def memorisation(samples: Tensor, training: Tensor, baseline: Tensor | Baseline | None = None) -> Memorisation:
     """The nearest training image of every sample, with the distances to judge it by; see `Memorisation`.
 
-    baseline   (m,) how far real images are from the training images: `nearest` of held-out images, if there are any;
-               None: `nearest_others` of the training images themselves
+    baseline   how far real images are from the training images: (m,) of held-out ones, as `nearest` gives them, if
+               there are any; None: `nearest_others` of the training images themselves
     """
     distances, neighbours = nearest(samples, training)
-    baseline = nearest_others(training) if baseline is None else baseline
-    return Memorisation(neighbours.cpu(), distances.cpu(), baseline.cpu())
+    if baseline is None:
+        baseline = nearest_others(training)
+    elif isinstance(baseline, Tensor):
+        same = baseline <= same_within(training)
+        baseline = Baseline(baseline[~same], int(same.sum()))
+    return Memorisation(neighbours.cpu(), distances.cpu(), Baseline(baseline.distances.cpu(), baseline.duplicates))
+
+
+def same_within(points: Tensor) -> float:
+    """The distance up to which two feature vectors are of one image: a ten-thousandth of the points' spread, which is
+    more than rounding makes of an image that is measured twice."""
+    points, _ = _check(points, points, least=1)
+    return 1e-4 * (points - points.mean(0)).square().sum(1).mean().sqrt().item()
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """As `torch.quantile`, which takes 16 million values at most."""
+    ordered = values.sort().values
+    place = share * (len(ordered) - 1)
+    low, high = ordered[int(place)], ordered[min(int(place) + 1, len(ordered) - 1)]
+    return low.lerp(high, place - int(place))
 
 
 def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,10 +181,17 @@ def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     return _least(_distances(*_check(points, others, least=1)))
 
 
-def nearest_others(points: Tensor) -> Tensor:
-    """(n,) float64: the distance of each point to the nearest other one."""
+def nearest_others(points: Tensor) -> Baseline:
+    """The distance of each point to the nearest other one that is not the same (`same_within`)."""
     points, _ = _check(points, points, least=2)
-    return _least(_distances(points, points, leave_out=True))[0]
+    least = same_within(points)
+    duplicates, found = 0, []
+    for chunk in _distances(points, points, leave_out=True):
+        same = chunk <= least
+        duplicates += int(same.any(1).sum())
+        found.append(chunk.masked_fill_(same, torch.inf).min(1).values)
+    distances = torch.cat(found)
+    return Baseline(distances[distances.isfinite()], duplicates)
 
 
 def _least(distances: Iterator[Tensor]) -> tuple[Tensor, Tensor]:

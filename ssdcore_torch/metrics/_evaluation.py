@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,9 @@ from ssdcore_torch.metrics._distances import (
 from ssdcore_torch.metrics._features import Extractor
 from ssdcore_torch.metrics._reference import Measured, Reference, measure, progress
 from ssdcore_torch.sampling import Denoiser, generate, to_bytes
+from ssdcore_torch.text import printable
+
+log = logging.getLogger("ssdcore_torch")
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,9 @@ def evaluate(samples: Measured, reference: Reference, *, held_out: Tensor | None
     n = len(samples.features)
     check_count(n, reference)
     compared = reference.features[:n]
-    baseline = reference.baseline if held_out is None else nearest(held_out, reference.features)[0]
-    near = memorisation(samples.features, reference.features, baseline)
+    judged_by = reference.baseline if held_out is None else nearest(held_out, reference.features)[0]
+    near = memorisation(samples.features, reference.features, judged_by)
+    _warn(near, "held-out" if held_out is not None else "real", reference)
     upper = slice(len(reference.power) // 2, None)
     found = figures(samples.features, compared) | {
         "nearest_ratio": near.median_ratio,
@@ -64,6 +69,22 @@ def evaluate(samples: Measured, reference: Reference, *, held_out: Tensor | None
     labels = reference.labels
     classes = None if labels is None else class_balance(samples.features, compared, labels[:n])
     return Evaluation(n, found, samples.power / reference.power, near, classes)
+
+
+def _warn(near: Memorisation, what: str, reference: Reference) -> None:
+    """Say where the figures on copies rest on fewer images than they seem to."""
+    if not len(near.baseline.distances):
+        log.warning(
+            "no %s image differs from all the others: how near samples may come cannot be told, so close_share is 1",
+            what,
+        )
+    elif near.baseline.duplicates:
+        log.warning(
+            "%d %s images are training images of %s again: nearest_ratio and close_share are judged without them",
+            near.baseline.duplicates,
+            what,
+            printable(reference.data.source),
+        )
 
 
 def check_count(n: int, reference: Reference) -> None:

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssdcore._files import open_regular
 from ssdcore_torch.metrics._lite0 import FEATURES, SIDE, Lite0
 
 EXTRA = 'pip install "ssdcore[evaluate]"'
 
 
 class Extractor(Protocol):
-    """Features of images: uint8 (n, 3, h, w) -> float32 (n, num_features), on the images' device.
+    """Features of images: uint8 (n, 1, 3 or 4, h, w) -> float32 (n, num_features), on the images' device.
 
     name          for reports
     num_features  the dimension (torchmetrics' name for it, so that an extractor can be handed to its metrics)
@@ -104,22 +105,35 @@ def pixels() -> Extractor:
     return _Network("pixels", 3 * PIXELS**2, _fingerprint(f"area {PIXELS}, x / 127.5 - 1"), small)
 
 
-def from_file(path: Path) -> Extractor:
+PUBLISHED = {
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4": "NVIDIA's inception-2015-12-05.pt",
+}
+"""SHA-256 of TorchScript files that are known, and what they are."""
+
+
+def from_file(path: Path, trusted: bool = False) -> Extractor:
     """The network in a file that the user gives.
 
     A TorchScript file is a network of its own: called with uint8 images (n, 3, h, w) it must return (n, d) features (an
-    argument `return_features`, as NVIDIA's inception-2015-12-05.pt has, is set). Its code is TorchScript, which can
-    call torch's operators and nothing else.
+    argument `return_features`, as NVIDIA's inception-2015-12-05.pt has, is set). It is a program, which can write files
+    (`torch.from_file(shared=True)`) and more: only a `PUBLISHED` one is run, others if they are `trusted`.
     A file of tensors must be the weights of the 2015-12-05 Inception network as pytorch-fid and torch-fidelity
     publish them (…-6726825d.pth), and needs torch-fidelity for the network: 2048 features.
 
-    Raises FileNotFoundError for no such file, ValueError for any other content: a pickled module is refused, never
-    run. ImportError names what to install.
+    Raises FileNotFoundError for no such file, ValueError for any other content and for a TorchScript file that is
+    neither published nor trusted: a pickled module is refused, never run. ImportError names what to install.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such features: {path}; take lite0, pixels or a file of Inception weights")
     name = path.name
     if _is_torchscript(path):
+        with open_regular(path) as file:
+            known = hashlib.file_digest(file, "sha256").hexdigest() in PUBLISHED
+        if not known and not trusted:
+            raise ValueError(
+                f"{path} is a TorchScript program, none of those published ({', '.join(PUBLISHED.values())}): it could "
+                "write files or worse; if you trust it as you trust a program that you run, add --trust-features"
+            )
         net = _load_torchscript(path)
         return _Network(name, _count_features(net, path), _fingerprint("torchscript", path), net)
     net = _load_inception(path)
@@ -129,18 +143,27 @@ def from_file(path: Path) -> Extractor:
 NAMED: dict[str, Callable[[], Extractor]] = {"lite0": lite0, "pixels": pixels}
 
 
-def open_extractor(name: str | os.PathLike[str], device: str | torch.device = "cpu") -> Extractor:
-    """The extractor called `name` ("lite0", "pixels", or else the path of a file for `from_file`), on `device`."""
-    made = NAMED[str(name)]() if str(name) in NAMED else from_file(Path(name))
+def open_extractor(
+    name: str | os.PathLike[str], device: str | torch.device = "cpu", trusted: bool = False
+) -> Extractor:
+    """The extractor called `name` ("lite0", "pixels", or else the path of a file for `from_file`), on `device`.
+
+    trusted   run a TorchScript file of unknown origin, as one runs a program
+    """
+    made = NAMED[str(name)]() if str(name) in NAMED else from_file(Path(name), trusted)
     assert isinstance(made, nn.Module)
     return made.to(device)
 
 
 def _check_images(images: Tensor) -> Tensor:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+    """As RGB: grey in all three channels, transparency laid over white."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         kind = str(images.dtype).removeprefix("torch.")
-        raise ValueError(f"features: expected uint8 images (n, 3, h, w), got {kind} {tuple(images.shape)}")
-    return images
+        raise ValueError(f"features: expected uint8 images (n, 1, 3 or 4, h, w), got {kind} {tuple(images.shape)}")
+    if images.shape[1] == 4:
+        colours, share = images[:, :3].float(), images[:, 3:].float() / 255
+        return (colours * share + 255 * (1 - share)).round().to(torch.uint8)
+    return images.expand(-1, 3, -1, -1)
 
 
 def _fingerprint(recipe: str, weights: Path | None = None) -> str:

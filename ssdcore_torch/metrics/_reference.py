@@ -21,7 +21,7 @@ from ssdcore_torch.checkpoint import load_tensors, save_tensors
 from ssdcore_torch.data import ImageSet, ImageStream
 from ssdcore_torch.data._reading import default_workers
 from ssdcore_torch.distributed import World
-from ssdcore_torch.metrics._distances import nearest_others, require_torchmetrics
+from ssdcore_torch.metrics._distances import Baseline, nearest_others, require_torchmetrics
 from ssdcore_torch.metrics._features import Extractor
 from ssdcore_torch.metrics._spectrum import radial_power
 
@@ -83,8 +83,8 @@ class Reference:
         return len(self.features)
 
     @functools.cached_property
-    def baseline(self) -> Tensor:
-        """(m,) float64: the distance of each image to its nearest other one, the baseline of `memorisation`."""
+    def baseline(self) -> Baseline:
+        """How near each image comes to another: what `memorisation` judges by."""
         return nearest_others(self.features)
 
     @property

@@ -50,6 +50,7 @@ def plain(evaluation: Evaluation, reference: Reference, floor: Mapping[str, floa
             {"sample": row, "image": int(reference.indices[image]), "distance": float(near.distances[row])}
             for row, image in zip(rows.tolist(), images.tolist())
         ],
+        "duplicates": near.baseline.duplicates,
         "classes": None
         if classes is None
         else {
