@@ -18,6 +18,7 @@ import ssdcore as ssd
 from ssdcore_torch.data import EMBEDDED, Choices
 from ssdcore_torch.denoisers.unet import FlexiUNetConfig, level_sizes
 from ssdcore_torch.diffusion import Weighting
+from ssdcore_torch.text import printable
 
 # Far beyond what anyone trains; a damaged config.json is refused before it asks for memory.
 MOST_STEPS, LARGEST_SIZE = 1_000_000, 16_384
@@ -249,14 +250,32 @@ class Config:
         """Height and width of the images."""
         return self.network.level_sizes[0][0]
 
+    def trained_labels(self) -> list[int]:
+        """The classes that training saw images of, as far as the run knows; of `data.classes` in their order."""
+        names, counts = self.data.class_names, self.data.class_counts
+        chosen = [names.index(name) for name in self.data.classes] or list(range(self.network.num_classes or 0))
+        return [number for number in chosen if not counts or counts[number]]
+
     def labels_in_turn(self, count: int) -> list[int] | None:
         """Labels of `count` images: the classes trained on take turns; None for a network without classes."""
         if self.network.num_classes is None:
             return None
-        names, counts = self.data.class_names, self.data.class_counts
-        trained = [names.index(name) for name in self.data.classes] or list(range(self.network.num_classes))
-        trained = [number for number in trained if not counts or counts[number]] or trained
+        trained = self.trained_labels()
         return [trained[i % len(trained)] for i in range(count)]
+
+    def check_conditions(self, labels: Sequence[int] | None, guidance: float) -> None:
+        """Raises ValueError for a class that training saw no image of, and for guidance where it saw no image without
+        its class: a network has numbers for these, too, but what it draws by them is no picture of the data."""
+        trained, names = set(self.trained_labels()), self.data.class_names
+        if labels is not None and (unseen := sorted(set(labels) - trained)):
+            known = ", ".join(printable(names[k]) if names else str(k) for k in sorted(trained)[:50])
+            name = printable(names[unseen[0]]) if names else unseen[0]
+            raise ValueError(f"training saw no image of the class {name}; it saw {known}: choose among these")
+        if guidance != 1 and self.network.num_classes is not None and self.train.label_dropout == 0:
+            raise ValueError(
+                f"guidance {guidance:g}: with train.label_dropout=0 the run never saw images without a class, which is "
+                "what guidance compares with: leave it at 1, or train with train.label_dropout=0.1"
+            )
 
     def build_process(self) -> ssd.LinearDiffusion:
         """The forward process. Raises ssdcore.InadmissibleProcess where the schedule admits none."""

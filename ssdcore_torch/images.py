@@ -18,7 +18,7 @@ GAP = 4
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images (n, 1, 3 or 4, h, w) in [−1, 1] in rows on white, pixels enlarged by a whole number to show at least 64."""
+    """Images (n, 1, 3 or 4, h, w) in [−1, 1] in rows on white, enlarged by a whole number to 64 pixels at least."""
     tiles = _tiles(images)
     count, height, width = tiles.shape[:3]
     columns = math.ceil(math.sqrt(count)) if columns is None else columns

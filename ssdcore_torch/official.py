@@ -250,8 +250,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], int]:
         found = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         what = f" ({found[1]})" if found else ""
         raise ValueError(
-            f"{path}: cannot be read as a checkpoint: it is not one, or it holds code or objects{what}, which are not "
-            "run or made; save the tensors alone, as with torch.save(model.state_dict(), file)"
+            f"{path}: cannot be read as a checkpoint: it is not one, or it holds code, which is not run{what}; save "
+            "the tensors alone, as torch.save(model.state_dict(), file) does"
         ) from error
     except Exception as error:  # bytes from anywhere raise anything
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -262,7 +262,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], int]:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         step = content.get("step", 0)
         if not isinstance(step, int) or not 0 <= step < 2**63:
-            raise ValueError(f"{path}: step: expected a whole number >= 0, got {printable(step)!s:.60}")
+            raise ValueError(f"{path}: step: expected a whole number >= 0, got {step!r:.60}")
         content = content["model"]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a dictionary of tensors, got {type(content).__name__}")

@@ -201,7 +201,9 @@ def _labels(run: checkpoint.Run, reference: metrics.Reference, n: int) -> Tensor
             f"this run draws the classes {', '.join(names) or 'of its labels'}, as often as they are among the real "
             f"images; --data has {', '.join(found) or 'none'}: give images of the same classes"
         )
-    return reference.labels[:n]
+    labels = reference.labels[:n]
+    run.config.check_conditions(labels.unique().tolist(), 1)
+    return labels
 
 
 def _of_files(args: argparse.Namespace, world: World) -> Subject:

@@ -134,6 +134,10 @@ def labels_of(run: checkpoint.Run, wanted: Sequence[str] | None, n: int) -> list
         else:
             known = ", ".join(names) if names else f"0..{count - 1}"
             raise ValueError(f"--label {name}: this run's classes are {known}")
+    try:
+        run.config.check_conditions(numbers, 1)
+    except ValueError as error:
+        raise ValueError(f"--label: {error}") from error
     return [numbers[i % len(numbers)] for i in range(n)]
 
 
@@ -162,6 +166,10 @@ def open_run(args: argparse.Namespace, device: torch.device) -> checkpoint.Run:
             f'--guidance {args.guidance:g}: this run has no label for "no class" to compare with (the paper\'s '
             "released weights have none); leave --guidance out"
         )
+    try:
+        run.config.check_conditions(None, args.guidance)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
     if args.weights is not None:
         checkpoint.load_weights(run.ema, args.weights)
     if device.type == "cuda":
