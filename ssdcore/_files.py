@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import stat
 import struct
@@ -43,7 +44,7 @@ MOST_TEXT = 2**24
 """Bytes of a text file that are read: far beyond any list of names or settings."""
 
 
-def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """The file, open for reading. Raises OSError for what is no regular file: a pipe or a device might never end."""
     kind = os.stat(path).st_mode
     if stat.S_ISREG(kind):

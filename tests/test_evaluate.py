@@ -230,7 +230,7 @@ def test_a_class_conditional_run_draws_the_classes_of_the_data(
         (["--samples", "DATA"], "--samples needs --data"),
         (["--samples", "DATA", "--data", "DATA", "--steps", 5], "--steps says how a run's images are drawn"),
         (["--samples", "DATA", "--data", "DATA", "--n", 81], "--n 81: there are 80 samples"),
-        (["--samples", "MIXED", "--data", "DATA"], "expected square images of one size, got 8×8, 9×9"),
+        (["--samples", "MIXED", "--data", "DATA"], "expected images of one size, got 8×8, 9×9"),
         (["--samples", "none", "--data", "DATA"], "no such data: none"),
         (["RUN", "--n", 81], "81 samples need as many real images to compare with, and --data has 80: take --n 80"),
         (["RUN", "--n", 3], "at least 4, got 3"),

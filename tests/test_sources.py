@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-from ssdcore_torch.data import Feed, ImageSet, ImageStream, load_images, open_images
+from ssdcore_torch.data import CHANNELS, Feed, ImageSet, ImageStream, load_images, open_images
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 10, 12, 3), dtype=np.uint8)
 GREY = COLOURS[..., 0]
@@ -78,7 +78,7 @@ def test_channels_of_pictures(channels: int, gib: float, tmp_path: Path) -> None
         np.testing.assert_array_equal(found[2][..., 3:], alpha)
     else:
         assert (found[2][:, :6] == 255).all()  # over white
-    assert f"read as 12×10 {dict({1: 'grey', 3: 'RGB', 4: 'RGBA'})[channels]}" in images.understood[0]
+    assert f"read as 12×10 {CHANNELS[channels]}" in images.understood[0]
 
 
 @pytest.mark.parametrize("crop", ["center", "random"])
@@ -300,7 +300,7 @@ def test_shards_with_several_pictures_a_key(tmp_path: Path) -> None:
         for kind in ("input", "target")
     }
     write_tar(tmp_path / "x.tar", members)
-    with pytest.raises(ValueError, match="has several pictures: say which with --set data.column=target.png"):
+    with pytest.raises(ValueError, match=r"has several pictures: say which with --set data\.column=target\.png"):
         open_images(tmp_path, 8)
     found = open_images(tmp_path, (10, 12), column="target.png")
     assert isinstance(found, ImageSet)
@@ -355,5 +355,5 @@ def test_two_links_to_a_folder_are_two_classes(tmp_path: Path) -> None:
         (deep / f"{level}").mkdir()
         for name in "ab":
             (deep / f"{level}" / name).symlink_to(deep / f"{level + 1}", target_is_directory=True)
-    with pytest.raises(ValueError, match="links lead to .* more than 64 times"):
+    with pytest.raises(ValueError, match=r"links lead to .* more than 64 times"):
         load_images(deep / "0", 8)

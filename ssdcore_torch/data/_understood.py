@@ -39,7 +39,7 @@ def understood(
     values = "" if high < 0 else f", values from {low} to {high} of 255"
     first = f"pictures: {kinds or len(reader)}, {turned}{values}"
     doubt = ""
-    if 0 <= high < DARK:
+    if 0 < high < DARK:
         doubt = (
             f"the brightest value found in {source.source} is {high} of 255: if its files hold fewer bits than they "
             "have room for, as 12 in 16, say how many with --set data.bits=12"
