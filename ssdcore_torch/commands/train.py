@@ -237,7 +237,7 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
         config = _config(args, world.device, saved)
         _check_extras(config, args.tensorboard)
         if args.data is None and not any(text.startswith("data.path=") for text in args.set):
-            refuse_untyped(config.data.path, f"{args.config or args.out / 'config.json'}")
+            refuse_untyped(config.data.path, str(args.config or Path(args.out or "", "config.json")))
         data = open_images(
             config.data.path,
             config.network.level_sizes[0],
