@@ -53,6 +53,7 @@ def _fault(check: str, file: str, what: str, *edits: tuple[str, str]) -> Fault:
     return Fault(what, file, edits, check)
 
 
+SEP, DEG = "operators/separable.py", "degradations.py"
 R, B, BASE, M = "operators/resize.py", "operators/blur.py", "operators/base.py", "operators/matrix.py"
 SP, G, C, S, P, MS = "spectral.py", "gaussian.py", "conditioning.py", "schedules.py", "process.py", "multistep.py"
 LAW, PROP, INFO = "oracle/_law.py", "oracle/_propagation.py", "oracle/_information.py"
@@ -75,7 +76,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("kernels", R, "box closed on the other side", ("-1 < 2 * z <= 1", "-1 <= 2 * z < 1")),
     _fault("kernels", R, "lanczos with two lobes' window", ("math.sin(angle / 3) / angle**2", "math.sin(angle / 2) / angle**2")),
     _fault("kernels", R, "weights of the edges not made to sum to one", ("weight / total", "weight / stretch")),
-    _fault("several axes", R, "axes in the wrong order", ("axes[i].apply(xp, x, i - len(axes))", "axes[i].apply(xp, x, -1 - i) if len({a.shape for a in axes}) == 1 else axes[i].apply(xp, x, i - len(axes))")),
+    _fault("algebra", SEP, "axes in the wrong order", ("axes[i].apply(xp, x, i - len(axes))", "axes[i].apply(xp, x, -1 - i) if len({a.shape for a in axes}) == 1 else axes[i].apply(xp, x, i - len(axes))")),
     # blur
     _fault("blurs", B, "response exp(−σ²ω²)", ("-0.5 * (sigma * frequencies) ** 2", "-1.0 * (sigma * frequencies) ** 2")),
     _fault("blurs", B, "response exp(−σω²/2)", ("-0.5 * (sigma * frequencies) ** 2", "-0.5 * sigma * frequencies ** 2")),
@@ -85,9 +86,9 @@ FAULTS: tuple[Fault, ...] = (
     _fault("blurs", B, "widths add", ("math.hypot(a, b)", "(a + b)")),
     _fault("blurs", B, "widths of the axes swapped", ("zip(self.in_shape, widths))", "zip(self.in_shape, widths[::-1]))")),
     # algebra
-    _fault("algebra", BASE, "adjoint of a negative multiple loses its sign",
-           ("return self.scale * self.op._apply_adjoint(xp, y)", "return abs(self.scale) * self.op._apply_adjoint(xp, y)")),
-    _fault("algebra", BASE, "product of two square separables in the wrong order",
+    _fault("spectra", BASE, "adjoint of a negative multiple loses its sign",
+           ("return self.scale * self.op.apply_adjoint(xp, y)", "return abs(self.scale) * self.op.apply_adjoint(xp, y)")),
+    _fault("algebra", SEP, "product of two square separables in the wrong order",
            ("b.constant.value @ a.constant.value", "(a.constant.value @ b.constant.value if a.shape == b.shape else b.constant.value @ a.constant.value)")),
     _fault("algebra", BASE, "multiples of multiples add", ("scale * op.scale, op.op", "scale + op.scale - 1, op.op")),
     _fault("algebra", M, "product of two square matrices in the wrong order",
@@ -99,7 +100,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("posteriors", SP, "decomposition of a negative multiple loses its sign", ("sign=math.copysign(1.0, scale) * self.sign", "sign=self.sign")),
     _fault("posteriors", SP, "the lift loses the sign", ("(self.sign * weights) * self.output.analyse", "weights * self.output.analyse")),
     _fault("spectra", SP, "functions of the singular values, not of their squares", ("Constant(self.singular_values**2)", "Constant(self.singular_values)")),
-    _fault("spectra", SP, "f(0) left out where M has no modes", ("self.input.scale(xp, x, f(eigenvalues), xp.reshape(f(zero), ()))", "self.input.scale(xp, x, f(eigenvalues), 0.0 * xp.reshape(f(zero), ()))")),
+    _fault("spectra", SP, "f(0) left out where M has no modes", ("xp.reshape(f(zero), ())", "0.0 * xp.reshape(f(zero), ())")),
     _fault("long axes", SP, "the band ends one column early", ("int(columns[-1]) + 1", "int(columns[-1]) + (columns[-1] == columns[0])")),
     _fault("covariances", SP, "what is orthogonal to all modes counted twice", ("(values - rest) * self.analyse(xp, x)", "values * self.analyse(xp, x)")),
     # gaussians
@@ -123,11 +124,15 @@ FAULTS: tuple[Fault, ...] = (
     _fault("noise levels", S, "β to 10/T", ("0.1 / steps, 20 / steps", "0.1 / steps, 10 / steps")),
     _fault("noise levels", S, "β of 1000 steps for every T", ("0.1 / steps, 20 / steps", "1e-4, 0.02")),
     _fault("noise levels", S, "roots of β in equal increments", ("np.linspace(0.1 / steps, 20 / steps, steps)", "np.linspace((0.1 / steps) ** 0.5, (20 / steps) ** 0.5, steps) ** 2")),
-    _fault("noise levels", S, "cosine without its offset", ("+ 0.008) / 1.008", "+ 0.0) / 1.0")),
-    _fault("noise levels", S, "cosine with the offset 0.01", ("+ 0.008) / 1.008", "+ 0.01) / 1.01")),
+    _fault("noise levels", S, "cosine without its offset", ("(np.arange(steps + 1) / steps + 0.008) / 1.008", "(np.arange(steps + 1) / steps + 0.0) / 1.0")),
+    _fault("noise levels", S, "cosine with the offset 0.01", ("(np.arange(steps + 1) / steps + 0.008) / 1.008", "(np.arange(steps + 1) / steps + 0.01) / 1.01")),
     _fault("noise levels", S, "cosine with β at most 0.99", ("alpha_bar[:-1], 0.999)", "alpha_bar[:-1], 0.99)")),
     _fault("noise levels", S, "log-SNR taken for its half", ("-0.5 * np.logaddexp(0, -log_snr)", "-0.5 * np.logaddexp(0, -2 * log_snr)"), ("-0.5 * np.logaddexp(0, log_snr)", "-0.5 * np.logaddexp(0, 2 * log_snr)")),
     _fault("noise levels", S, "α counted one step late", ("np.concatenate([[1.0], np.cumprod(1 - betas)])", "np.concatenate([[1.0], np.cumprod(1 - np.concatenate([betas[:1], betas[:-1]]))])")),
+    _fault("scaled noise", S, "scaled variance-exploding noise preserves variance", ('if self.base.normalisation == "signal"', 'if self.base.normalisation == "none"')),
+    _fault("scaled noise", S, "scaled flow preserves variance", ('== "sum":\n            return alpha / (alpha', '== "none":\n            return alpha / (alpha')),
+    _fault("other noise", S, "EDM with ρ for 1/ρ", ("** self.rho\n", "** (1 / self.rho)\n")),
+    _fault("other noise", S, "flow the other way", ("return (self.steps - t) / self.steps, t / self.steps", "return (self.steps - t) / self.steps, (t / self.steps) ** 2")),
     # levels
     _fault("level changes", S, "a level starts one step late", ("start <= t for start", "start < t for start")),
     _fault("level changes", S, "levels counted by t, not by t − 1", ("next(i + 1 for i, level", "next(max(i, 1) for i, level")),
@@ -142,11 +147,11 @@ FAULTS: tuple[Fault, ...] = (
     _fault("matched noise", P, "κ = ½ an axis", ("kappa[start:] *= change.norm()", "kappa[start:] *= 0.5 ** (0.5 * len(base))")),
     _fault("matched noise", P, "κ from squared norms", ("kappa[start:] *= change.norm()", "kappa[start:] *= change.norm() ** 2")),
     _fault("matched noise", P, "κ one step late", ("kappa[start:] *=", "kappa[start + 1 :] *=")),
-    _fault("sizes", P, "operators one step late", ('side="right"', 'side="left"')),
+    _fault("sizes", DEG, "operators one step late", ("bisect.bisect_right(self._changes, t)", "bisect.bisect_left(self._changes, t)")),
     _fault("sizes", P, "sizes cut, not rounded", ("max(1, round(n / factor**k))", "max(1, int(n / factor**k))")),
     _fault("sizes", P, "kernel forgotten", ("Resize(high, low, kernel)", "Resize(high, low)")),
     _fault("sizes", P, "respacing twice forgets the first", ("tuple(self._original(t) for t in chosen)", "tuple(chosen)")),
-    _fault("blurring", P, "widths subtract", ("math.sqrt((high - low) * (high + low))", "(high - low)")),
+    _fault("blurring", DEG, "widths subtract", ("math.sqrt((high - low) * (high + low))", "(high - low)")),
     _fault("transitions", P, "variance of the marginal is its deviation", ("Covariance.isotropic(self.shape(t), self.sigma(t) ** 2)", "Covariance.isotropic(self.shape(t), self.sigma(t))")),
     _fault("transitions", P, "transition with M for MMᵀ", ("variance_t - variance_s * m2", "variance_t - variance_s * m2 ** 0.5")),
     _fault("transitions", P, "transition forgets the past", ("variance_t - variance_s * m2", "variance_t + 0 * m2")),

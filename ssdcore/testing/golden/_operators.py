@@ -181,6 +181,21 @@ def algebra(_: Any) -> Iterator[Measurement]:
     yield from agree("two matrices of one shape", alike(floats(z)), e @ z @ f.T, 9)
     yield from agree("two matrices of one shape, transposed", alike.T(floats(z)), e.T @ z @ f, 9)
     yield from agree("square matrices", (Matrix(floats(e)) @ Matrix(floats(f)))(floats(z)), z @ (e @ f).T, 9)
+    sums = (
+        ("sum", alike + Matrix(floats(kron(f, e)), (3, 3), (3, 3)), kron(e, f) + kron(f, e)),
+        ("difference", alike - 0.5 * Identity((3, 3)), kron(e, f) - _HALF * eye(9)),
+        ("quotient", alike / 4.0, kron(e, f) / 4),
+        ("sum of blurs", Blur(9, 1.0) + 2.0 * Blur(9, 2.0),
+         blur_matrix(9, Fraction(1), "reflect") + 2 * blur_matrix(9, Fraction(2), "reflect")),
+    )  # fmt: skip
+    for what, total, matrix in sums:
+        w = integers(9, seed=14).reshape(total.in_shape)
+        yield from agree(what, total(floats(w)).ravel(), matrix @ w.ravel(), 81)
+        yield from agree(f"{what}, transposed", total.T(floats(w)).ravel(), matrix.T @ w.ravel(), 81)
+        yield from agree(f"{what} as a matrix", total.as_matrix(), matrix, 81)
+        yield from agree(f"{what}: norm", total.norm(), svd(matrix)[1][0], 81)
+        gram = (matrix.T @ matrix) @ w.ravel()
+        yield from agree(f"{what}: MᵀM", total.gram_function(lambda z: z, floats(w)).ravel(), gram, 729)
     m, k = integers(4, 6, seed=7), integers(6, 6, seed=8)
     dense, own = Matrix(floats(m), (3, 2), (2, 2)), Matrix(floats(k), (3, 2), (3, 2))
     flat = x.reshape(4, 6)

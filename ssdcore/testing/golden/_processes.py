@@ -136,7 +136,19 @@ def transitions(_: Any) -> Iterator[Measurement]:
         yield from agree(f"marginal covariance at {t}", law.covariance.as_matrix(), SIGMA[t] ** 2 * eye(mean.shape[1]))
         clean = proc.clean(floats(x0).reshape(2, 2, 3), t)
         yield from agree(f"clean image at {t}", clean.reshape(2, -1), x0 @ model.operator(0, t).T, 36)
+        z = integers(2, mean.shape[1], seed=20 + t)
+        noisy = proc.add_noise(floats(x0).reshape(2, 2, 3), floats(z).reshape(2, *proc.shape(t)), t)
+        yield from agree(f"noisy images at {t}", noisy.reshape(2, -1), mean + SIGMA[t] * z, 36)
+    z = integers(2, 3, seed=30)
+    noisy = proc.add_noise(floats(x0).reshape(2, 2, 3), floats(z).reshape(2, 1, 3), np.array([2, 3]))
+    want = [x0[i] @ (ALPHA[t] * model.operator(0, t)).T + SIGMA[t] * z[i] for i, t in enumerate((2, 3))]
+    yield from agree("noisy images, a time for each", noisy.reshape(2, -1), np.stack(want), 36)
+    groups = [(path.times, path.shape, path.target_shape) for path in proc.paths]
+    paths = [((1,), (2, 3), (2, 3)), ((2,), (1, 3), (2, 3)), ((3,), (1, 3), (1, 3)), ((4,), (2,), (1, 3)),
+             ((5,), (2,), (2,))]  # fmt: skip
+    yield from holds(f"paths {paths}, got {groups}", [(tuple(t), *shapes) for t, *shapes in groups] == paths)
     for s, t in PAIRS:
+        yield from agree(f"R from {s} to {t}, unscaled", proc.operator(s, t).as_matrix(), model.operator(s, t), 36)
         m, covariance = model.transition(s, t)
         x = integers(2, m.shape[1], seed=s)
         law = proc.transition(floats(x).reshape(2, *proc.shape(s)), s, t)

@@ -72,13 +72,45 @@ def noise_levels(_: Any) -> Iterator[Measurement]:
     yield from agree("no signal left: σ", end.sigma, [0, square_root(Fraction(1, 2)), 1], 4)
 
 
+def other_noise(_: Any) -> Iterator[Measurement]:
+    """Rectified flow and EDM's noise, and levels at real times."""
+    flow = NoiseSchedule.rectified_flow(5)
+    yield from agree("flow: α = 1 − t/T", flow.alpha, reals(["1", "4/5", "3/5", "2/5", "1/5", "0"]))
+    yield from agree("flow: σ = t/T", flow.sigma, reals(["0", "1/5", "2/5", "3/5", "4/5", "1"]))
+    seventh = REAL.mpf(1) / 7
+    low, high = real("1/500") ** seventh, real(80) ** seventh
+    sigma = [0, *((low + i * (high - low) / 3) ** 7 for i in range(4))]
+    edm = NoiseSchedule.edm(4)
+    yield from agree("EDM: σ from 0.002 to 80 at ρ = 7", edm.sigma, sigma, 16, relative=True)
+    yield from agree("EDM: α = 1", edm.alpha, [1] * 5)
+    sigma = [0, *((2 + i * REAL.mpf(4) / 3) ** 2 for i in range(4))]
+    yield from agree("EDM: σ from 4 to 36 at ρ = 2", NoiseSchedule.edm(4, 4.0, 36.0, 2.0).sigma, sigma, 16)
+    yield from agree("flow at the time 2.5", flow.at(2.5), reals(["1/2", "1/2"]), 4)
+    alpha, sigma_at = NoiseSchedule.from_betas([0.25, 0.75]).at(1.5)
+    kept = real("3/4") * REAL.sqrt(real("1/4"))  # half a step of β = 3/4
+    yield from agree("β acting evenly over its step", [alpha, sigma_at], [REAL.sqrt(kept), REAL.sqrt(1 - kept)], 8)
+    angle = [(real(t) / 4 + real("1/125")) / real("126/125") * REAL.pi / 2 for t in ("0", "3/2")]
+    alpha, _sigma = NoiseSchedule.cosine(4).at(1.5)
+    yield from agree("cosine at the time 1.5", alpha, REAL.cos(angle[1]) / REAL.cos(angle[0]), 16)
+    yield from agree("EDM at the time 2.5", edm.at(2.5)[1], (low + (high - low) / 2) ** 7, 16, relative=True)
+
+
 def scaled_noise(_: Any) -> Iterator[Measurement]:
-    """σ/α multiplied, α² + σ² = 1 kept."""
+    """σ/α multiplied; α² + σ² = 1, α + σ = 1 or α = 1 kept."""
     values, factors = [2.0, 0.0, -1.0], [1.0, 1.0, 0.5, 0.25]
     noise = NoiseSchedule.from_log_snr(values).scaled(np.array(factors))
     ratio = [0, *(real(f) * REAL.exp(-real(v) / 2) for v, f in zip(values, factors[1:]))]
     yield from agree("α of scaled noise", noise.alpha, [1 / REAL.sqrt(1 + r * r) for r in ratio], 8)
     yield from agree("σ of scaled noise", noise.sigma, [r / REAL.sqrt(1 + r * r) for r in ratio], 8)
+
+    factor = real("1/4")
+    flow = NoiseSchedule.rectified_flow(4).scaled(np.array([1.0, 1.0, 1.0, 0.25, 0.25]))
+    share = factor * 3 / (1 + factor * 3)
+    yield from agree("α of scaled flow", flow.alpha, [1, real("3/4"), real("1/2"), 1 - share, 0], 8)
+    yield from agree("σ of scaled flow", flow.sigma, [0, real("1/4"), real("1/2"), share, 1], 8)
+    edm = NoiseSchedule.edm(2, 1.0, 9.0).scaled(np.array([1.0, 1.0, 0.25]))
+    yield from agree("α of scaled variance-exploding noise", edm.alpha, [1, 1, 1], 8)
+    yield from agree("σ of scaled variance-exploding noise", edm.sigma, [0, 1, factor * 9], 8)
 
 
 def _smooth(z: Fraction, gamma: int) -> Fraction:
