@@ -1,0 +1,206 @@
+"""Small wrong edits of Python source, one at a time: what a test suite must notice."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_BINARY = {
+    ast.Add: ("-", "arithmetic"),
+    ast.Sub: ("+", "arithmetic"),
+    ast.Mult: ("/", "arithmetic"),
+    ast.Div: ("*", "arithmetic"),
+    ast.FloorDiv: ("/", "arithmetic"),
+    ast.Mod: ("//", "arithmetic"),
+    ast.Pow: ("*", "arithmetic"),
+}
+_COMPARE = {
+    ast.Lt: (("<=", "boundary"), (">=", "comparison")),
+    ast.LtE: (("<", "boundary"), (">", "comparison")),
+    ast.Gt: ((">=", "boundary"), ("<=", "comparison")),
+    ast.GtE: ((">", "boundary"), ("<", "comparison")),
+    ast.Eq: (("!=", "comparison"),),
+    ast.NotEq: (("==", "comparison"),),
+    ast.Is: (("is not", "comparison"),),
+    ast.IsNot: (("is", "comparison"),),
+    ast.In: (("not in", "comparison"),),
+    ast.NotIn: (("in", "comparison"),),
+}
+_CALLS = {
+    "min": "max", "max": "min", "any": "all", "all": "any", "floor": "ceil", "ceil": "floor", "minimum": "maximum",
+    "maximum": "minimum", "sin": "cos", "cos": "sin", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like",
+    "ones_like": "zeros_like", "argmin": "argmax", "argmax": "argmin", "exp": "expm1", "log": "log1p",
+}  # fmt: skip
+_AUGMENTED = {ast.Add: "-=", ast.Sub: "+=", ast.Mult: "/=", ast.Div: "*="}
+# what a reader sees, and what only sympy or the type checker reads
+_SKIPPED_FUNCTIONS = {"__repr__", "__str__", "sympy_matrix", "as_sympy", "_as_sympy"}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Bytes start … end of `file` (relative to the repository) replaced by `text`."""
+
+    file: str
+    line: int
+    last_line: int
+    start: int
+    end: int
+    before: str
+    text: str
+    kind: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Stays the same when lines above change."""
+        return f"{self.file}:{self.key}"
+
+    def source(self, root: Path) -> bytes:
+        whole = (root / self.file).read_bytes()
+        return whole[: self.start] + self.text.encode() + whole[self.end :]
+
+
+class _Collector(ast.NodeVisitor):
+    def __init__(self, file: str, source: bytes) -> None:
+        self.file, self.source = file, source
+        self.lines = source.splitlines(keepends=True)
+        self.offsets = [0]
+        for line in self.lines:
+            self.offsets.append(self.offsets[-1] + len(line))
+        self.found: list[Mutant] = []
+        self.inside_index = False
+        self.seen: dict[str, int] = {}
+
+    def span(self, node: ast.AST) -> tuple[int, int]:
+        first = self.offsets[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+        return first, self.offsets[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+
+    def text(self, node: ast.AST) -> str:
+        start, end = self.span(node)
+        return self.source[start:end].decode()
+
+    def add(self, node: ast.AST, text: str, kind: str) -> None:
+        start, end = self.span(node)
+        before, line = self.source[start:end].decode(), node.lineno  # type: ignore[attr-defined]
+        where = self.lines[line - 1].strip().decode(errors="replace")
+        key = hashlib.sha256(f"{where}|{node.col_offset}|{before}|{text}".encode()).hexdigest()[:10]  # type: ignore[attr-defined]
+        self.seen[key] = self.seen.get(key, 0) + 1
+        if self.seen[key] > 1:  # the same line twice in a file
+            key = f"{key}-{self.seen[key]}"
+        last = node.end_lineno  # type: ignore[attr-defined]
+        self.found.append(Mutant(self.file, line, last, start, end, before, text, kind, key))
+
+    # what is not mutated
+    def visit_Raise(self, node: ast.Raise) -> None: ...
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None: ...
+    def visit_Assert(self, node: ast.Assert) -> None: ...
+    def visit_Import(self, node: ast.Import) -> None: ...
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None: ...
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name in _SKIPPED_FUNCTIONS:
+            return
+        for default in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)):
+            self.visit(default)
+        for statement in node.body:
+            self.visit(statement)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        for statement in node.body:
+            self.visit(statement)
+
+    def visit_If(self, node: ast.If) -> None:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
+        self.generic_visit(node)
+
+    # what is
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        strings = any(
+            isinstance(side, ast.JoinedStr) or (isinstance(side, ast.Constant) and isinstance(side.value, str))
+            for side in (node.left, node.right)
+        )
+        left, right = self.text(node.left), self.text(node.right)
+        if not strings and type(node.op) in _BINARY:
+            sign, kind = _BINARY[type(node.op)]
+            self.add(node, f"(({left}) {sign} ({right}))", kind)
+        if isinstance(node.op, ast.MatMult | ast.Sub) and not strings:
+            sign = "@" if isinstance(node.op, ast.MatMult) else "-"
+            self.add(node, f"(({right}) {sign} ({left}))", "order")
+        self.generic_visit(node)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        if type(node.op) in _AUGMENTED and not isinstance(node.value, ast.JoinedStr | ast.List):
+            self.add(
+                node, f"{self.text(node.target)} {_AUGMENTED[type(node.op)]} {self.text(node.value)}", "arithmetic"
+            )
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        if len(node.ops) == 1:
+            for sign, kind in _COMPARE[type(node.ops[0])]:
+                self.add(node, f"(({self.text(node.left)}) {sign} ({self.text(node.comparators[0])}))", kind)
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        word = " or " if isinstance(node.op, ast.And) else " and "
+        self.add(node, "(" + word.join(f"({self.text(value)})" for value in node.values) + ")", "comparison")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.USub):
+            self.add(node, f"({self.text(node.operand)})", "sign")
+        elif isinstance(node.op, ast.Not):
+            self.add(node, f"(bool({self.text(node.operand)}))", "comparison")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        value = node.value
+        if isinstance(value, bool):
+            self.add(node, str(not value), "constant")
+        elif isinstance(value, int):
+            self.add(node, str(value + 1), "index" if self.inside_index else "constant")
+        elif isinstance(value, float):
+            self.add(node, repr(1.1 * value if value else 1.0), "constant")
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        if node.attr == "T" and isinstance(node.ctx, ast.Load):
+            self.add(node, f"({self.text(node.value)})", "transpose")
+        self.visit(node.value)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        self.visit(node.value)
+        outer, self.inside_index = self.inside_index, True
+        self.visit(node.slice)
+        self.inside_index = outer
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in _CALLS:
+            function = self.text(node.func)
+            renamed = function[: len(function) - len(name)] + _CALLS[name]
+            self.add(node, renamed + self.text(node)[len(function) :], "call")
+        if name == "matrix_transpose" and len(node.args) == 1:
+            self.add(node, f"({self.text(node.args[0])})", "transpose")
+        self.generic_visit(node)
+
+
+def mutants_of(root: Path, file: str) -> Iterator[Mutant]:
+    """Every mutant of a file, in the order of the source; all of them compile."""
+    source = (root / file).read_bytes()
+    collector = _Collector(file, source)
+    collector.visit(ast.parse(source))
+    for mutant in collector.found:
+        changed = source[: mutant.start] + mutant.text.encode() + source[mutant.end :]
+        try:
+            compile(changed, file, "exec")
+        except SyntaxError:
+            continue
+        yield mutant
