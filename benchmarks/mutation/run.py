@@ -5,7 +5,7 @@
     python benchmarks/mutation/run.py report                   # the score, the survivors; --write for RESULT.md
 
 Each mutant is one edit: arithmetic, comparison, boundary, constant, index, sign, transpose, order, call (mutants.py).
-It is given to a forked process in place of its module; that process runs what touches the changed lines: the golden rows
+It is given to a forked process in place of its module; that process runs what touches the changed lines: golden rows
 of `verify` first, for they are quick, then the tests, quickest first, until one fails. Mutants are drawn in a random
 order that the seed fixes, so the first n are a fair sample of all. One that runs on for ever is killed by time.
 
@@ -355,6 +355,7 @@ def summary(fates: Sequence[dict[str, Any]], total: int) -> tuple[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    global STORE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=STORE, help="folder of contexts and results")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -370,7 +371,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = commands.add_parser("report", help="the score and the survivors")
     report.add_argument("--write", action="store_true", help="write RESULT.md")
     args = parser.parse_args(arguments)
-    global STORE
     STORE = args.store
     if args.command == "contexts":
         collect_contexts(args.package or list(TESTS))
