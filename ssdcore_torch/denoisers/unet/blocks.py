@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +25,8 @@ class Norm(nn.GroupNorm):
         super().__init__(NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        if fuses(x):
+            return self._fused(x, None, None, activated=False)
         return self._normed(x).to(x.dtype)
 
     def activated(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -29,6 +34,8 @@ class Norm(nn.GroupNorm):
 
         scale, shift   (batch, channels), both or neither
         """
+        if fuses(x):
+            return self._fused(x, scale, shift, activated=True)
         if by_channel(x):
             return F.silu(_modulated(x, *self._affine(x), scale, shift)).to(x.dtype)
         h = self._normed(x)
@@ -46,6 +53,14 @@ class Norm(nn.GroupNorm):
         count = x.shape[1]
         activated = F.silu(_modulated(x, scale[:, :count], shift[:, :count]))
         return activated.to(x.dtype), F.silu(shift[:, count:]).to(x.dtype)
+
+    def _fused(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, activated: bool) -> Tensor:
+        kernels = _kernels()
+        assert kernels is not None  # `fuses` has looked
+        y: Tensor = kernels.group_norm(
+            x, self.num_groups, self.weight, self.bias, self.eps, scale, shift, activated=activated
+        )
+        return y
 
     def _normed(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -65,6 +80,30 @@ class Norm(nn.GroupNorm):
         scale = torch.rsqrt(group_variance + self.eps) * self.weight.to(wide).unflatten(0, groups)
         shift = self.bias.to(wide).unflatten(0, groups) - group_mean * scale
         return scale.flatten(1), shift.flatten(1)
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    """The Triton kernels; None where Triton, which torch's CUDA builds bring, is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from ssdcore_torch.denoisers.unet import fused
+
+    return fused
+
+
+def fuses(x: Tensor) -> bool:
+    """Whether a norm of x is one fused operation: of channels-last images in eager CUDA code.
+
+    Compiled code fuses by itself, and a tracer's tensors have no memory for a kernel.
+    """
+    return (
+        x.is_cuda
+        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and _kernels() is not None
+    )
 
 
 def by_channel(x: Tensor) -> bool:
