@@ -163,6 +163,9 @@ def sampling(c: ProcessContext) -> Iterator[Measurement]:
     For N samples of N(μ, Σ) with modes v_i of variance λ_i: vᵢᵀ(mean − μ) is N(0, λ_i/N), the variance along v_i is
     λ_i χ²_N/N, which Laurent and Massart (2000) bound by |χ²_N/N − 1| <= 2√(x/N) + 2x/N but for e^(−x) each side, and
     ‖Σ̂ − Σ‖ <= ‖Σ‖(2a + a²) with a = (√n + √(2 log(2/δ)))/√N (Davidson and Szarek, 2001).
+
+    Power, for n = 24 values and N = 4096: a mode whose variance is a quarter too large, or whose mean is off by 0.16 of
+    its standard deviation, is found 99 times in 100.
     """
     proc = c.proc
     pairs = [(s, t) for s, t in c.dense_pairs if s > 0][:2] or c.dense_pairs[:1]
