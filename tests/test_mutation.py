@@ -73,6 +73,7 @@ def test_mutants_change_one_place_and_keep_their_names(tmp_path: Path) -> None:
     for mutant in before:
         changed = mutant.source(tmp_path).decode()
         assert changed != SOURCE
+        compile(changed, "m.py", "exec")
         assert changed.replace(mutant.text, mutant.before, 1).count("\n") == SOURCE.count("\n")
     (tmp_path / "m.py").write_text(SOURCE.replace("LIMIT = 3", "# a comment\nLIMIT = 3"))
     after = list(mutants.mutants_of(tmp_path, "m.py"))

@@ -193,14 +193,8 @@ class _Collector(ast.NodeVisitor):
 
 
 def mutants_of(root: Path, file: str) -> Iterator[Mutant]:
-    """Every mutant of a file, in the order of the source; all of them compile."""
+    """Every mutant of a file, in the order of the source."""
     source = (root / file).read_bytes()
     collector = _Collector(file, source)
     collector.visit(ast.parse(source))
-    for mutant in collector.found:
-        changed = source[: mutant.start] + mutant.text.encode() + source[mutant.end :]
-        try:
-            compile(changed, file, "exec")
-        except SyntaxError:
-            continue
-        yield mutant
+    yield from collector.found
