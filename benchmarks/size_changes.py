@@ -105,7 +105,7 @@ def _truncation() -> np.ndarray:
 
 
 def subspace(c: np.ndarray, s: int) -> Change:
-    """Subspace Diffusion (Jing et al. 2022), its code's `upsampling_fn`: the state unpooled, and in the rest noise of the
+    """Subspace Diffusion (Jing et al. 2022), its code's `upsampling_fn`: the state unpooled, in the rest noise of the
     one variance σ² + α² v, v the mean variance of the data there."""
     u, alpha, sigma = _pairs(), NOISE.alpha[s], NOISE.sigma[s]
     rest = np.eye(len(c)) - u.T @ u
@@ -114,7 +114,7 @@ def subspace(c: np.ndarray, s: int) -> Change:
 
 
 def pyramid_flow(c: np.ndarray, s: int) -> Change:
-    """Pyramid-Flow (Jin et al., ICLR 2025), its code's `sample_block_noise`, and PixelFlow (2025), for a flow, α + σ = 1:
+    """Pyramid-Flow (Jin et al., ICLR 2025), its code's `sample_block_noise`, and PixelFlow (2025). A flow, α + σ = 1:
     x_s = k Up(x_t) + k √3 σ_t n, n of the 2 x 2 block covariance (4/3) I − 1/3, where k makes it a flow again."""
     mean = _pairs() / 2
     ratio = NOISE.sigma[s] / NOISE.alpha[s]  # of the state at s; on the small side half of it
