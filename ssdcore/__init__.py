@@ -19,12 +19,12 @@ from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 from ssdcore.spectral import ConvergenceError, Decomposition, Modes
 
 if _typing.TYPE_CHECKING:
-    from ssdcore import interop, multistep, oracle, plotting, testing, theorems
+    from ssdcore import interop, multistep, oracle, plotting, sampling, testing, theorems
 
 __version__ = "0.1.0"
 
 # Loaded on first use: they import sympy, hypothesis or matplotlib, or are not needed to use operators and processes.
-_LAZY_MODULES = ("interop", "multistep", "oracle", "plotting", "testing", "theorems")
+_LAZY_MODULES = ("interop", "multistep", "oracle", "plotting", "sampling", "testing", "theorems")
 
 __all__ = [
     "Blur",
@@ -49,6 +49,7 @@ __all__ = [
     "multistep",
     "oracle",
     "plotting",
+    "sampling",
     "testing",
     "theorems",
 ]

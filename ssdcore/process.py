@@ -25,7 +25,8 @@ from ssdcore._arrays import (
     once_per_trace,
     real_namespace,
 )
-from ssdcore._gains import posterior_share
+from ssdcore._gains import posterior_gains, posterior_share
+from ssdcore._second_moments import widened
 from ssdcore._timed import check_items, degraded, level_of, levels, size_name, state_shape
 from ssdcore._times import one_time, times_of
 from ssdcore.conditioning import InadmissibleProcess
@@ -473,7 +474,15 @@ class LinearDiffusion:
         s, t = self._pair(s, t)
         return Gaussian(self.degradation(s, t)(x_s), self._memo.get(self._transition_covariance, s, t))
 
-    def posterior(self, x_t: Array, clean_s: Array, s: Any, t: Any, eta: float = 1.0) -> Gaussian:
+    def posterior(
+        self,
+        x_t: Array,
+        clean_s: Array,
+        s: Any,
+        t: Any,
+        eta: float = 1.0,
+        clean_covariance: Covariance | None = None,
+    ) -> Gaussian:
         """q(x_s | x_t, x_0) for any s < t: theorem 3 of the paper at eta = 1, with less noise below.
 
             mean = α_s clean_s + B (x_t − α_t R clean_s),   covariance = σ_s² I − σ_t² B Bᵀ,
@@ -489,6 +498,18 @@ class LinearDiffusion:
         s, t     times, or integer arrays of one for each item of the leading axis, all of one pair of shapes; traced
                  times (under jit) are of the shapes that clean_s and x_t have
         eta      in [0, 1]: factor on the standard deviation of theorem 3's noise, on the modes that M keeps
+        clean_covariance   C, a `Covariance` over shape(s): what clean_s leaves open, Cov[R_{0→s} x_0 | x_t]
+
+        A network predicts the mean of x_0 given x_t, and the law above takes it for x_0 itself. With C the covariance
+        is
+
+            σ_s² I − σ_t² B Bᵀ + D C Dᵀ,   D = α_s I − B α_t R,
+
+        and the step has the mean and the covariance of the true one for any data; for Gaussian data it is the true one,
+        however far t is from s. Where the size changes the modes that are born get α_s² C. Diagonal, so as fast as
+        without, where C is in the modes of R or R keeps everything alike; dense up to 1,024 elements; else its root is
+        found by Lanczos iteration.
+
         Raises ValueError if s >= t, eta is outside [0, 1], or a trailing shape is not that of its time.
 
         >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
@@ -503,7 +524,7 @@ class LinearDiffusion:
         if not (isinstance(times[0], int) and isinstance(times[1], int)):
             check_same_backend(x_t, clean_s, "posterior")
             first, last = map(_timed.as_times, times)
-            return _timed.posterior(self, x_t, clean_s, first, last, float(eta))
+            return _timed.posterior(self, x_t, clean_s, first, last, float(eta), clean_covariance)
         s, t = self._pair(s, t)
         check_same_backend(x_t, clean_s, "posterior")
         check_trailing(x_t, self.shape(t), f"posterior: x_t at t = {t}")
@@ -523,6 +544,8 @@ class LinearDiffusion:
                 assert decomposition is not None  # _posterior refuses eta < 1 otherwise
                 mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
             mean += self.alpha(s) * clean  # in place: large temporaries cost most
+        if clean_covariance is not None:
+            covariance = self._memo.get(self._widened, s, t, float(eta), clean_covariance)
         return Gaussian(xp.astype(mean, x_t.dtype, copy=False), covariance)
 
     def prior(self, mean: Array | None = None, covariance: Any = None) -> Gaussian:
@@ -609,6 +632,22 @@ class LinearDiffusion:
         weights = Constant((sigma_s / sigma_t) * np.sqrt(np.maximum(share, 0.0)))
         covariance = Covariance.of_modes(unscaled, np.maximum(sigma_s**2 * (1 - share), 0.0), sigma_s**2)
         return unscaled, weights, covariance
+
+    def _widened(self, s: int, t: int, eta: float, clean_covariance: Covariance) -> Covariance:
+        if not isinstance(clean_covariance, Covariance) or clean_covariance.shape != self.shape(s):
+            raise ValueError(
+                f"posterior: clean_covariance: expected a Covariance over {self.shape(s)}, the shape at s = {s}, got "
+                f"{getattr(clean_covariance, 'shape', type(clean_covariance).__name__)}"
+            )
+        levels = self.alpha(s), self.sigma(s), self.alpha(t), self.sigma(t)
+
+        def gain(r: np.ndarray) -> np.ndarray:
+            alpha_s, sigma_s, alpha_t, sigma_t = map(np.asarray, levels)
+            b, _ = posterior_gains(np, eta, alpha_s, sigma_s, alpha_t, sigma_t, r)
+            return np.asarray(levels[0] - levels[2] * b * r)
+
+        _, _, covariance = self._memo.get(self._posterior, s, t, eta)
+        return widened(covariance, self.operator(s, t), levels[0], gain, clean_covariance)
 
     @functools.cached_property
     def _memo(self) -> Memo:

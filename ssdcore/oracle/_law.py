@@ -26,13 +26,18 @@ def sampler_error(
     *,
     order: int = 1,
     prior: Gaussian | None = None,
+    second_moments: bool = False,
 ) -> float:
     """Exact squared 2-Wasserstein (Fréchet) distance between the data N(m, C) and what the sampler draws.
 
         ‖m − m_P‖² + tr C + tr P − 2 tr (C^½ P C^½)^½, summed over pixels,
 
     for the sampler of `sampler_law`, whose arguments these are. There is no network, no training and no Monte-Carlo
-    noise in it: with the optimal denoiser this is the error of discretisation alone, 0 for infinitely many steps.
+    noise in it: with the optimal denoiser this is the error of discretisation alone. At one size it falls to 0 with
+    the number of steps. A change of size leaves a floor that no number removes: the modes that it adds are drawn around
+    their prediction with noise of σ_s² alone, without the variance α_s² Var(x_0 | x_t) that the prediction leaves open.
+    It is small where the new modes carry little information at the time of the change (`level_information`);
+    ``second_moments=True`` removes it.
 
     >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.equal(1000, levels=3)
     >>> spectrum = (1 + np.hypot(*np.indices((16, 16)))) ** -2.5  # variance of each cosine mode of the data
@@ -43,7 +48,8 @@ def sampler_error(
     0.1636
     0.1696
     """
-    return sampler_law(proc, covariance, times, eta, mean, order=order, prior=prior).frechet()
+    law = sampler_law(proc, covariance, times, eta, mean, order=order, prior=prior, second_moments=second_moments)
+    return law.frechet()
 
 
 def sampler_law(
@@ -55,6 +61,7 @@ def sampler_law(
     *,
     order: int = 1,
     prior: Gaussian | None = None,
+    second_moments: bool = False,
 ) -> SamplerLaw:
     """The exact law N(m_P, P) of the sampler's x_0 for data x_0 ~ N(m, C) and the optimal denoiser, which is linear:
 
@@ -70,6 +77,8 @@ def sampler_law(
     prior       law that x_T is drawn from, over the shape at the last of the times. None: the exact
                 N(α_T R_T m, α_T² R_T C R_Tᵀ + σ_T² I), which `LinearDiffusion.prior` fits to data;
                 ``proc.prior()`` is N(0, σ_T² I).
+    second_moments  True: steps by ``posterior(..., clean_covariance=Cov[R_s x_0 | x_t])``, which are the true ones for
+                this data: exact at any number of steps, but for the last, which returns the prediction. For order 1.
 
     Computed block by block in coordinates that the covariance and the operators share, in float64. A cosine covariance
     is much faster than a dense one: within a level everything is diagonal, and resizes of even sizes split into the
@@ -84,6 +93,8 @@ def sampler_law(
         raise ValueError(f"order: expected 1 (posterior steps) or 2 (multistep), got {order!r}")
     if order == 2 and eta != 0:
         raise ValueError(f"order = 2 is a deterministic sampler: expected eta = 0, got {eta}")
+    if order == 2 and second_moments:
+        raise ValueError("second_moments are for steps by the posterior: expected order = 1, got 2")
     centre = _centre(mean, chain.shape(0))
     if prior is not None and (tuple(prior.mean.shape) != chain.shape(chain.steps)):
         raise ValueError(
@@ -92,7 +103,7 @@ def sampler_law(
         )
     structure = Structure.of(chain, data, None if prior is None else prior.covariance)
     propagation = Moments if order == 1 else Factors
-    law, blocks = propagation(chain, structure, float(eta)).law(centre, prior)
+    law, blocks = propagation(chain, structure, float(eta), second_moments).law(centre, prior)
     return SamplerLaw(law, structure.coordinates[0], blocks)
 
 

@@ -97,12 +97,13 @@ class _Change:
     """Blocks of one step to another degradation, in the eigenvectors of its two stages.
 
     response   W (b, n_s, n_t): x̂ = R_s m + W (x_t − α_t R_t m);   innovation   B (b, n_s, n_t) of the posterior
-    down       R_{s→t} (b, n_t, n_s)
+    down       R_{s→t} (b, n_t, n_s);   cross   R_s C R_tᵀ (b, n_s, n_t)
     """
 
     response: np.ndarray
     innovation: np.ndarray
     down: np.ndarray
+    cross: np.ndarray
 
 
 State = TypeVar("State")
@@ -115,8 +116,8 @@ class Propagation(abc.ABC, Generic[State]):
     as their distance from the exact marginal mean, on which every step acts linearly.
     """
 
-    def __init__(self, chain: LinearDiffusion, structure: Structure, eta: float) -> None:
-        self.chain, self.structure, self.eta = chain, structure, eta
+    def __init__(self, chain: LinearDiffusion, structure: Structure, eta: float, second_moments: bool = False) -> None:
+        self.chain, self.structure, self.eta, self.second_moments = chain, structure, eta, second_moments
         self.data = [structure.data_block(group) for group in structure.groups]
 
     @abc.abstractmethod
@@ -200,8 +201,9 @@ class Propagation(abc.ABC, Generic[State]):
             if high.degradation is not None:
                 cross = high.degradation @ cross
             weights = chain.alpha(t) / (chain.alpha(t) ** 2 * low.eigenvalues + chain.sigma(t) ** 2)
-            response = low.columns(high.rows(cross)) * weights[:, None, :]
-            result.append(_Change(response, low.columns(high.rows(lift)), high.columns(low.rows(down))))
+            cross = low.columns(high.rows(cross))
+            response = cross * weights[:, None, :]
+            result.append(_Change(response, low.columns(high.rows(lift)), high.columns(low.rows(down)), cross))
         return result
 
     def noise(self, t: int, innovation: np.ndarray) -> np.ndarray:
@@ -235,6 +237,9 @@ class Moments(Propagation[_Covariance]):
             step = chain.alpha(t - 1) * response + carried * (1 - chain.alpha(t) * response)
             gain = step * gain
             noise = step**2 * noise + (chain.sigma(t - 1) ** 2 - (chain.sigma(t) * carried) ** 2)
+            if self.second_moments and t > 1:
+                left_open = stage.eigenvalues * (1 - chain.alpha(t) * response)  # Cov[R_t x_0 | x_t]
+                noise = noise + (chain.alpha(t - 1) - carried * chain.alpha(t)) ** 2 * left_open
         if covariance.ndim == 2:
             return gain**2 * covariance + noise, gain * shift
         return gain[:, :, None] * covariance * gain[:, None, :] + diagonals(noise), gain * shift
@@ -243,13 +248,22 @@ class Moments(Propagation[_Covariance]):
         """G = α_s W + B (I − α_t R W), and the posterior's noise."""
         alpha_s, alpha_t = self.chain.alpha(t - 1), self.chain.alpha(t)
         result = []
-        for maps, (covariance, shift) in zip(self.maps(t, stages, below), states):
+        for maps, high, (covariance, shift) in zip(self.maps(t, stages, below), below, states):
             w, b = maps.response, maps.innovation
             gain = alpha_s * w + b - alpha_t * (b @ (maps.down @ w))
             carried = gain * covariance[:, None, :] if covariance.ndim == 2 else gain @ covariance
             moved = carried @ gain.swapaxes(1, 2) + self.noise(t, b)
+            if self.second_moments and t > 1:
+                moved = moved + self._left_open(t, maps, high)
             result.append(((moved + moved.swapaxes(1, 2)) / 2, (gain @ shift[..., None])[..., 0]))
         return result
+
+    def _left_open(self, t: int, maps: _Change, high: Stage) -> np.ndarray:
+        """D C Dᵀ with C = Cov[R_s x_0 | x_t] and D = α_s I − B α_t R, what second moments add to a change."""
+        alpha_s, alpha_t = self.chain.alpha(t - 1), self.chain.alpha(t)
+        left_open = diagonals(high.eigenvalues) - alpha_t * maps.response @ maps.cross.swapaxes(1, 2)
+        through = alpha_s * np.eye(left_open.shape[-1]) - alpha_t * maps.innovation @ maps.down
+        return np.asarray(through @ left_open @ through.swapaxes(1, 2))
 
 
 # (x, the last prediction or None), both linear in independent standard normals: (b, n, 1 + normals), the first column
