@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 import ssdcore as ssd
-from ssdcore._files import read_text
+from ssdcore._files import open_regular, read_text
 from ssdcore_torch import checkpoint
 from ssdcore_torch.commands import cli
 from ssdcore_torch.config import PRESETS, Config, designed, differences, merged, preset, read_settings, setting
@@ -104,15 +104,12 @@ def _overlaid(args: argparse.Namespace, config: Config) -> Config:
     """`config` with what --config, each --set and the options say, in this order, laid over it as one tree: some
     settings go only together. Raises ValueError, naming where they come from."""
     given: dict[str, dict[str, Any]] = {}
-    name = f"--config {args.config}"
-    try:
-        if args.config is not None:
-            given[name] = read_settings(read_text(args.config))
-        for text in args.set:
-            name = f"--set {text}"
-            given[name] = setting(text)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    if args.config is not None:
+        with _naming(f"--config {args.config}"):
+            given[f"--config {args.config}"] = read_settings(read_text(args.config))
+    for text in args.set:
+        with _naming(f"--set {text}"):
+            given[f"--set {text}"] = setting(text)
     numbers = {"steps": args.steps, "batch_size": args.batch_size}
     options: dict[str, Any] = {"train": {name: value for name, value in numbers.items() if value is not None}}
     if args.seed is not None:
@@ -121,14 +118,39 @@ def _overlaid(args: argparse.Namespace, config: Config) -> Config:
         options["data"] = {"path": args.data}
     schedule, levels = None, args.levels
     if args.schedule is not None:
-        schedule = ssd.oracle.Schedule.load(args.schedule, (args.size or config.size,) * 2)
+        with _naming(f"--schedule {args.schedule}"):
+            open_regular(args.schedule).close()
+            schedule = ssd.oracle.Schedule.load(args.schedule, (args.size or config.size,) * 2)
         levels = levels or len(schedule.sizes)
         given[f"--schedule {args.schedule}"] = designed(schedule)
     try:
         config = config.overlaid(merged(*given.values(), options), args.size, levels)
         return config if schedule is None else config.scheduled(schedule)
     except ValueError as error:
-        raise ValueError(f"{', '.join(given)}: {error}" if given else str(error)) from error
+        named = ", ".join(_at_fault(given, config) or given)
+        raise ValueError(f"{named}: {error}" if given else str(error)) from error
+
+
+def _at_fault(given: Mapping[str, dict[str, Any]], config: Config) -> list[str]:
+    """Which of the settings are wrong by themselves."""
+    found = []
+    for name, tree in given.items():
+        try:
+            config.overlaid(tree)
+        except ValueError:
+            found.append(name)
+    return found
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Raises ValueError, naming the option as it was typed, for what is wrong with it."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{option}: it cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _check_extras(config: Config, tensorboard: bool) -> None:

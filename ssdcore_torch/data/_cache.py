@@ -3,6 +3,7 @@ what they should be whenever they are opened."""
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import hashlib
 import logging
@@ -55,7 +56,8 @@ def cache_folder() -> Path:
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
     folder = Path(chosen, "ssdcore-shards") if chosen else Path(tempfile.gettempdir(), f"ssdcore-shards-{user}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=True, mode=0o700)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     found = folder.lstat()
     fault = ""
     if not stat.S_ISDIR(found.st_mode):
