@@ -197,11 +197,17 @@ Proof. by rewrite /cov -mean_tr trmx_mul trmxK. Qed.
 Lemma covDl X X' Y : cov (X + X') Y = cov X Y + cov X' Y.
 Proof. by rewrite /cov centreD mulmxDl meanD. Qed.
 
+Lemma covNl X Y : cov (- X) Y = - cov X Y.
+Proof. by rewrite /cov /centre meanN -opprD mulNmx meanN. Qed.
+
 Lemma cov_mull (A : 'M[R]_(l, m)) X Y : cov (cst A *m X) Y = cst A *m cov X Y.
 Proof. by rewrite /cov centre_mull -mulmxA mean_mull //; apply: cst_known. Qed.
 
 Lemma cov_knownl X Y : known X -> cov X Y = 0.
 Proof. by move=> knownX; rewrite /cov centre_known // mul0mx mean0. Qed.
+
+Lemma covBl X X' Y : cov (X - X') Y = cov X Y - cov X' Y.
+Proof. by rewrite covDl covNl. Qed.
 
 End Covariance.
 
