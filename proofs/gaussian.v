@@ -296,4 +296,104 @@ by rewrite mulmxBl mul1mx /posterior_mean mulmxBr cst_mul -mulmxA addrAC addrA.
 Qed.
 
 End Posterior.
+(* Theorem 3, (7): the posterior between isotropic marginals. *)
+Theorem isotropic_posterior (D : conditioning E) m n (M : 'M[R]_(m, n)) (x_s : 'cV[W]_n) eta mu_s (a b : R) :
+  let rho := a / b in
+  let x_t := cst W M *m x_s + eta in
+  let mu := mu_s + cst W (rho *: M^T) *m (x_t - cst W M *m mu_s) in
+  let error := x_s - mu in
+  b != 0 -> law C x_s mu_s a%:M -> law C eta 0 (transition_cov M a%:M b%:M) -> uncorrelated C x_s eta ->
+  coarser C D -> known D x_t -> mean D error = mean C error -> cov D error error = cov C error error ->
+  law D x_s mu (a *: (1%:M - rho *: (M^T *m M))).
+Proof.
+move=> rho x_t mu error b_neq0 law_s law_eta noise CD known_t; rewrite /error /mu /x_t /rho.
+rewrite -isotropic_posterior_cov -isotropic_gain.
+by apply: (posterior law_s law_eta noise) => //; rewrite unitmxE det_scalar unitfE expf_neq0.
+Qed.
+
 End Laws.
+
+(* ---- Known processes ---- *)
+
+Section Special.
+Variable R : realFieldType.
+
+(* DDPM is M = c I, c^2 = alpha, with variances 1 - alpha bar: its transition has a covariance, and the posterior's
+   weights of x_t and of mu_s and its variance are DDPM's. *)
+Theorem ddpm n (alpha alpha_bar_s c : R) :
+  let beta := 1 - alpha in
+  let var_s := 1 - alpha_bar_s in
+  let var_t := 1 - alpha * alpha_bar_s in
+  let M : 'M[R]_n := c%:M in
+  c ^+ 2 = alpha -> alpha <= 1 -> var_t != 0 ->
+  [/\ covariance (transition_cov M var_s%:M var_t%:M),
+      gain M var_s%:M var_t%:M = (var_s / var_t * c)%:M,
+      1%:M - gain M var_s%:M var_t%:M *m M = (beta / var_t)%:M
+    & posterior_cov M var_s%:M var_t%:M = (var_s / var_t * beta)%:M].
+Proof.
+move=> beta var_s var_t M c2 alpha_le1 /eqP var_t_neq0.
+have gainE : gain M var_s%:M var_t%:M = (var_s / var_t * c)%:M.
+  by rewrite isotropic_gain tr_scalar_mx scale_scalar_mx.
+split=> //.
+- rewrite /transition_cov tr_scalar_mx -!scalar_mxM -scalar_mxB; split; first exact: tr_scalar_mx.
+  by apply: psd_scalar; rewrite mulrAC -expr2 c2 mulrC ddpm_margin subr_ge0.
+- by rewrite gainE -scalar_mxM -scalar_mxB -mulrA -expr2 c2 ddpm_weight.
+rewrite isotropic_posterior_cov tr_scalar_mx -scalar_mxM scale_scalar_mx -scalar_mxB scale_scalar_mx.
+by rewrite -expr2 c2 ddpm_variance.
+Qed.
+
+(* Blurs M = V diag(e) V^T with one orthogonal V, such as the DCT-II basis: no two frequencies mix. *)
+Section Blur.
+Variables (n : nat) (V : 'M[R]_n).
+Hypothesis orthogonal : V^T *m V = 1%:M.
+Definition blur (e : 'rV[R]_n) : 'M[R]_n := V *m diag_mx e *m V^T.
+
+Lemma blur_tr e : (blur e)^T = blur e.
+Proof. by rewrite /blur !trmx_mul trmxK tr_diag_mx mulmxA. Qed.
+
+(* Blurs compose frequency by frequency, so that R_s->u = R_t->u R_s->t wherever the gains multiply. *)
+Theorem blur_mul e f : blur e *m blur f = blur (\row_i (e 0 i * f 0 i)).
+Proof. by rewrite /blur -!mulmxA (mulmxA V^T) orthogonal mul1mx (mulmxA (diag_mx e)) mulmx_diag. Qed.
+
+Lemma blur_scalar a : a%:M = blur (const_mx a).
+Proof. by rewrite /blur diag_const_mx mul_mx_scalar -scalemxAl (mulmx1C orthogonal) scalemx1. Qed.
+
+Lemma blurB e f : blur e - blur f = blur (e - f).
+Proof. by rewrite /blur linearB /= mulmxBr mulmxBl. Qed.
+
+Lemma blurZ a e : a *: blur e = blur (a *: e).
+Proof. by rewrite /blur linearZ /= -scalemxAr -scalemxAl. Qed.
+
+Theorem blurring_diffusion e (s t : R) :
+  [/\ transition_cov (blur e) s%:M t%:M = blur (\row_i (t - s * e 0 i ^+ 2)),
+      gain (blur e) s%:M t%:M = blur (\row_i (s / t * e 0 i))
+    & posterior_cov (blur e) s%:M t%:M = blur (\row_i (s * (1 - s / t * e 0 i ^+ 2)))].
+Proof.
+split.
+- rewrite /transition_cov blur_tr !blur_scalar !blur_mul blurB; congr blur.
+  by apply/rowP => i; rewrite !mxE expr2 mulrA [s * _]mulrC.
+- by rewrite isotropic_gain blur_tr blurZ; congr blur; apply/rowP => i; rewrite !mxE.
+rewrite isotropic_posterior_cov blur_tr blur_mul blurZ blur_scalar blurB blurZ; congr blur.
+by apply/rowP => i; rewrite !mxE expr2.
+Qed.
+
+(* The norm of a blur is its largest gain, so (4) is the condition of the frequency kept best. *)
+Theorem blur_opnorm (e : 'rV[R]_n) (k : 'I_n) : (forall i, 0 <= e 0 i <= e 0 k) -> opnorm (e 0 k) (blur e).
+Proof.
+move=> e_max; have e_ge0 i : 0 <= e 0 i by case/andP: (e_max i).
+have stretch v : sqnorm (blur e *m v) = \sum_i (e 0 i * (V^T *m v) i 0) ^+ 2.
+  rewrite -[blur e]trmxK -quad_gram trmxK blur_tr blur_mul.
+  by rewrite quad_congr quad_diag; apply: eq_bigr => i _; rewrite !mxE exprMn expr2.
+have isometry v : sqnorm (V^T *m v) = sqnorm v.
+  by rewrite sqnorm_mulmx trmxK mulmxA (mulmx1C orthogonal) mul1mx.
+split=> // [v|l l_ge0 bound].
+  rewrite stretch -(isometry v) sqnormE mulr_sumr; apply: ler_sum => i _.
+  by rewrite exprMn ler_wpmul2r ?sqr_ge0 // ler_expn2r ?nnegrE //; case/andP: (e_max i).
+have := bound (V *m delta_mx k 0); rewrite stretch -(isometry (V *m _)) mulmxA orthogonal mul1mx.
+rewrite /sqnorm /dot trmx_delta mul_delta_mx mxE !eqxx mulr1.
+rewrite (bigD1 k) //= big1 ?addr0 => [|i /negPf ik]; first by rewrite mxE !eqxx mulr1.
+by rewrite mxE ik mulr0 expr0n.
+Qed.
+
+End Blur.
+End Special.

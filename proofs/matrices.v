@@ -15,7 +15,7 @@ Local Open Scope ring_scope.
 
 Section Scalars.
 Variable R : realFieldType.
-Implicit Types (a b c d k q s t v w : R).
+Implicit Types (a b c d e k q s t v w : R).
 
 (* Coq's tactics ring and field want plain operations on R: these are the library's, renamed. *)
 Definition sadd a b : R := a + b.
@@ -79,6 +79,30 @@ move=> k_gt0 square_ge0 q_le; rewrite -(ler_pmul2l k_gt0) -subr_ge0.
 have -> : k * (k * v) - k * w = k ^+ 2 * v - (k * w + k * w) + q + (k * w - q) by scalar_ring.
 by rewrite addr_ge0 ?subr_ge0.
 Qed.
+
+(* DDPM's coefficients, with a for the signal kept from s to t (alpha) and b for the one kept up to s (alpha bar). *)
+Lemma ddpm_variance a b : 1 - a * b <> 0 ->
+  (1 - b) * (1 - (1 - b) / (1 - a * b) * a) = (1 - b) / (1 - a * b) * (1 - a).
+Proof. by move=> nonzero; scalar_field. Qed.
+
+Lemma ddpm_weight a b : 1 - a * b <> 0 -> 1 - (1 - b) / (1 - a * b) * a = (1 - a) / (1 - a * b).
+Proof. by move=> nonzero; scalar_field. Qed.
+
+Lemma ddpm_margin a b : (1 - a * b) - (1 - b) * a = 1 - a.
+Proof. by scalar_ring. Qed.
+
+(* One frequency of gain e between variances s and t: the variance by precisions is that of (7). *)
+Lemma precision_variance e s t : s <> 0 -> t <> 0 -> t - e * e * s <> 0 ->
+  (s^-1 + e * e / (t - e * e * s))^-1 = s * (1 - s / t * (e * e)).
+Proof. by move=> s_neq0 t_neq0 noise_neq0; scalar_field; do !split. Qed.
+
+(* The variance that (12) leaves on a mode of singular value d, with s, t for the squared deviations. *)
+Lemma eta_variance d e s t : t <> 0 ->
+  s - t * (s / t * (1 - e * (1 - s / t * d))) = e * (s * (1 - s / t * d)).
+Proof. by move=> t_neq0; scalar_field. Qed.
+
+Lemma ratio_cancel a b c k w : a <> 0 -> c <> 0 -> a * b * k * c * (a^-1 * (c^-1 * w)) = b * k * w.
+Proof. by move=> a_neq0 c_neq0; scalar_field. Qed.
 
 End Scalars.
 
@@ -181,6 +205,9 @@ Proof. by rewrite !quadE -!mulmxA dot_mulmx. Qed.
 Lemma quad_gram m (B : 'M[R]_(n, m)) v : quad (B *m B^T) v = sqnorm (B^T *m v).
 Proof. by rewrite -{1}[B]mulmx1 quad_congr quad_scalar mul1r. Qed.
 
+Lemma scalar_mxB a b : (a - b)%:M = a%:M - b%:M :> 'M[R]_n.
+Proof. exact: raddfB. Qed.
+
 Lemma psd0 : psd (0 : 'M[R]_n).
 Proof. by move=> v; rewrite quadE mul0mx dotx0. Qed.
 
@@ -222,6 +249,18 @@ Proof. by move=> [symA psdA] [symB psdB]; split; [apply: symmetricD | apply: psd
 
 Lemma covariance_congr m (A : 'M[R]_m) (B : 'M[R]_(n, m)) : covariance A -> covariance (B *m A *m B^T).
 Proof. by case=> symA psdA; split; [apply: symmetric_congr | apply: psd_congr]. Qed.
+
+Lemma quad_diag (d : 'rV[R]_n) v : quad (diag_mx d) v = \sum_i d 0 i * v i 0 ^+ 2.
+Proof.
+rewrite quadE /dot mxE; apply: eq_bigr => i _.
+by rewrite mul_diag_mx !mxE mulrCA expr2.
+Qed.
+
+Lemma psd_diag (d : 'rV[R]_n) : (forall i, 0 <= d 0 i) -> psd (diag_mx d).
+Proof. by move=> d_ge0 v; rewrite quad_diag sumr_ge0 // => i _; rewrite mulr_ge0 ?sqr_ge0. Qed.
+
+Lemma covariance_diag (d : 'rV[R]_n) : (forall i, 0 <= d 0 i) -> covariance (diag_mx d).
+Proof. by move=> d_ge0; split; [apply: tr_diag_mx | apply: psd_diag]. Qed.
 
 (* A form that is nowhere negative and zero at v has v in its kernel: else it would fall along A v. *)
 Lemma psd_kernel A v : covariance A -> quad A v = 0 -> A *m v = 0.
