@@ -214,14 +214,14 @@ Let x_t := cst W M *m x_s + eta.
 
 Definition posterior_mean (x : 'cV[W]_m) : 'cV[W]_n := mu_s + cst W (gain M S T) *m (x - cst W M *m mu_s).
 
-Let law_t : law C x_t (cst W M *m mu_s) T.
+Fact law_t : law C x_t (cst W M *m mu_s) T.
 Proof. by apply/(forward_transition M T law_s noise). Qed.
 
-Let cov_st : cov C x_s x_t = cst W (S *m M^T).
+Fact cov_st : cov C x_s x_t = cst W (S *m M^T).
 Proof. by rewrite covDr cov_mulr law_s.2 noise addr0 -cst_mul. Qed.
 
-Let covS : covariance S. Proof. exact: cov_covariance law_s. Qed.
-Let covT : covariance T. Proof. exact: cov_covariance law_t. Qed.
+Fact covS : covariance S. Proof. exact: cov_covariance law_s. Qed.
+Fact covT : covariance T. Proof. exact: cov_covariance law_t. Qed.
 
 (* The error of the linear estimator with gain K. *)
 Definition estimation_error (K : 'M[R]_(n, m)) : 'cV[W]_n := x_s - (mu_s + cst W K *m (x_t - cst W M *m mu_s)).

@@ -101,6 +101,9 @@ Lemma eta_variance d e s t : t <> 0 ->
   s - t * (s / t * (1 - e * (1 - s / t * d))) = e * (s * (1 - s / t * d)).
 Proof. by move=> t_neq0; scalar_field. Qed.
 
+Lemma kept_variance d s t : t <> 0 -> s - t * (s / t * d) ^+ 2 = s * (1 - s / t * d ^+ 2).
+Proof. by move=> t_neq0; scalar_field. Qed.
+
 Lemma ratio_cancel a b c k w : a <> 0 -> c <> 0 -> a * b * k * c * (a^-1 * (c^-1 * w)) = b * k * w.
 Proof. by move=> a_neq0 c_neq0; scalar_field. Qed.
 
