@@ -15,7 +15,7 @@ Local Open Scope ring_scope.
 
 Section Scalars.
 Variable R : realFieldType.
-Implicit Types (a b c d e k q s t v w : R).
+Implicit Types (a b c d e k q r s t v w : R).
 
 (* Coq's tactics ring and field want plain operations on R: these are the library's, renamed. *)
 Definition sadd a b : R := a + b.
@@ -104,8 +104,16 @@ Proof. by move=> t_neq0; scalar_field. Qed.
 Lemma kept_variance d s t : t <> 0 -> s - t * (s / t * d) ^+ 2 = s * (1 - s / t * d ^+ 2).
 Proof. by move=> t_neq0; scalar_field. Qed.
 
-Lemma ratio_cancel a b c k w : a <> 0 -> c <> 0 -> a * b * k * c * (a^-1 * (c^-1 * w)) = b * k * w.
-Proof. by move=> a_neq0 c_neq0; scalar_field. Qed.
+(* Deviations and ratios at changes of size (noise.v): a and c for the signal scales, b and r for base ratios. *)
+Lemma matched_deviation a b c k w : a <> 0 -> a * b * k * (c / a * w) = c * b * (k * w).
+Proof. by move=> a_neq0; scalar_field. Qed.
+
+Lemma exact_deviation a b c w : a <> 0 -> a * b * (c / a * w) = c * b * w.
+Proof. by move=> a_neq0; scalar_field. Qed.
+
+Lemma best_mode a b c r w d : a <> 0 -> b <> 0 -> c <> 0 -> w <> 0 ->
+  c * (r * w) * (c^-1 * (w^-1 * d)) = r / b * (a * b * (a^-1 * d)).
+Proof. by move=> a_neq0 b_neq0 c_neq0 w_neq0; scalar_field; do !split. Qed.
 
 End Scalars.
 

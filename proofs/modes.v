@@ -1,9 +1,9 @@
-(* What the library adds to theorems 1 to 3: all reverse steps with the same marginals, from theorem 3's to the one
-   that draws no noise where none is needed; scale-matched noise; and steps that are exact to second moments. *)
+(* The modes of an operator: reverse steps between (11), which draws no noise where none is needed, and theorem 3, (12);
+   and scale-matched noise (9), which keeps the ratio of the mode kept best. *)
 
 From mathcomp Require Import ssreflect ssrfun ssrbool eqtype ssrnat seq fintype bigop.
 From mathcomp Require Import order ssralg zmodp ssrnum matrix mxalgebra.
-From ssd Require Import matrices moments gaussian.
+From ssd Require Import matrices covariances.
 
 Set Implicit Arguments.
 Unset Strict Implicit.
@@ -11,57 +11,6 @@ Unset Printing Implicit Defensive.
 
 Import Order.TTheory GRing.Theory Num.Theory.
 Local Open Scope ring_scope.
-
-(* ---- (10): every gain B keeps the marginals ---- *)
-
-Section Family.
-Variables (R : realFieldType) (W : comAlgType R) (E : expectation W) (C : conditioning E).
-
-Definition family_cov m n (B : 'M[R]_(n, m)) (S : 'M[R]_n) (T : 'M[R]_m) : 'M[R]_n := S - B *m T *m B^T.
-
-(* The noise eps has the covariance of (10) exactly if the step carries the marginal at t to the marginal at s. *)
-Theorem same_marginal_family m n (M : 'M[R]_(m, n)) (B : 'M[R]_(n, m)) (x_t : 'cV[W]_m) eps mu_s S T :
-  known C mu_s -> law C x_t (cst W M *m mu_s) T -> uncorrelated C x_t eps ->
-  law C (mu_s + (cst W B *m (x_t - cst W M *m mu_s) + eps)) mu_s S <-> law C eps 0 (family_cov B S T).
-Proof.
-move=> known_s law_t noise; set y := x_t - _.
-have known_t := known_cst_mul M known_s.
-have law_y : law C y 0 T.
-  have := law_shift (_ : known C (- (cst W M *m mu_s))) law_t; rewrite addNr addrC; apply.
-  by rewrite /known meanN known_t.
-have noise_y : uncorrelated C y eps by rewrite /uncorrelated covBl noise (cov_knownl _ known_t) subr0.
-have step := forward_transition B S law_y noise_y; rewrite mulmx0 in step.
-split=> [law_s|/step law_step]; last by have := law_shift known_s law_step; rewrite addr0.
-apply/step; have := law_shift (_ : known C (- mu_s)) law_s; rewrite addNr addKr; apply.
-by rewrite /known meanN known_s.
-Qed.
-
-(* Theorem 2 is the member whose gain is the best estimator's. *)
-Theorem posterior_in_family m n (M : 'M[R]_(m, n)) S T : T \in unitmx -> symmetric S -> symmetric T ->
-  family_cov (gain M S T) S T = posterior_cov M S T.
-Proof.
-move=> unitT symS symT; rewrite /family_cov /posterior_cov; congr (_ - _).
-rewrite -[gain M S T *m T *m _]mulmxA -{2}symT -trmx_mul [X in X^T](_ : _ = S *m M^T) ?mulmxKV //.
-by rewrite trmx_mul trmxK symS mulmxA.
-Qed.
-
-(* With isotropic noise it is a covariance iff sigma_t^2 B B^T <= sigma_s^2 I ... *)
-Theorem family_admissible m n (B : 'M[R]_(n, m)) (sigma_s sigma_t : R) :
-  covariance (family_cov B (sigma_s ^+ 2)%:M (sigma_t ^+ 2)%:M)
-  <-> psd ((sigma_s ^+ 2)%:M - sigma_t ^+ 2 *: (B *m B^T)).
-Proof.
-have -> : sigma_t ^+ 2 *: (B *m B^T) = B *m (sigma_t ^+ 2)%:M *m B^T by rewrite mul_mx_scalar -scalemxAl.
-split=> [[]//|psd_cov]; split=> //.
-by apply: symmetricB; [|apply: symmetric_congr]; apply: symmetric_scalar.
-Qed.
-
-(* ... that is, iff sigma_t |B| <= sigma_s. *)
-Theorem family_admissible_norm N m n (B : 'M[R]_(n, m)) (sigma_s sigma_t : R) : opnorm N B ->
-  covariance (family_cov B (sigma_s ^+ 2)%:M (sigma_t ^+ 2)%:M)
-  <-> sigma_t ^+ 2 * N ^+ 2 <= sigma_s ^+ 2.
-Proof. exact: isotropic_transition_norm. Qed.
-
-End Family.
 
 (* ---- (11) and (12): from no noise on the kept modes to theorem 3 ---- *)
 
@@ -240,3 +189,129 @@ by rewrite !mxE expr0n mul0r subr0 sqrtr1 mulr1.
 Qed.
 
 End Modes.
+
+(* At a step that keeps the size, M = c I, (11) is DDIM: x_t = a_t x_0 + sigma_t e goes to a_s x_0 + sigma_s e. *)
+Theorem ddim (R : rcfType) n (sigma_s sigma_t a_s a_t : R) (x_0 e : 'cV[R]_n) : sigma_t != 0 ->
+  let x_t := a_t *: x_0 + sigma_t *: e in
+  a_s *: x_0 + deterministic_gain 1%:M 1%:M sigma_s sigma_t *m (x_t - a_t *: x_0) = a_s *: x_0 + sigma_s *: e.
+Proof.
+move=> sigma_t_neq0 x_t; rewrite /x_t [a_t *: _ + _]addrC addrK /deterministic_gain tr_scalar_mx mulmx1 scalemx1.
+by rewrite mul_scalar_mx scalerA divfK.
+Qed.
+
+(* ---- (9): scale-matched noise ----
+
+   With the noise-to-signal ratio multiplied by the exact norm at every change of size, (4) holds for every operator,
+   and the ratio of the mode that is kept best does not jump. *)
+
+Section Matched.
+Variable R : realFieldType.
+(* At time k the state has size dim k; change k is the degradation from k to k + 1, N k its norm; the base
+   noise-to-signal ratio is base k, the signal scale a k. Where the size stays, change k = 1 and N k = 1. *)
+Variables (dim : nat -> nat) (change : forall k, 'M[R]_(dim k.+1, dim k)) (N base a : nat -> R).
+Hypothesis norms : forall k, opnorm (N k) (change k).
+Hypothesis base_ge0 : forall k, 0 <= base k.
+Hypothesis base_grows : forall k, base k <= base k.+1.
+Hypothesis a_gt0 : forall k, 0 < a k.
+
+Definition kappa t := \prod_(i < t) N i.
+Definition sigma t := a t * base t * kappa t.
+
+(* R_s->t for t = k + s. *)
+Fixpoint degradation s k : 'M[R]_(dim (k + s), dim s) :=
+  if k is k'.+1 then change (k' + s) *m degradation s k' else 1%:M.
+
+Definition transition_op s k : 'M[R]_(dim (k + s), dim s) := (a (k + s) / a s) *: degradation s k.
+
+Fact N_ge0 k : 0 <= N k. Proof. by case: (norms k). Qed.
+
+Fact prod_ge0 k s : 0 <= \prod_(i < k) N (i + s).
+Proof. by apply: prodr_ge0 => i _; apply: N_ge0. Qed.
+
+Fact kappaD s k : kappa (k + s) = kappa s * \prod_(i < k) N (i + s).
+Proof.
+elim: k => [|k IHk]; first by rewrite big_ord0 mulr1.
+by rewrite addSn /kappa big_ord_recr -/(kappa (k + s)) IHk big_ord_recr mulrA.
+Qed.
+
+Fact kappa_ge0 t : 0 <= kappa t.
+Proof. by apply: prodr_ge0 => i _; apply: N_ge0. Qed.
+
+(* The norm of a product is at most the product of the norms. *)
+Lemma degradation_bounds s k : bounds ((\prod_(i < k) N (i + s)) ^+ 2) (degradation s k).
+Proof.
+elim: k => [|k IHk] /=; first by rewrite big_ord0 expr1n; apply: bounds1.
+rewrite big_ord_recr /= exprMn mulrC; apply: bounds_mul => //; first exact: sqr_ge0.
+by case: (norms (k + s)).
+Qed.
+
+Lemma base_monotone s k : base s <= base (k + s).
+Proof. by elim: k => // k IHk; apply: le_trans IHk (base_grows _). Qed.
+
+(* (4) for every pair of times s < t = k + s, whatever the operators. *)
+Theorem scale_matched_admissible s k :
+  covariance (transition_cov (transition_op s k) (sigma s ^+ 2)%:M (sigma (k + s) ^+ 2)%:M).
+Proof.
+apply/isotropic_transition => v; set P := \prod_(i < k) N (i + s); set r := a (k + s) / a s.
+have bound : bounds (r ^+ 2 * P ^+ 2) (transition_op s k)^T.
+  by apply: bounds_tr; [rewrite mulr_ge0 ?sqr_ge0 | apply/bounds_scale/degradation_bounds].
+apply: le_trans (ler_wpmul2l (sqr_ge0 _) (bound v)) _.
+rewrite mulrA ler_wpmul2r ?sqnorm_ge0 // -!exprMn.
+have -> : sigma s * (r * P) = a (k + s) * base s * kappa (k + s).
+  rewrite /sigma /r kappaD -/P; apply: matched_deviation.
+  by apply/eqP; rewrite gt_eqF.
+rewrite ler_pexpn2r ?nnegrE ?mulr_ge0 ?base_ge0 ?kappa_ge0 ?(ltW (a_gt0 _)) //.
+by rewrite ler_wpmul2r ?kappa_ge0 // ler_wpmul2l ?base_monotone // ltW.
+Qed.
+
+End Matched.
+
+Section Change.
+Variable R : realFieldType.
+Variables (m n : nat) (A : 'M[R]_(m, n)) (N : R).
+Hypothesis norm_A : opnorm N A.
+(* One change of size: the ratio is ratio_s before it and factor * ratio_t after it, in units of the base. *)
+Variables (a_s a_t ratio_s ratio_t : R).
+Hypothesis a_s_gt0 : 0 < a_s.
+Hypothesis a_t_gt0 : 0 < a_t.
+Hypothesis ratio_s_gt0 : 0 < ratio_s.
+
+(* The factor must be exact: where the base does not grow, less than the norm breaks (4). *)
+Theorem scale_matched_exact factor : 0 <= factor ->
+  covariance (transition_cov ((a_t / a_s) *: A) ((a_s * ratio_s) ^+ 2)%:M ((a_t * (ratio_s * factor)) ^+ 2)%:M)
+  <-> N <= factor.
+Proof.
+move=> factor_ge0; have N_ge0 : 0 <= N by case: norm_A.
+have r_ge0 : 0 <= a_t / a_s by rewrite divr_ge0 ?ltW.
+rewrite (isotropic_transition_norm _ _ (opnorm_scale r_ge0 norm_A)) -exprMn.
+have -> : a_s * ratio_s * (a_t / a_s * N) = a_t * ratio_s * N.
+  by apply: exact_deviation; apply/eqP; rewrite gt_eqF.
+rewrite mulrA ler_pexpn2r ?nnegrE ?mulr_ge0 ?(ltW a_t_gt0) ?(ltW ratio_s_gt0) //.
+by rewrite ler_pmul2l // mulr_gt0.
+Qed.
+
+(* The deviation of the noise along a unit vector w, over the signal there. *)
+Definition noise_to_signal k (sigma : R) (w mean : 'cV[R]_k) : R := sigma / `|dot w mean|.
+
+(* The mode kept best, v before the change and u after it, for any clean signal x: matched noise multiplies its
+   noise-to-signal ratio by the growth of the base alone, so where the base is continuous, so is the ratio ... *)
+Theorem best_mode_continuous u v x : N != 0 -> top_mode N A u v ->
+  noise_to_signal (a_t * (ratio_t * N)) u (a_t *: (A *m x))
+  = ratio_t / ratio_s * noise_to_signal (a_s * ratio_s) v (a_s *: x).
+Proof.
+move=> N_neq0 [_ _ _ Atu]; have N_gt0 : 0 < N by rewrite lt_def N_neq0; case: norm_A.
+rewrite /noise_to_signal !dotZr dot_mulmx Atu dotZl !normrM.
+rewrite (gtr0_norm a_t_gt0) (gtr0_norm a_s_gt0) (gtr0_norm N_gt0) !invfM.
+by apply: best_mode; apply/eqP; rewrite ?N_neq0 ?gt_eqF.
+Qed.
+
+(* ... while noise that is not matched multiplies it by 1 / N at once. *)
+Theorem best_mode_unmatched u v x : N != 0 -> top_mode N A u v ->
+  noise_to_signal (a_t * ratio_t) u (a_t *: (A *m x))
+  = N^-1 * (ratio_t / ratio_s * noise_to_signal (a_s * ratio_s) v (a_s *: x)).
+Proof.
+move=> N_neq0 top; rewrite -(best_mode_continuous x N_neq0 top) /noise_to_signal !mulrA; congr (_ / _).
+by rewrite [RHS]mulrC !mulrA mulfV // mul1r.
+Qed.
+
+End Change.

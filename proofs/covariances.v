@@ -1,10 +1,9 @@
-(* Theorems 1 to 3: the transition, the posterior and the isotropic posterior, with DDPM and blurs as special cases.
-
-   Everything is given some knowledge C: for the forward process, C knows x_0, and mu_s = M_1:s x_0 is then known. *)
+(* The covariances of theorems 1 to 3 and of the family (10), with DDPM and blurs as special cases: identities between
+   matrices. laws.v shows that they are the covariances of random vectors. *)
 
 From mathcomp Require Import ssreflect ssrfun ssrbool eqtype ssrnat seq fintype bigop.
 From mathcomp Require Import order ssralg zmodp ssrnum matrix mxalgebra.
-From ssd Require Import matrices moments.
+From ssd Require Import matrices.
 
 Set Implicit Arguments.
 Unset Strict Implicit.
@@ -13,7 +12,7 @@ Unset Printing Implicit Defensive.
 Import Order.TTheory GRing.Theory Num.Theory.
 Local Open Scope ring_scope.
 
-(* ---- The matrices of theorems 1 to 3 ---- *)
+(* ---- Theorems 1 to 3 ---- *)
 
 Section Matrices.
 Variable R : realFieldType.
@@ -167,151 +166,39 @@ Qed.
 
 End Matrices.
 
-(* ---- The laws of theorems 1 to 3 ---- *)
+(* ---- (10): a reverse step with any gain B ---- *)
 
-Section Laws.
-Variables (R : realFieldType) (W : comAlgType R) (E : expectation W) (C : conditioning E).
+Section Family.
+Variable R : realFieldType.
 
-(* Theorem 1. Let x_s have the law (mu_s, S) and x_t = M x_s + eta, eta not correlated with x_s. Then x_t has the law
-   (M mu_s, T) if and only if eta has the law (0, T - M S M^T). *)
-Theorem forward_transition m n (M : 'M[R]_(m, n)) (x_s : 'cV[W]_n) (eta : 'cV[W]_m) mu_s S T :
-  law C x_s mu_s S -> uncorrelated C x_s eta ->
-  law C (cst W M *m x_s + eta) (cst W M *m mu_s) T <-> law C eta 0 (transition_cov M S T).
+Definition family_cov m n (B : 'M[R]_(n, m)) (S : 'M[R]_n) (T : 'M[R]_m) : 'M[R]_n := S - B *m T *m B^T.
+
+(* Theorem 2 is the member whose gain is the best estimator's. *)
+Theorem posterior_in_family m n (M : 'M[R]_(m, n)) S T : T \in unitmx -> symmetric S -> symmetric T ->
+  family_cov (gain M S T) S T = posterior_cov M S T.
 Proof.
-move=> law_s noise; have [mean_s cov_s] := law_s; rewrite /transition_cov.
-split=> [[mean_t cov_t]|law_eta]; last first.
-  by have := law_linear M law_s law_eta noise; rewrite addr0 [_ + (T - _)]addrC subrK.
-split.
-  by move: mean_t; rewrite meanD mean_mull ?mean_s -1?[RHS]addr0 => [/addrI|]; last exact: cst_known.
-move: cov_t; rewrite covDl !covDr !cov_mull !cov_mulr cov_s noise (uncorrelatedC noise).
-by rewrite mulmx0 mul0mx addr0 add0r cstB !cst_mul !mulmxA => <-; rewrite addrC addKr.
+move=> unitT symS symT; rewrite /family_cov /posterior_cov; congr (_ - _).
+rewrite -[gain M S T *m T *m _]mulmxA -{2}symT -trmx_mul [X in X^T](_ : _ = S *m M^T) ?mulmxKV //.
+by rewrite trmx_mul trmxK symS mulmxA.
 Qed.
 
-(* Two transitions in a row are the transition of the product, with noise not correlated with the start. *)
-Theorem transition_chain l m n (L : 'M[R]_(l, m)) (M : 'M[R]_(m, n)) (x_s : 'cV[W]_n) eta_t eta_u S T U :
-  uncorrelated C x_s eta_t -> uncorrelated C x_s eta_u -> uncorrelated C eta_t eta_u ->
-  law C eta_t 0 (transition_cov M S T) -> law C eta_u 0 (transition_cov L T U) ->
-  let x_t := cst W M *m x_s + eta_t in
-  let noise := cst W L *m eta_t + eta_u in
-  [/\ cst W L *m x_t + eta_u = cst W (L *m M) *m x_s + noise, uncorrelated C x_s noise
-    & law C noise 0 (transition_cov (L *m M) S U)].
+(* With isotropic noise it is a covariance iff sigma_t^2 B B^T <= sigma_s^2 I ... *)
+Theorem family_admissible m n (B : 'M[R]_(n, m)) (sigma_s sigma_t : R) :
+  covariance (family_cov B (sigma_s ^+ 2)%:M (sigma_t ^+ 2)%:M)
+  <-> psd ((sigma_s ^+ 2)%:M - sigma_t ^+ 2 *: (B *m B^T)).
 Proof.
-move=> st su tu law_t law_u /=; split.
-- by rewrite mulmxDr cst_mul mulmxA addrA.
-- by rewrite /uncorrelated covDr cov_mulr st su mul0mx addr0.
-- by have := law_linear L law_t law_u tu; rewrite mulmx0 addr0 chain_cov.
+have -> : sigma_t ^+ 2 *: (B *m B^T) = B *m (sigma_t ^+ 2)%:M *m B^T by rewrite mul_mx_scalar -scalemxAl.
+split=> [[]//|psd_cov]; split=> //.
+by apply: symmetricB; [|apply: symmetric_congr]; apply: symmetric_scalar.
 Qed.
 
-(* Theorem 2. For a state (x_s, x_t) with x_t = M x_s + eta as above: *)
-Section Posterior.
-Variables (m n : nat) (M : 'M[R]_(m, n)) (x_s : 'cV[W]_n) (eta : 'cV[W]_m) (mu_s : 'cV[W]_n).
-Variables (S : 'M[R]_n) (T : 'M[R]_m).
-Hypothesis law_s : law C x_s mu_s S.
-Hypothesis law_noise : law C eta 0 (transition_cov M S T).
-Hypothesis noise : uncorrelated C x_s eta.
-Hypothesis unitT : T \in unitmx.
-Let x_t := cst W M *m x_s + eta.
+(* ... that is, iff sigma_t |B| <= sigma_s. *)
+Theorem family_admissible_norm N m n (B : 'M[R]_(n, m)) (sigma_s sigma_t : R) : opnorm N B ->
+  covariance (family_cov B (sigma_s ^+ 2)%:M (sigma_t ^+ 2)%:M)
+  <-> sigma_t ^+ 2 * N ^+ 2 <= sigma_s ^+ 2.
+Proof. exact: isotropic_transition_norm. Qed.
 
-Definition posterior_mean (x : 'cV[W]_m) : 'cV[W]_n := mu_s + cst W (gain M S T) *m (x - cst W M *m mu_s).
-
-Fact law_t : law C x_t (cst W M *m mu_s) T.
-Proof. by apply/(forward_transition M T law_s noise). Qed.
-
-Fact cov_st : cov C x_s x_t = cst W (S *m M^T).
-Proof. by rewrite covDr cov_mulr law_s.2 noise addr0 -cst_mul. Qed.
-
-Fact covS : covariance S. Proof. exact: cov_covariance law_s. Qed.
-Fact covT : covariance T. Proof. exact: cov_covariance law_t. Qed.
-
-(* The error of the linear estimator with gain K. *)
-Definition estimation_error (K : 'M[R]_(n, m)) : 'cV[W]_n := x_s - (mu_s + cst W K *m (x_t - cst W M *m mu_s)).
-
-Lemma cov_error p K (Y : 'cV[W]_p) : cov C (estimation_error K) Y = cov C x_s Y - cst W K *m cov C x_t Y.
-Proof.
-have known_s : known C mu_s := law_mean_known law_s.
-have known_t : known C (cst W M *m mu_s) := known_cst_mul M known_s.
-by rewrite covBl covDl cov_mull covBl (cov_knownl _ known_s) (cov_knownl _ known_t) add0r subr0.
-Qed.
-
-(* No other estimator's error is uncorrelated with x_t ... *)
-Theorem error_uncorrelated K : uncorrelated C (estimation_error K) x_t <-> K = gain M S T.
-Proof.
-rewrite /uncorrelated cov_error cov_st law_t.2 -cst_mul -cstB -[X in _ = X](cst0 W); split=> [|->].
-  by move/(cst_inj E)/eqP; rewrite subr_eq0 /gain => /eqP ->; rewrite mulmxK.
-by rewrite /gain mulmxKV // subrr.
-Qed.
-
-(* ... and none errs less: the gain of (6) leaves (6)'s covariance, any other leaves more. *)
-Theorem error_law K : let excess := K - gain M S T in
-  law C (estimation_error K) 0 (posterior_cov M S T + excess *m T *m excess^T).
-Proof.
-have [[mean_s cov_s] [mean_t cov_t]] := (law_s, law_t); split.
-  rewrite meanB meanD mean_mull ?meanB; last exact: cst_known.
-  have -> : mean C mu_s = mu_s := law_mean_known law_s.
-  have -> : mean C (cst W M *m mu_s) = cst W M *m mu_s := known_cst_mul M (law_mean_known law_s).
-  by rewrite mean_s mean_t subrr mulmx0 addr0 subrr.
-have symS : S^T = S by case: covS.
-have symT : T^T = T by case: covT.
-have KT : gain M S T *m T = S *m M^T by rewrite /gain mulmxKV.
-have TK : T *m (gain M S T)^T = M *m S by rewrite -{1}symT -trmx_mul KT trmx_mul trmxK symS.
-have cov_ts : cov C x_t x_s = cst W (M *m S) by rewrite cov_tr cov_st -cst_tr trmx_mul trmxK symS.
-rewrite cov_error [cov C x_s _]cov_tr [cov C x_t _]cov_tr !cov_error cov_s cov_st cov_ts cov_t.
-rewrite -!cst_mul -!cstB -!cst_tr -!cst_mul -cstB /posterior_cov -(error_cov_square K KT TK).
-rewrite [(S - _)^T]linearB [(_ - K *m T)^T]linearB /=.
-by rewrite !trmx_mul symS symT trmxK.
-Qed.
-
-Corollary error_least K P : law C (estimation_error K) 0 P -> psd (P - posterior_cov M S T).
-Proof.
-case=> _; rewrite (error_law K).2 => /(cst_inj E) <-.
-by rewrite addrC addKr; apply: psd_congr; case: covT.
-Qed.
-
-(* The law given x_t too. D knows what C knows and x_t; the error is uncorrelated with x_t, so for Gaussian vectors it
-   is independent of x_t, and D expects of it what C does: these are the hypotheses on the error. *)
-Theorem posterior (D : conditioning E) : coarser C D -> known D x_t ->
-  let error := estimation_error (gain M S T) in
-  mean D error = mean C error -> cov D error error = cov C error error ->
-  law D x_s (posterior_mean x_t) (posterior_cov M S T).
-Proof.
-move=> CD known_t error same_mean same_cov.
-have known_s : known D mu_s := known_finer CD (law_mean_known law_s).
-have known_mean : known D (posterior_mean x_t).
-  apply: knownD => //; apply: known_cst_mul; apply: knownB => //; exact: known_cst_mul.
-have law_error : law D error 0 (posterior_cov M S T).
-  have := error_law (gain M S T); rewrite /= subrr !mul0mx addr0 => - [mean0 cov0].
-  by split; rewrite ?same_mean ?same_cov.
-by have := law_shift known_mean law_error; rewrite addr0 addrC subrK.
-Qed.
-
-(* (5) as it is usually written. *)
-Theorem posterior_mean_forms_agree x :
-  transition_cov M S T \in unitmx -> S \in unitmx ->
-  cst W (posterior_cov_by_precision M S (transition_cov M S T))
-    *m (cst W (invmx S) *m mu_s + cst W (M^T *m invmx (transition_cov M S T)) *m x) = posterior_mean x.
-Proof.
-move=> unitQ unitS; rewrite posterior_cov_forms_agree // mulmxDr !mulmxA -!cst_mul.
-rewrite mulmxA gain_by_precision // /posterior_cov mulmxBl mulmxV // mulmxK // cstB cst1.
-by rewrite mulmxBl mul1mx /posterior_mean mulmxBr cst_mul -mulmxA addrAC addrA.
-Qed.
-
-End Posterior.
-(* Theorem 3, (7): the posterior between isotropic marginals. *)
-Theorem isotropic_posterior (D : conditioning E) m n (M : 'M[R]_(m, n)) (x_s : 'cV[W]_n) eta mu_s (a b : R) :
-  let rho := a / b in
-  let x_t := cst W M *m x_s + eta in
-  let mu := mu_s + cst W (rho *: M^T) *m (x_t - cst W M *m mu_s) in
-  let error := x_s - mu in
-  b != 0 -> law C x_s mu_s a%:M -> law C eta 0 (transition_cov M a%:M b%:M) -> uncorrelated C x_s eta ->
-  coarser C D -> known D x_t -> mean D error = mean C error -> cov D error error = cov C error error ->
-  law D x_s mu (a *: (1%:M - rho *: (M^T *m M))).
-Proof.
-move=> rho x_t mu error b_neq0 law_s law_eta noise CD known_t; rewrite /error /mu /x_t /rho.
-rewrite -isotropic_posterior_cov -isotropic_gain.
-by apply: (posterior law_s law_eta noise) => //; rewrite unitmxE det_scalar unitfE expf_neq0.
-Qed.
-
-End Laws.
+End Family.
 
 (* ---- Known processes ---- *)
 
@@ -388,7 +275,7 @@ have isometry v : sqnorm (V^T *m v) = sqnorm v.
   by rewrite sqnorm_mulmx trmxK mulmxA (mulmx1C orthogonal) mul1mx.
 split=> // [v|l l_ge0 bound].
   rewrite stretch -(isometry v) sqnormE mulr_sumr; apply: ler_sum => i _.
-  by rewrite exprMn ler_wpmul2r ?sqr_ge0 // ler_expn2r ?nnegrE //; case/andP: (e_max i).
+  by rewrite exprMn ler_wpmul2r ?sqr_ge0 // ler_pexpn2r ?nnegrE //; case/andP: (e_max i).
 have := bound (V *m delta_mx k 0); rewrite stretch -(isometry (V *m _)) mulmxA orthogonal mul1mx.
 rewrite /sqnorm /dot trmx_delta mul_delta_mx mxE !eqxx mulr1.
 rewrite (bigD1 k) //= big1 ?addr0 => [|i /negPf ik]; first by rewrite mxE !eqxx mulr1.
