@@ -1,4 +1,4 @@
-(* What every theorem rests on. check.sh wants "Closed under the global context" for each: no axioms at all. *)
+(* What every theorem rests on. check.sh wants "Closed under the global context" for each: nothing is assumed. *)
 
 From ssd Require Import moments covariances laws modes.
 

@@ -88,7 +88,7 @@ by apply: covarianceD; apply: covariance_congr.
 Qed.
 
 (* Where the transition has an invertible covariance, so has the state at t: (6) exists wherever (5) does. *)
-Lemma marginal_unit m n (M : 'M[R]_(m, n)) S T :
+Theorem marginal_unit m n (M : 'M[R]_(m, n)) S T :
   covariance S -> covariance (transition_cov M S T) -> transition_cov M S T \in unitmx -> T \in unitmx.
 Proof.
 move=> covS covQ unitQ; have -> : T = M *m S *m M^T + transition_cov M S T by rewrite addrC subrK.
@@ -120,7 +120,7 @@ by rewrite /posterior_cov_by_precision -[RHS](mulmxK unitL) inverse mul1mx.
 Qed.
 
 (* A noise-free transition leaves no variance along M; (5) does not exist there. *)
-Lemma posterior_noise_free m n (M : 'M[R]_(m, n)) S T :
+Theorem posterior_noise_free m n (M : 'M[R]_(m, n)) S T :
   T \in unitmx -> transition_cov M S T = 0 -> M *m posterior_cov M S T = 0.
 Proof.
 move=> unitT /eqP; rewrite subr_eq0 => /eqP eqT.
