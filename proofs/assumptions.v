@@ -1,13 +1,8 @@
 (* What every theorem rests on. check.sh wants "Closed under the global context" for each: nothing is assumed. *)
 
-From ssd Require Import moments covariances laws modes.
+From ssd Require Import matrices moments laws modes.
 
-(* moments.v *)
-Print Assumptions cov_covariance.
-Print Assumptions law_linear.
-Print Assumptions total_covariance.
-
-(* covariances.v *)
+(* matrices.v *)
 Print Assumptions isotropic_transition.
 Print Assumptions isotropic_transition_norm.
 Print Assumptions transition_gain_unique.
@@ -27,7 +22,12 @@ Print Assumptions posterior_in_family.
 Print Assumptions family_admissible.
 Print Assumptions family_admissible_norm.
 
+(* moments.v *)
+Print Assumptions law_linear.
+Print Assumptions total_covariance.
+
 (* laws.v *)
+Print Assumptions cov_covariance.
 Print Assumptions forward_transition.
 Print Assumptions transition_chain.
 Print Assumptions posterior_mean_forms_agree.

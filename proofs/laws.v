@@ -4,7 +4,7 @@
 
 From mathcomp Require Import ssreflect ssrfun ssrbool eqtype ssrnat seq fintype bigop.
 From mathcomp Require Import order ssralg zmodp ssrnum matrix mxalgebra.
-From ssd Require Import matrices moments covariances.
+From ssd Require Import matrices moments.
 
 Set Implicit Arguments.
 Unset Strict Implicit.
@@ -17,6 +17,22 @@ Local Open Scope ring_scope.
 
 Section Laws.
 Variables (R : realFieldType) (W : comAlgType R) (E : expectation W) (C : conditioning E).
+
+(* The variance of X along v is the mean of a square, so every covariance is symmetric and positive semidefinite. *)
+Theorem cov_covariance n (X : 'cV[W]_n) mu (P : 'M[R]_n) : law C X mu P -> covariance P.
+Proof.
+case=> _ covX; split=> [|v].
+  by apply: (cst_inj E); rewrite cst_tr -covX -cov_tr.
+pose f : W := (cst W v^T *m centre C X) 0 0.
+suff -> : quad P v = E (f * f) by apply: expect_square.
+have square : cst W v^T *m centre C X *m (cst W v^T *m centre C X)^T = (f * f)%:M.
+  rewrite [cst W v^T *m centre C X]mx11_scalar -/f tr_scalar_mx.
+  by rewrite mul_scalar_mx scale_scalar_mx.
+have : cov C (cst W v^T *m X) (cst W v^T *m X) = cst W (v^T *m P *m v).
+  by rewrite cov_mull cov_mulr covX trmxK !cst_mul mulmxA.
+rewrite /cov !centre_mull square => /matrixP /(_ 0 0) /(congr1 E).
+by rewrite [mean _ _ _ _]mxE [cst _ _ _ _]mxE expect_given expect_constant mxE eqxx mulr1n.
+Qed.
 
 (* Theorem 1. Let x_s have the law (mu_s, S) and x_t = M x_s + eta, eta not correlated with x_s. Then x_t has the law
    (M mu_s, T) if and only if eta has the law (0, T - M S M^T). *)

@@ -3,7 +3,7 @@
 
 From mathcomp Require Import ssreflect ssrfun ssrbool eqtype ssrnat seq fintype bigop.
 From mathcomp Require Import order ssralg zmodp ssrnum matrix mxalgebra.
-From ssd Require Import matrices covariances.
+From ssd Require Import matrices.
 
 Set Implicit Arguments.
 Unset Strict Implicit.

@@ -12,7 +12,6 @@
 
 From mathcomp Require Import ssreflect ssrfun ssrbool eqtype ssrnat seq fintype bigop.
 From mathcomp Require Import order ssralg zmodp ssrnum matrix mxalgebra.
-From ssd Require Import matrices.
 
 Set Implicit Arguments.
 Unset Strict Implicit.
@@ -223,22 +222,6 @@ Proof. by move=> knownY; rewrite cov_tr cov_knownl ?trmx0. Qed.
 Lemma uncorrelatedC m n (X : 'cV[W]_m) (Y : 'cV[W]_n) : uncorrelated X Y -> uncorrelated Y X.
 Proof. by rewrite /uncorrelated => XY0; rewrite cov_tr XY0 trmx0. Qed.
 
-(* The variance of X along v is the mean of a square, so every covariance is symmetric and positive semidefinite. *)
-Theorem cov_covariance n (X : 'cV[W]_n) mu (P : 'M[R]_n) : law X mu P -> covariance P.
-Proof.
-case=> _ covX; split=> [|v].
-  by apply: cst_inj; rewrite cst_tr -covX -cov_tr.
-pose f : W := (cst v^T *m centre X) 0 0.
-suff -> : quad P v = E (f * f) by apply: expect_square.
-have square : cst v^T *m centre X *m (cst v^T *m centre X)^T = (f * f)%:M.
-  rewrite [cst v^T *m centre X]mx11_scalar -/f tr_scalar_mx.
-  by rewrite mul_scalar_mx scale_scalar_mx.
-have : cov (cst v^T *m X) (cst v^T *m X) = cst (v^T *m P *m v).
-  by rewrite cov_mull cov_mulr covX trmxK !cst_mul mulmxA.
-rewrite /cov !centre_mull square => /matrixP /(_ 0 0) /(congr1 E).
-by rewrite [mean _ _ _]mxE [cst _ _ _]mxE expect_given expect_constant mxE eqxx mulr1n.
-Qed.
-
 (* The law of a linear transition. *)
 Theorem law_linear m n (A : 'M[R]_(m, n)) (X : 'cV[W]_n) (eta : 'cV[W]_m) mu nu P Q :
   law X mu P -> law eta nu Q -> uncorrelated X eta ->
@@ -291,12 +274,12 @@ have split_centre k (Z : 'cV[W]_k) : centre C Z = centre D Z + centre C (mean D 
 have known_centre k (Z : 'cV[W]_k) : known D (centre C (mean D Z)).
   by apply: knownB; [apply: mean_known | apply: known_finer; apply: mean_known].
 have cross k l (Z : 'cV[W]_k) (V : 'cV[W]_l) : mean C (centre D Z *m (centre C (mean D V))^T) = 0.
-  rewrite -mean_mean mean_mulr ?mean_centre ?mul0mx ?mean0 //.
-  by rewrite /known mean_tr known_centre.
+  have known_tr : known D (centre C (mean D V))^T by rewrite /known mean_tr known_centre.
+  by rewrite -mean_mean (mean_mulr _ known_tr) mean_centre mul0mx mean0.
 have cross_tr : mean C (centre C (mean D X) *m (centre D Y)^T) = 0.
   by rewrite -[LHS]trmxK -mean_tr trmx_mul trmxK cross trmx0.
 rewrite {1}/cov (split_centre _ X) (split_centre _ Y) linearD /= mulmxDl !mulmxDr !meanD.
-by rewrite cross cross_tr addr0 add0r -(mean_mean (centre D X *m _)).
+by rewrite cross cross_tr addr0 add0r -[mean C (centre D X *m _)]mean_mean.
 Qed.
 
 End Tower.
