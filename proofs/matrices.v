@@ -545,8 +545,9 @@ move=> unitT symS symT /=; set K := gain M S T.
 have KT : K *m T = S *m M^T by rewrite /K /gain mulmxKV.
 have TK : T *m K^T = M *m S by rewrite -[T]symT -trmx_mul KT trmx_mul trmxK symS.
 rewrite !tr_block_mx !trmx0 !tr_scalar_mx !mulmx_block.
-rewrite !(mul0mx, mulmx0, mul1mx, mulmx1, add0r, addr0); split; first by rewrite addrC subrK.
-by rewrite -(mulmxA K T) TK KT mulmxA subrK.
+split; congr block_mx; rewrite ?(mul0mx, mulmx0, mul1mx, mulmx1, add0r, addr0) //.
+  by rewrite addrC subrK.
+by rewrite -mulmxA TK mulmxA subrK.
 Qed.
 
 End Matrices.
@@ -562,9 +563,10 @@ Definition family_cov m n (B : 'M[R]_(n, m)) (S : 'M[R]_n) (T : 'M[R]_m) : 'M[R]
 Theorem posterior_in_family m n (M : 'M[R]_(m, n)) S T : T \in unitmx -> symmetric S -> symmetric T ->
   family_cov (gain M S T) S T = posterior_cov M S T.
 Proof.
-move=> unitT symS symT; rewrite /family_cov /posterior_cov; congr (_ - _).
-rewrite -[gain M S T *m T *m _]mulmxA -{2}symT -trmx_mul [X in X^T](_ : _ = S *m M^T) ?mulmxKV //.
-by rewrite trmx_mul trmxK symS mulmxA.
+move=> unitT symS symT; rewrite /family_cov /posterior_cov; set K := gain M S T.
+have KT : K *m T = S *m M^T by rewrite /K /gain mulmxKV.
+have TK : T *m K^T = M *m S by rewrite -{1}symT -trmx_mul KT trmx_mul trmxK symS.
+by rewrite -mulmxA TK mulmxA.
 Qed.
 
 (* With isotropic noise it is a covariance iff sigma_t^2 B B^T <= sigma_s^2 I ... *)
