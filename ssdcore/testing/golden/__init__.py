@@ -30,6 +30,7 @@ GOLDEN: tuple[Check, ...] = (
     Check("destroyed modes", "operators that lose modes or reach more values", _processes.destroyed_modes),
     Check("diffusion", "DDPM's and DDIM's formulas", _processes.diffusion),
     Check("blurring", "blurring diffusion for both boundaries", _processes.blurring),
+    Check("arrays of times", "laws of a batch whose items have times of their own", _processes.arrays_of_times),
     Check("priors", "the law of x_T for every form of covariance", _processes.priors),
     Check("admissible", "negative noise and wrong arguments are refused, equality is not", _processes.admissible),
     Check("covariances", "every form of covariance against its matrix", _gaussians.covariances),

@@ -97,7 +97,7 @@ def several_axes(_: Any) -> Iterator[Measurement]:
 
 def long_axes(_: Any) -> Iterator[Measurement]:
     """Axes long enough for the banded product."""
-    for kernel, (n, m) in zip(KERNELS, ((200, 67), (256, 128), (192, 64), (200, 100))):
+    for kernel, (n, m) in zip(KERNELS, ((200, 67), (256, 128), (192, 64), (256, 100))):
         x, y = integers(n, 2), integers(m, 2)
         down, up = _sparse_products(resize_matrix(n, m, kernel), x, y)
         for what, op, given, want in (

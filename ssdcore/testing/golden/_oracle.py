@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
@@ -231,27 +231,27 @@ def times(_: Any) -> Iterator[Measurement]:
         ("with a required time", oracle.sampling_times(ten, 4, required=(5,)), (1, 5, 7, 10)),
     ):
         yield from holds(f"{what}: {want}, got {found}", found == want)
-    spectrum = np.array([1.0, 0.25, 0.0625, 0.015625])
-    base = NoiseSchedule.from_log_snr(np.linspace(6, -5, 8))
-    found = oracle.optimal_times((4,), base, Covariance.cosine(spectrum), 3)
-    errors = {(a, b, 8): _ancestral_error(base, spectrum, (a, b, 8)) for a, b in combinations(range(1, 8), 2)}
-    best = min(errors, key=errors.__getitem__)
-    yield from holds(f"the best three times are {best}, got {found}", found == best)
+    for spectrum, span, eta in (((1.0, 0.25, 0.0625, 0.015625), (6, -5), 1), ((4.0, 0.5, 0.001), (8, -4), 0)):
+        base = NoiseSchedule.from_log_snr(np.linspace(*span, 8))
+        found = oracle.optimal_times((len(spectrum),), base, Covariance.cosine(spectrum), 3, float(eta))
+        errors = {(a, b, 8): _chain_error(base, spectrum, (a, b, 8), eta) for a, b in combinations(range(1, 8), 2)}
+        best = min(errors, key=errors.__getitem__)
+        yield from holds(f"the best three times at eta {eta} are {best}, got {found}", found == best)
     yield from refuses("more steps than times", ValueError, lambda: oracle.sampling_times(base, 9))
     yield from refuses("an unknown spacing", ValueError, lambda: oracle.sampling_times(base, 3, "linear"))  # type: ignore[arg-type]
 
 
-def _ancestral_error(base: NoiseSchedule, spectrum: np.ndarray, chain: tuple[int, ...]) -> Any:
-    """Mode by mode: p_s = g² p_t + v, at one size, eta = 1."""
+def _chain_error(base: NoiseSchedule, spectrum: Sequence[float], chain: tuple[int, ...], eta: int) -> Any:
+    """Mode by mode: p_s = g² p_t + v, at one size."""
     total = REAL.mpf(0)
-    alpha, sigma = [real(a) for a in base.alpha], [real(s) for s in base.sigma]
-    for c in map(real, spectrum):
+    alpha, sigma = reals(base.alpha), reals(base.sigma)
+    for c in reals(spectrum):
         p = alpha[chain[-1]] ** 2 * c + sigma[chain[-1]] ** 2
         for s, t in reversed(list(zip((0, *chain), chain))):
             w = alpha[t] * c / (alpha[t] ** 2 * c + sigma[t] ** 2)
-            m, rho = alpha[t] / alpha[s], sigma[s] ** 2 / sigma[t] ** 2
-            g = alpha[s] * w + rho * m * (1 - alpha[t] * w)
-            p = g * g * p + sigma[s] ** 2 * (1 - rho * m * m)
+            b = sigma[s] ** 2 / sigma[t] ** 2 * alpha[t] / alpha[s] if eta else sigma[s] / sigma[t]
+            g = alpha[s] * w + b * (1 - alpha[t] * w)
+            p = g * g * p + sigma[s] ** 2 - sigma[t] ** 2 * b * b
         total += (REAL.sqrt(p) - REAL.sqrt(c)) ** 2
     return total
 

@@ -279,6 +279,50 @@ def blur_matrix_of(n: int, variance: Fraction, boundary: str) -> np.ndarray:
     return matrix
 
 
+def arrays_of_times(_: Any) -> Iterator[Measurement]:
+    """The same laws for a batch in which each item has its own times."""
+    widths = [0.0, 0.75, 1.25, 1.25, 2.0, 3.0]
+    blur = LinearDiffusion.blur((4,), noise(), widths)
+    steps = [
+        blur_matrix_of(4, Fraction(b) ** 2 - Fraction(a) ** 2, "reflect") if b > a else None
+        for a, b in pairwise(widths)
+    ]
+    halving = LinearDiffusion.resize((4,), noise(), ResolutionSchedule.thresholds([4]), matched=False)
+    down = resize_matrix(4, 2, "bilinear")
+    plain = LinearDiffusion.identity((4,), noise())
+    for what, proc, changes, before, after in (
+        ("one size", plain, [None] * 5, [1, 2, 1], [2, 5, 4]),
+        ("blur", blur, steps, [1, 2, 1], [2, 5, 4]),
+        ("resize, a change", halving, [None, None, None, down, None], [1, 3, 2], [4, 4, 5]),
+    ):
+        model = Reference(4, changes, ALPHA, SIGMA)
+        n = model.size_at(after[0])
+        x, clean, x_s = integers(3, n, seed=1), integers(3, 4, seed=2), integers(3, 4, seed=3)
+        s, t = np.array(before), np.array(after)
+        forward = proc.transition(floats(x_s), s, t)
+        units = np.broadcast_to(np.eye(n)[:, None], (n, 3, n))
+        found = np.stack([forward.covariance(unit) for unit in units], axis=-1)
+        for i in range(3):
+            m, covariance = model.transition(before[i], after[i])
+            where = f"{what}, {before[i]} to {after[i]} of an array"
+            yield from agree(f"{where}: transition mean", forward.mean[i], m @ x_s[i], 64)
+            yield from agree(f"{where}: transition covariance", found[i], covariance, 64)
+        for eta in ETAS:
+            law = proc.posterior(floats(x), floats(clean), s, t, eta=float(eta))
+            units = np.broadcast_to(np.eye(4)[:, None], (4, 3, 4))
+            found = np.stack([law.covariance(unit) for unit in units], axis=-1)
+            for i in range(3):
+                mean, covariance = model.posterior(x[i], clean[i], before[i], after[i], eta)
+                where = f"{what}, {before[i]} from {after[i]} of an array, eta {eta}"
+                yield from agree(f"{where}: mean", law.mean[i], mean, 256)
+                yield from agree(f"{where}: covariance", found[i], covariance, 256)
+        x0 = integers(3, 4, seed=5)
+        law = proc.marginal(floats(x0), t)
+        for i in range(3):
+            mean = ALPHA[after[i]] * model.operator(0, after[i]) @ x0[i]
+            yield from agree(f"{what}, {after[i]} of an array: marginal mean", law.mean[i], mean, 64)
+
+
 def priors(_: Any) -> Iterator[Measurement]:
     """α_T² C + σ_T² I around α_T m, for every form of covariance."""
     proc, _model = example()
