@@ -120,6 +120,11 @@ class Covariance(abc.ABC):
     def as_matrix(self) -> np.ndarray:
         """The dense matrix (n, n) in float64 over the trailing axes flattened in C order."""
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether every variance is known to be zero, so that a draw is the mean and takes no noise."""
+        return False
+
     def __call__(self, x: Array) -> Array:
         """C x for x of (*batch, *shape), dtype and device kept."""
         return self._run(x, 1.0)
@@ -218,6 +223,11 @@ class SpectralCovariance(Covariance):
         """(distinct mode variances, multiplicity of each, variance of the rest, its multiplicity)."""
         modes = math.prod(self.modes.counts)
         return self.values, modes // self.values.size, self.rest, self.size - modes
+
+    @functools.cached_property
+    def is_zero(self) -> bool:  # type: ignore[override]
+        values, _, rest, others = self.eigenvalues
+        return not values.any() and not (others and rest)
 
     def log_determinant(self) -> float:
         values, multiplicity, rest, others = self.eigenvalues

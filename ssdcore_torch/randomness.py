@@ -1,10 +1,15 @@
-"""Random numbers of training, each a function of what they are for, the run's seed and the step: no stream to save."""
+"""Random numbers of training and sampling, each a function of what it is for, the seed and a few numbers: no generator
+has a state to save."""
 
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class Purpose(enum.IntEnum):
@@ -18,6 +23,7 @@ class Purpose(enum.IntEnum):
     LABELS = 6
     FLIP = 7
     CROP = 8
+    SAMPLING = 9
 
 
 def keyed(purpose: Purpose, seed: int, *numbers: int) -> np.random.Generator:
@@ -28,3 +34,50 @@ def keyed(purpose: Purpose, seed: int, *numbers: int) -> np.random.Generator:
 def torch_seed(purpose: Purpose, seed: int, *numbers: int) -> int:
     """The same as a seed of 63 bits, for torch's generators."""
     return int(np.random.SeedSequence((purpose, seed, *numbers)).generate_state(1, np.uint64)[0] >> 1)
+
+
+# ---- noise of sampling: a function of what it is for, computed where it is needed
+
+_MULTIPLIERS, _WEYL, _MASK = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 0xFFFFFFFF
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four words for each counter.
+
+    counter   four int64 tensors of words below 2³², which broadcast;   key   two such words
+    Integers alone, so the same on every device. Products wrap at 2⁶⁴, which leaves their bits as they should be.
+    """
+    a, b, c, d = counter
+    k, m = key
+    for _ in range(10):
+        p, q = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
+        a, b = ((q >> 32) ^ b ^ k) & _MASK, q & _MASK
+        c, d = ((p >> 32) ^ d ^ m) & _MASK, p & _MASK
+        k, m = (k + _WEYL[0]) & _MASK, (m + _WEYL[1]) & _MASK
+    return a, b, c, d
+
+
+def sample_noise(seed: int, indices: Sequence[int], draws: range, size: int, device: torch.device) -> Tensor:
+    """(len(draws), len(indices), size) float32, standard normal: each number a function of (seed, index of the sample,
+    draw, place in it) alone, on every device (up to the last bit, by the device's logarithm and cosine).
+
+    indices   below 2⁶⁴;   draws   below 2³²
+    """
+    key = np.random.SeedSequence((Purpose.SAMPLING, seed)).generate_state(2, np.uint32).tolist()
+    samples = np.array(indices, dtype=np.uint64)
+    words = [
+        torch.arange(-(-size // 4), device=device),
+        torch.arange(draws.start, draws.stop, device=device)[:, None, None],
+        *(_there(part.astype(np.int64), device)[:, None] for part in (samples & _MASK, samples >> 32)),
+    ]
+    a, b, c, d = torch.broadcast_tensors(*philox(words, (key[0], key[1])))
+    # Box and Muller, in float64: what devices differ by is then lost in rounding
+    radius = (torch.stack([a, c], -1).double() + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
+    angle = torch.stack([b, d], -1).double().mul_(2 * math.pi * 2.0**-32)
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).float().flatten(2)[..., :size]
+
+
+def _there(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    here = torch.from_numpy(values)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)

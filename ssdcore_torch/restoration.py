@@ -14,13 +14,13 @@ from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
     Denoiser,
     Draw,
+    Noise,
     StepRecorder,
     Walk,
     defaults_of,
     device_of,
     evaluating,
     fill_of,
-    host_noise,
     level_sizes_of,
 )
 
@@ -88,7 +88,7 @@ def restore(
     with evaluating(net):
         for first in range(0, len(y), batch_size):
             part = y[first : first + batch_size]
-            draw = host_noise(seed, range(first, first + len(part)), y.shape[1], dtype, device)
+            draw = Noise(seed, range(first, first + len(part)), y.shape[1], dtype, device)
             guide = _Guide(chain, operator, part, noise_level, law)
             some = None if classes is None else classes[first : first + batch_size].to(device)
             fill = fill_of(net, batch_size)

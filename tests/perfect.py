@@ -56,6 +56,12 @@ class GaussianDenoiser:
         return chain.prior(mean, low @ self.covariance @ low.T)
 
 
+def noise_shapes(chain: ssd.LinearDiffusion, eta: float) -> list[tuple[int, ...]]:
+    """Of all noise that a walk down the chain takes: of x_T, and of the steps that are not deterministic."""
+    taken = [k for k in range(chain.steps, 1, -1) if eta > 0 or chain.shape(k) != chain.shape(k - 1)]
+    return [chain.shape(chain.steps), *(chain.shape(k - 1) for k in taken)]
+
+
 def unit_noise(shapes: list[tuple[int, ...]]) -> Draw:
     """Noise for a batch that holds no noise in its first sample and one unit vector of all that is asked for in each
     other, `shapes` being what will be asked for, in order."""
@@ -82,7 +88,7 @@ def output_law(
     and one sample without any, tells all of it.
     """
     walk = Walk(net, level_sizes_of(net, net.proc), chain, sampler, eta, clip=False)
-    draw = unit_noise([chain.shape(k) for k in range(chain.steps, 0, -1)])
+    draw = unit_noise(noise_shapes(chain, eta))
     law = net.start(chain) if start is None else start
     made = walk.down(law.sample(draw(chain.shape(chain.steps))), draw).flatten(1).numpy()
     mean, columns = made[0], made[1:] - made[0]

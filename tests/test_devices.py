@@ -16,7 +16,7 @@ from test_unet import CONFIGS, random_net
 
 from ssdcore_torch import FlexiUNet, checkpoint, generate
 from ssdcore_torch.distributed import World
-from ssdcore_torch.sampling._walk import host_noise, on_this_stream
+from ssdcore_torch.sampling._walk import Noise
 from ssdcore_torch.training import Trainer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -90,12 +90,13 @@ def _advance(trainer: Trainer, steps: int) -> torch.Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sampler", ["ancestral", "multistep"])
 def test_samples_are_the_same_on_every_device(sampler: str, device: str) -> None:
-    """Noise is drawn on the host; what is left are the roundings of ten steps of an untrained network."""
+    """Noise is computed from counters on each; what is left are the roundings of ten steps of an untrained network."""
     net, proc = random_net(TINY).eval().double(), process()
     arguments = {"sampler": sampler, "seed": 4, "dtype": torch.float64}
     expected = generate(net, proc, 3, 10, **arguments)
     found = generate(on(device, net), proc, 3, 10, **arguments)
-    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-8)
+    # a number of the noise in some millions may be rounded to the next float32
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-8 if device == "cpu" else 1e-5)
 
 
 @pytest.mark.gpu
@@ -119,14 +120,20 @@ def test_nothing_waits_for_the_gpu(sampler: str) -> None:
 
 
 @pytest.mark.gpu
-def test_noise_from_another_thread_follows_the_callers_stream() -> None:
+def test_sampling_on_a_stream_of_its_own() -> None:
     net, proc = on("cuda", random_net(TINY).eval()), process()
     expected = generate(net, proc, 8, 10)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        drawn = on_this_stream(host_noise(0, [0], 3, torch.float32, torch.device("cuda")), torch.device("cuda"))
-        assert drawn((8, 8)).shape == (1, 3, 8, 8)
         found = generate(net, proc, 8, 10)
     torch.cuda.synchronize()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_noise_on_a_gpu_is_that_of_the_cpu() -> None:
+    """Also where the GPU draws the noise of several steps at once."""
+    here, there = (Noise(3, [0, 5, 2**40], 3, torch.float32, torch.device(device)) for device in ("cpu", "cuda"))
+    for size in (4, 4, 8, 4, 16, 16):
+        torch.testing.assert_close(there((size, size)).cpu(), here((size, size)), rtol=1e-6, atol=1e-7)

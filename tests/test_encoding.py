@@ -11,6 +11,7 @@ from perfect import GaussianDenoiser, power_law
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.randomness import sample_noise
 from ssdcore_torch.sampling import Encoding, decode, encode, interpolate, sampling_times
 from ssdcore_torch.sampling._encoding import slerp
 
@@ -47,9 +48,8 @@ def test_decoding_gives_the_images_back_up_to_the_noise_of_the_first_time(levels
     assert rms(decode(net, proc, code) - x0) < 1.1 * floor
     # All of that is the first state's noise: the sampler goes back up the same path.
     first = proc.marginal(x0, 1)
-    drawn = first.mean + proc.sigma(1) * torch.from_numpy(
-        np.stack([np.random.default_rng((0, i)).standard_normal((1, *SHAPE), dtype=np.float32) for i in range(32)])
-    )
+    noise = sample_noise(0, range(32), range(1), math.prod(SHAPE), x0.device)
+    drawn = first.mean + proc.sigma(1) * noise.view(x0.shape)
     expected = net(drawn, torch.ones(32), out_level=0)
     torch.testing.assert_close(decode(net, proc, code), expected, rtol=0, atol=1e-6)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from perfect import GaussianDenoiser, frechet, power_law, unit_noise
+from perfect import GaussianDenoiser, frechet, noise_shapes, power_law, unit_noise
 from torch import Tensor
 
 import ssdcore as ssd
@@ -66,7 +66,7 @@ def restored_law(
     measurement = torch.from_numpy(y).reshape(1, 1, *operator.out_shape)
     guide = _Guide(chain, operator, measurement, NOISE_LEVEL, _law(net.proc, data, torch.device("cpu")))
     walk = Walk(net, level_sizes_of(net, net.proc), chain, sampler, eta, False, guide if guided else None)
-    draw = unit_noise([SHAPE, operator.out_shape, *(chain.shape(k) for k in range(chain.steps, 0, -1))])
+    draw = unit_noise([SHAPE, operator.out_shape, *noise_shapes(chain, eta)])
     made = walk.down(guide.start(draw), draw).flatten(1).numpy()
     columns = made[1:] - made[0]
     return made[0], columns.T @ columns

@@ -26,7 +26,6 @@ from ssdcore_torch.denoisers.unet import blocks
 from ssdcore_torch.denoisers.unet.blocks import Norm
 from ssdcore_torch.diffusion import Objective
 from ssdcore_torch.sampling import encode
-from ssdcore_torch.sampling._walk import drawn_ahead, host_noise
 
 # Two stages and two levels, with attention, adapters and classes: three paths that compile in a moment.
 TINY = FlexiUNetConfig(
@@ -393,27 +392,6 @@ def test_the_sampler_waits_for_nothing(sampler: str) -> None:
     with NoWaiting():
         found = generate(net, proc, 2, 5, sampler=sampler)
     assert torch.equal(found, expected)
-
-
-def test_noise_drawn_ahead_is_the_same() -> None:
-    shapes = [(2, 2), (2, 2), (4, 4), (8, 8)]
-
-    def noise(background: bool) -> list[Tensor]:
-        draw = host_noise(5, [0, 3], 3, torch.float32, torch.device("cpu"))
-        return list(drawn_ahead(draw, shapes, background))
-
-    for plain, ahead, shape in zip(noise(False), noise(True), shapes):
-        assert plain.shape == (2, 3, *shape)
-        assert torch.equal(plain, ahead)
-    first = np.random.default_rng((5, 3)).standard_normal((3, 2, 2), dtype=np.float32)
-    np.testing.assert_array_equal(noise(False)[0][1], first)
-
-    def failing(shape: tuple[int, ...]) -> Tensor:
-        raise RuntimeError(f"no noise for {shape}")
-
-    with pytest.raises(RuntimeError, match="no noise for"):
-        list(drawn_ahead(failing, shapes, background=True))
-    assert list(drawn_ahead(failing, [], background=True)) == []
 
 
 def test_sampling_under_autocast_keeps_its_states_in_full_precision() -> None:

@@ -21,7 +21,7 @@ from ssdcore_torch.checkpoint import load_run, load_tensors
 from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig
 from ssdcore_torch.interop.diffusers_scheduler import SSDScheduler
 from ssdcore_torch.sampling._labels import Labels, check_labels
-from ssdcore_torch.sampling._walk import host_noise
+from ssdcore_torch.sampling._walk import Noise
 
 
 class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -254,7 +254,7 @@ class SSDPipeline(DiffusionPipeline):
             scheduler.set_timesteps(100 if num_inference_steps is None else num_inference_steps, device)
         else:
             scheduler.set_timesteps(num_inference_steps, device, timesteps)
-        from_seed = None if seed is None else host_noise(seed, range(batch_size), channels, dtype, device)
+        from_seed = None if seed is None else Noise(seed, range(batch_size), channels, dtype, device)
 
         def draw(size: tuple[int, ...]) -> Tensor:
             if from_seed is not None:
@@ -268,7 +268,8 @@ class SSDPipeline(DiffusionPipeline):
         for t in self.progress_bar(scheduler.timesteps.tolist()):
             size = scheduler.prediction_size(t)
             clean = self._predict(x, t, size, labels, guidance_scale)
-            x = scheduler.step(clean, t, x, variance_noise=draw(size)).prev_sample  # type: ignore[union-attr]
+            noise = draw(size) if scheduler.takes_noise(t) else None
+            x = scheduler.step(clean, t, x, variance_noise=noise).prev_sample  # type: ignore[union-attr]
         images = (x / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
             images = images.permute(0, 2, 3, 1).float().cpu().numpy()

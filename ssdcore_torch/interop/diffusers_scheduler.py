@@ -271,6 +271,11 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The sample as it is: the process keeps its variance."""
         return sample
 
+    def takes_noise(self, timestep: int | Tensor) -> bool:
+        """Whether `step` at this timestep draws any: at eta = 0 only where the size changes, and never the last one."""
+        k = self._step(timestep)
+        return k > 1 and (self._eta > 0 or self._chain.shape(k) != self._chain.shape(k - 1))
+
     def step(
         self,
         model_output: Tensor,
@@ -306,10 +311,10 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 used = extrapolated(self._chain, k - 1, k, k + 1, clean, before)
                 self._earlier = (k, clean)
             law = self._chain.posterior(sample, used, k - 1, k, eta=self._eta)
-            if variance_noise is None:
+            if variance_noise is None and not law.covariance.is_zero:
                 shape = tuple(law.mean.shape)
                 variance_noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            drawn = law.sample(variance_noise)
+            drawn = law.mean if variance_noise is None else law.sample(variance_noise)
         return SSDSchedulerOutput(drawn, clean) if return_dict else (drawn, clean)
 
     def _check_shapes(self, model_output: Tensor, sample: Tensor, k: int) -> None:

@@ -15,11 +15,11 @@ from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
     Denoiser,
     Draw,
+    Noise,
     Walk,
     device_of,
     evaluating,
     fill_of,
-    host_noise,
     level_sizes_of,
 )
 
@@ -98,7 +98,7 @@ def encode(
         for first in range(0, len(images), batch_size):
             part = images[first : first + batch_size].to(device)
             some = None if classes is None else classes[first : first + batch_size].to(device)
-            draw = host_noise(seed, range(first, first + len(part)), part.shape[1], part.dtype, device)
+            draw = Noise(seed, range(first, first + len(part)), part.shape[1], part.dtype, device)
             fill = fill_of(net, batch_size)
             walk = Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill)
             parts.append(_up(walk, part, draw, tolerance))
@@ -182,23 +182,19 @@ def decode(
             part = slice(first, first + batch_size)
             x = encoding.state[part].to(device)
             if seed is None:
-                draw = _held(x, [detail[part].to(x) for detail in encoding.details])
+                draw = _held([detail[part].to(x) for detail in encoding.details])
             else:
-                draw = host_noise(seed, range(first, first + len(x)), x.shape[1], x.dtype, device)
+                draw = Noise(seed, range(first, first + len(x)), x.shape[1], x.dtype, device)
             some = None if classes is None else classes[part].to(device)
             fill = fill_of(net, batch_size)
             parts.append(Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill).down(x, draw))
     return torch.cat(parts)
 
 
-def _held(x: Tensor, details: Sequence[Tensor]) -> Draw:
-    """The details of the change to a size; at the other steps of that size the posterior takes no noise."""
+def _held(details: Sequence[Tensor]) -> Draw:
+    """The details of the change to a size; the other steps of that size ask for no noise."""
     kept = {detail.shape[2:]: detail for detail in details}
-
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        return kept[shape] if shape in kept else x.new_zeros((*x.shape[:2], *shape))
-
-    return draw
+    return lambda shape: kept[shape]
 
 
 def interpolate(

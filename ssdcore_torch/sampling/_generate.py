@@ -14,13 +14,13 @@ from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
     Denoiser,
+    Noise,
     StepRecorder,
     Walk,
     defaults_of,
     device_of,
     evaluating,
     fill_of,
-    host_noise,
     level_sizes_of,
 )
 
@@ -144,6 +144,6 @@ def generate(
                 guidance=guidance,
                 fill=fill_of(net, batch_size),
             )
-            draw = host_noise(seed, range(first + start, first + stop), channels, dtype, device)
+            draw = Noise(seed, range(first + start, first + stop), channels, dtype, device)
             parts.append(walk.down(law.sample(draw(chain.shape(chain.steps))), draw, on_step))
     return torch.cat(parts)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 import ssdcore as ssd
 from ssdcore.multistep import extrapolated
 from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.randomness import sample_noise
 from ssdcore_torch.sampling._placement import Placement
 
 
@@ -35,7 +35,7 @@ Denoiser = Callable[..., Tensor]
 """net(x, t, out_level=…[, label=…]) -> clean images; a FlexiUNet or any other callable."""
 StepRecorder = Callable[[int, Tensor, Tensor], None]
 Draw = Callable[[tuple[int, ...]], Tensor]
-"""Noise of a trailing shape: (batch, channels, *shape)."""
+"""Noise of a trailing shape, (batch, channels, *shape): a `Noise`, or what stands for one."""
 
 
 def defaults_of(sampler: str) -> Defaults:
@@ -76,48 +76,33 @@ def evaluating(net: Denoiser) -> Iterator[None]:
         module.train(was_training)
 
 
-def host_noise(seed: int, indices: Sequence[int], channels: int, dtype: torch.dtype, device: torch.device) -> Draw:
-    """Standard normal noise whose i-th sample is a function of (seed, indices[i]) and of how often it was asked.
+class Noise:
+    """Standard normal noise whose i-th sample is a function of (seed, indices[i]) and of how often it was asked for.
 
-    Drawn on the host, sample by sample: the same numbers on every device and in every batch.
+    Computed where it is needed, from counters: the same on every device and in every batch.
+
+        noise(shape) -> (len(indices), channels, *shape)
     """
-    generators = [np.random.default_rng((seed, index)) for index in indices]
 
-    def draw(shape: tuple[int, ...]) -> Tensor:
-        drawn = np.empty((len(generators), channels, *shape), dtype=np.float32)
-        for generator, sample in zip(generators, drawn):
-            generator.standard_normal(out=sample, dtype=np.float32)
-        noise = torch.from_numpy(drawn)
-        if device.type == "cuda":  # from pinned memory the copy does not wait for the device
-            noise = noise.pin_memory()
-        return noise.to(device, dtype, non_blocking=True)
+    def __init__(
+        self, seed: int, indices: Sequence[int], channels: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.seed, self.indices, self.channels, self.dtype, self.device = seed, indices, channels, dtype, device
+        self._asked = 0
+        self._ahead: deque[Tensor] = deque()  # for the next times, should they be of the same shape
 
-    return draw
-
-
-def on_this_stream(draw: Draw, device: torch.device) -> Draw:
-    """`draw`, its copies to a CUDA device queued where the caller's work is, also if another thread asks for it."""
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-
-    def drawn(shape: tuple[int, ...]) -> Tensor:
-        with torch.cuda.stream(stream):
-            return draw(shape)
-
-    return drawn
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        size = self.channels * math.prod(shape)
+        if not self._ahead or self._ahead[0][0].numel() != size:
+            # A GPU takes as long for a few numbers as for many, so it draws those of several steps at once.
+            times = max(1, _AT_ONCE // (size * len(self.indices))) if self.device.type == "cuda" else 1
+            draws = range(self._asked, self._asked + times)
+            self._ahead = deque(sample_noise(self.seed, self.indices, draws, size, self.device).to(self.dtype))
+        self._asked += 1
+        return self._ahead.popleft().view(len(self.indices), self.channels, *shape)
 
 
-def drawn_ahead(draw: Draw, shapes: Sequence[tuple[int, ...]], background: bool) -> Iterator[Tensor]:
-    """draw(shape) for each of the shapes, in order; in the `background`, while the caller works with the one before."""
-    if not background:
-        yield from map(draw, shapes)
-        return
-    with ThreadPoolExecutor(max_workers=1) as worker:
-        pending = deque(worker.submit(draw, shape) for shape in shapes[:1])
-        for shape in shapes[1:]:
-            pending.append(worker.submit(draw, shape))
-            yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+_AT_ONCE = 2**21  # numbers: 100 MB while they are made
 
 
 @dataclass(frozen=True)
@@ -187,11 +172,9 @@ class Walk:
         return self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1)), **condition).to(x.dtype)
 
     def down(self, x: Tensor, draw: Draw, on_step: StepRecorder | None = None) -> Tensor:
-        """x_0, the last prediction, from x_T (batch, channels, *smallest size)."""
+        """x_0, the last prediction, from x_T (batch, channels, *smallest size); noise is drawn where a step has any."""
         chain = self.chain
         previous: Tensor | None = None
-        shapes = [chain.shape(k - 1) for k in range(chain.steps, 1, -1)]
-        noise = drawn_ahead(on_this_stream(draw, x.device), shapes, background=x.is_cuda)
         for k in range(chain.steps, 0, -1):
             clean = self.predict(x, k)
             if on_step is not None:
@@ -202,5 +185,6 @@ class Walk:
             if self.sampler == "multistep":
                 used = extrapolated(chain, k - 1, k, k + 1, clean, previous)
                 previous = clean
-            x = chain.posterior(x, used, k - 1, k, eta=self.eta).sample(next(noise))
+            law = chain.posterior(x, used, k - 1, k, eta=self.eta)
+            x = law.mean if law.covariance.is_zero else law.sample(draw(chain.shape(k - 1)))
         return clean
