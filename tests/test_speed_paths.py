@@ -25,7 +25,8 @@ from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate
 from ssdcore_torch.denoisers.unet import blocks
 from ssdcore_torch.denoisers.unet.blocks import Norm
 from ssdcore_torch.diffusion import Objective
-from ssdcore_torch.sampling import encode
+from ssdcore_torch.randomness import sample_noise
+from ssdcore_torch.sampling import _walk, drawing_network, encode
 
 # Two stages and two levels, with attention, adapters and classes: three paths that compile in a moment.
 TINY = FlexiUNetConfig(
@@ -392,6 +393,50 @@ def test_the_sampler_waits_for_nothing(sampler: str) -> None:
     with NoWaiting():
         found = generate(net, proc, 2, 5, sampler=sampler)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["small", "classes", "factor 1.5"])
+def test_a_bfloat16_copy_draws_as_autocast_does(name: str) -> None:
+    """As near to float32 as autocast, whose weights are rounded alike; what the norms take stays in float32."""
+    net = random_net(CONFIGS[name]).eval()
+    twin = drawing_network(net, in_bfloat16=True)
+    kinds = {key: value.dtype for key, value in twin.state_dict().items()}
+    assert kinds["stem.weight"] == kinds["middle.attention.qkv.weight"] == torch.bfloat16
+    assert kinds["middle.block1.norm1.weight"] == kinds["time_embedding.linear1.weight"] == torch.float32
+    assert {value.dtype for value in net.state_dict().values()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    label = torch.tensor([0, 1]) if net.config.num_classes else None
+    for level, out_level in ((0, 0), (1, 0)):
+        x, t = inputs(net.config, level)
+        with torch.no_grad():
+            exact, found = net(x, t, out_level, label), twin(x, t, out_level, label)
+            with torch.autocast("cpu", torch.bfloat16):
+                lowered = net(x, t, out_level, label)
+        assert found.dtype == torch.float32
+        assert (found - exact).norm() < 1.2 * (lowered - exact).norm()
+        assert (found - lowered).norm() < 1.5 * (lowered - exact).norm()
+
+
+def test_a_network_that_draws_as_it_is_is_not_copied() -> None:
+    net = random_net(TINY)
+    assert drawing_network(net, in_bfloat16=False) is net
+
+
+@pytest.mark.parametrize(("sampler", "eta", "taken"), [("ancestral", 1, 5), ("ancestral", 0, 2), ("multistep", 0, 2)])
+def test_noise_is_drawn_where_a_step_has_any(
+    sampler: str, eta: float, taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x_T, and four steps or the one that changes the size; the last returns a prediction."""
+    asked: list[int] = []
+
+    def counted(seed: int, indices: Any, draws: range, size: int, device: torch.device) -> Tensor:
+        asked.append(size)
+        return sample_noise(seed, indices, draws, size, device)
+
+    monkeypatch.setattr(_walk, "sample_noise", counted)
+    generate(random_net(TINY), process(), 2, 5, eta, sampler=sampler)
+    assert len(asked) == taken
+    assert asked[0] == 3 * 16
 
 
 def test_sampling_under_autocast_keeps_its_states_in_full_precision() -> None:

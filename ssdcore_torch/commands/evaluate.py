@@ -151,7 +151,7 @@ class Subject:
 def _of_run(args: argparse.Namespace, world: World) -> Subject:
     run = sample.open_run(args, world.device)
     times, config = sample.times_of(run, args), run.config
-    lowered = sample.in_bfloat16(run, args, world.device)
+    net = sample.network_of(run, args, world.device)
     own = args.data is None or config.data.path in (args.data, absolute(args.data))
     if args.data is None:
         refuse_untyped(config.data.path, f"{args.run / 'config.json'}")
@@ -159,7 +159,7 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
 
     def samples(n: int, reference: metrics.Reference) -> metrics.Samples:
         return metrics.draw(
-            run.ema,
+            net,
             run.process,
             n,
             world=world,
@@ -171,7 +171,6 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
             eta=args.eta,
             times=times,
             guidance=args.guidance,
-            arithmetic=torch.autocast(world.device.type, torch.bfloat16, enabled=lowered),
         )
 
     about = {
@@ -184,7 +183,7 @@ def _of_run(args: argparse.Namespace, world: World) -> Subject:
         "steps": len(times),
         "times": list(times),
         "guidance": args.guidance,
-        "precision": "bfloat16" if lowered else "float32",
+        "precision": "bfloat16" if sample.in_bfloat16(run, args, world.device) else "float32",
         "seed": args.seed,
     }
     height, width = config.network.level_sizes[0]

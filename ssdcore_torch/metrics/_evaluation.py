@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,13 +133,11 @@ def draw(
     seed: int = 0,
     batch_size: int = 64,
     labels: Tensor | None = None,
-    arithmetic: AbstractContextManager[Any] | None = None,
     **options: Any,
 ) -> Samples:
     """This rank's share of n samples, drawn as they are asked for.
 
     labels      (n,) the class of each
-    arithmetic  entered around every batch: a `torch.autocast`
     options     of `generate`: steps, sampler, eta, placement, times, guidance
     Sample i is a function of the seed and i, and up to rounding the same on any number of ranks.
     """
@@ -150,18 +147,17 @@ def draw(
         for first in range(share.start, share.stop, batch_size):
             count = min(batch_size, share.stop - first)
             chosen = None if labels is None else labels[first : first + count]
-            with arithmetic or nullcontext():
-                drawn = generate(
-                    net,
-                    process,
-                    count,
-                    first=first,
-                    seed=seed,
-                    prior=prior,
-                    batch_size=batch_size,
-                    labels=chosen,
-                    **options,
-                )
+            drawn = generate(
+                net,
+                process,
+                count,
+                first=first,
+                seed=seed,
+                prior=prior,
+                batch_size=batch_size,
+                labels=chosen,
+                **options,
+            )
             yield to_bytes(drawn)
 
     return Samples(share, batches())

@@ -21,7 +21,7 @@ from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.reports import _page
 from ssdcore_torch.reports._charts import line_chart
 from ssdcore_torch.reports._pictures import picture_of, strip
-from ssdcore_torch.sampling import generate
+from ssdcore_torch.sampling import drawing_network, generate
 
 SAMPLES = 16
 SAMPLE_STEPS = 50
@@ -76,18 +76,17 @@ def _draw(run: Run, labels: Sequence[int] | None) -> tuple[Tensor, list[Step]]:
     """(samples, steps of the chain of all of them)."""
     chain: list[Step] = []
     device = next(run.ema.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=run.config.train.in_bfloat16(device.type)):
-        drawn = generate(
-            run.ema,
-            run.process,
-            SAMPLES,
-            steps=min(SAMPLE_STEPS, run.process.steps),
-            seed=run.config.seed,
-            prior=run.prior,
-            labels=labels,
-            batch_size=SAMPLES,
-            on_step=lambda *step: chain.append(step),
-        )
+    drawn = generate(
+        drawing_network(run.ema, run.config.train.in_bfloat16(device.type)),
+        run.process,
+        SAMPLES,
+        steps=min(SAMPLE_STEPS, run.process.steps),
+        seed=run.config.seed,
+        prior=run.prior,
+        labels=labels,
+        batch_size=SAMPLES,
+        on_step=lambda *step: chain.append(step),
+    )
     return drawn, chain
 
 

@@ -3,6 +3,7 @@
 from ssdcore_torch.sampling._encoding import Encoding, decode, encode, interpolate
 from ssdcore_torch.sampling._generate import LARGEST_FITTED_PRIOR, fit_moments, generate, to_bytes, to_float
 from ssdcore_torch.sampling._placement import PLACEMENTS, Placement, sampling_times
+from ssdcore_torch.sampling._precision import drawing_network
 from ssdcore_torch.sampling._shared import generate_shared
 from ssdcore_torch.sampling._walk import SAMPLERS, Denoiser, StepRecorder, level_sizes_of
 
@@ -15,6 +16,7 @@ __all__ = [
     "Placement",
     "StepRecorder",
     "decode",
+    "drawing_network",
     "encode",
     "fit_moments",
     "generate",

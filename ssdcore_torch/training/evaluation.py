@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssdcore_torch.metrics import MOST, evaluate_network, open_extractor, open_reference
+from ssdcore_torch.sampling import drawing_network
 from ssdcore_torch.training.pictures import SAMPLE_STEPS
 from ssdcore_torch.training.trainer import Trainer
 
@@ -34,7 +35,7 @@ class Evaluation:
         # classes as often as among the images they are compared with
         labels = None if config.network.num_classes is None else self.reference.labels
         return evaluate_network(
-            trainer.averages.network,
+            drawing_network(trainer.averages.network, config.train.in_bfloat16(trainer.world.device.type)),
             trainer.process,
             self.reference,
             count,

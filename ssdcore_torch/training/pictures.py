@@ -9,7 +9,7 @@ import ssdcore as ssd
 from ssdcore_torch import checkpoint, images
 from ssdcore_torch.config import Config
 from ssdcore_torch.denoisers.unet import FlexiUNet
-from ssdcore_torch.sampling import StepRecorder, generate
+from ssdcore_torch.sampling import StepRecorder, drawing_network, generate
 from ssdcore_torch.training.trainer import Trainer
 
 SAMPLES = 64
@@ -36,8 +36,9 @@ def _drawn(
     prior: ssd.Gaussian | None,
     on_step: StepRecorder | None = None,
 ) -> Tensor:
+    device = next(net.parameters()).device
     return generate(
-        net,
+        drawing_network(net, config.train.in_bfloat16(device.type)),
         process,
         SAMPLES,
         steps=min(SAMPLE_STEPS, process.steps),

@@ -143,6 +143,20 @@ class FlexiUNet(nn.Module):
         self._compiled = {}
         return self
 
+    def lower_precision(self, dtype: torch.dtype = torch.bfloat16) -> FlexiUNet:
+        """Convolutions, attention and what conditions them in this dtype from now on; the norms, the embeddings of time
+        and label and the coefficients stay as they are. Returns self.
+
+        For drawing: what `torch.autocast` computes, without casting the weights again in every step. Training needs the
+        weights as they are.
+        """
+        kept = set(self.time_embedding.modules())
+        for module in self.modules():
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) and module not in kept:
+                module.to(dtype)
+        self._compiled = {}
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         # compiled code is bound to this network: a copy that kept it would run with this one's weights
         return {**super().__getstate__(), "_compiler": None, "_compiled": {}}
@@ -188,7 +202,7 @@ class FlexiUNet(nn.Module):
         embedding = self.time_embedding(t)
         if self.label_embedding is not None:
             embedding = embedding + self._embed_label(label, t)
-        embedding = F.silu(embedding)
+        embedding = F.silu(embedding).to(self.stem.weight.dtype)
         if out_level < level and (not config.flexi or (config.released_behaviour and out_level == 0)):
             x = F.interpolate(x, config.level_sizes[out_level], mode="bilinear", align_corners=False)
             level = out_level
