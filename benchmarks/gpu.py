@@ -6,11 +6,14 @@ memory or time loses only itself. Every figure is written when it is measured, t
 
     ceilings   matrix product, copy, launch, convolutions of the network's shapes
     train      the trainer's own step on the paper's 64-pixel model (`celeba64`), every common path, batch 128 and 32
-    sample     50 steps and one for each change of size, 64 images
+    graphs     the same with train.cuda_graphs
+    sample     50 steps and one for each change of size, 64 images: under autocast, and with a copy in bfloat16
+    drawn      the same as the commands draw them: the copy, its paths as CUDA graphs
+    tests      the gpu-marked tests, but those that compile
+    gpu64      two minutes of `python -m ssdcore_torch.train --preset gpu64`, samples, and their Fréchet distance
     profile    where the device's time goes, in training and in sampling
     algebra    posterior draws at a change of size: time, and error against float64 on the CPU
-    compiled   the gpu-marked tests while all paths compile at once; then train and sample again, compiled
-    gpu64      two minutes of `python -m ssdcore_torch.train --preset gpu64`, samples, and their Fréchet distance
+    compiled   train and sample again, compiled path by path, the largest first, for as long as there is time
 
 The peer is the paper's released code. Its figures are recorded ones, of one H100 80GB with PyTorch 2.11 and its
 configurations as they ship, not of this run. Ceilings are this run's own; goals are multiples of the peer.
@@ -41,18 +44,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_compiled import compiled, worker
 from gpu_job import Job, read, to_markdown
-from gpu_sections import algebra, ceilings, gpu64, profile, sample, train
+from gpu_sections import algebra, ceilings, compiled, drawn, gpu64, graphs, profile, sample, tests, train
 
 SECTIONS: dict[str, tuple[Callable[[Job], None], float]] = {  # and the seconds that each may take
     "ceilings": (ceilings, 60),
     "train": (train, 90),
+    "graphs": (graphs, 90),
     "sample": (sample, 60),
+    "drawn": (drawn, 60),
+    "tests": (tests, 90),
+    "gpu64": (gpu64, 220),
     "profile": (profile, 60),
     "algebra": (algebra, 40),
-    "compiled": (compiled, 280),
-    "gpu64": (gpu64, 220),
+    "compiled": (compiled, 400),
 }
 
 
@@ -62,15 +67,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="no section goes on after this time (default: 8)")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), metavar="SECTION", help="these sections")
     parser.add_argument("--tiny", action="store_true", help="every section on the CPU, at toy sizes")
-    for name, kind in (("section", str), ("worker", str), ("meeting", Path), ("until", float)):
+    for name, kind in (("section", str), ("until", float)):
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of the processes that this one starts
     args = parser.parse_args()
     if args.section is not None:
-        job = Job(args.section, args.tiny, args.out, args.until)
-        if args.worker is not None:
-            worker(job, args.worker, args.meeting)
-        else:
-            SECTIONS[args.section][0](job)
+        SECTIONS[args.section][0](Job(args.section, args.tiny, args.out, args.until))
         return
     if not args.tiny and not torch.cuda.is_available():
         raise SystemExit("expected a CUDA device; --tiny runs every section on the CPU, at toy sizes")

@@ -44,7 +44,8 @@ def scale(tiny: bool) -> Scale:
         chosen = ("tests/test_devices.py", "-k", "goes_on_from_its_checkpoint and cpu")
         return Scale(config, (4,), 2, 4, 64, 2**16, (16,), "eager", 1, (1, 1), (*settings, *network), 2.0, 8, chosen)
     gpu64 = ("--preset", "gpu64", "--device", "cuda")
-    chosen = ("tests/test_devices.py", "tests/test_data_feed.py", "-m", "gpu", "--timeout=120")
+    chosen = ("tests/test_devices.py", "tests/test_data_feed.py", "tests/test_graphs.py")
+    chosen = (*chosen, "-m", "gpu", "-k", "not compiled", "--timeout=60")
     paper = preset("celeba64", "images drawn at random")
     return Scale(paper, (128, 32), 64, 50, 8192, 2**30, (64, 256), "inductor", 99, (5, 3), gpu64, 120.0, 2000, chosen)
 
@@ -95,9 +96,10 @@ class Job:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def seconds(self, call: Callable[[], object], warm_up: int = 3) -> float:
+    def seconds(self, call: Callable[[], object], warm_up: int = 3, calls: int | None = None) -> float:
         """Of one call: the median of several rows of calls that the host does not wait between."""
-        calls, rows = self.scale.repeats
+        most, rows = self.scale.repeats
+        calls = calls or most
         for _ in range(warm_up):
             call()
         times = []
@@ -109,10 +111,6 @@ class Job:
             self.wait()
             times.append((time.perf_counter() - started) / calls)
         return statistics.median(times)
-
-    @property
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
 
 def read(out: Path) -> list[Figure]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_job import Job
+from gpu_job import Job, read
 from torch import Tensor, nn
 
 import ssdcore as ssd
@@ -28,8 +29,11 @@ from ssdcore_torch.denoisers.unet import FlexiUNet, forward_flops
 from ssdcore_torch.diffusion import Objective
 from ssdcore_torch.diffusion import Path as TimePath
 from ssdcore_torch.distributed import World
+from ssdcore_torch.sampling import drawing_network
+from ssdcore_torch.sampling._walk import Noise
 from ssdcore_torch.training import Trainer, plan
 
+ROOT = Path(__file__).resolve().parents[1]
 PEER_TRAIN, PEER_SAMPLE = {128: 742.0, 32: 385.0}, 12.4  # images/s, recorded
 GOAL_TRAIN, GOAL_SAMPLE = 4, 15  # times the peer
 LEAST_SHARE = 0.01  # paths of a smaller share of the steps are not timed
@@ -75,10 +79,10 @@ def convolution(job: Job, size: tuple[int, int], channels: int) -> None:
     job.note(f"{what}, and its gradients", "TFLOP/s", rate, ceiling=ceiling)
 
 
-def new_trainer(job: Job, batch_size: int) -> Trainer:
+def new_trainer(job: Job, batch_size: int, **settings: Any) -> Trainer:
     """The real trainer on images in memory, with nothing left at zero: zeros are multiplied faster."""
     config = job.scale.config
-    config = replace(config, train=replace(config.train, batch_size=batch_size))
+    config = replace(config, train=replace(config.train, batch_size=batch_size, **settings))
     shape = (2 * batch_size, config.size, config.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     trainer = Trainer(config, ImageSet(images, None, (), "noise"), World(0, 1, 0, job.device))
@@ -133,15 +137,8 @@ def note_training(job: Job, batch: int, how: str, times: Mapping[str, tuple[floa
 def train(job: Job) -> None:
     for batch in job.scale.batches:
         trainer = new_trainer(job, batch)
-        times = {}
-        for path, share in common_paths(trainer.config):
-            seconds = step_seconds(job, trainer, path)
-            times[name_of(path)] = share, seconds, flops_of(trainer.config, path)
-            job.note(f"step {name_of(path)}, batch {batch}, plain", "ms", 1e3 * seconds, more=False)
-        note_training(job, batch, "plain", times)
+        note_steps(job, trainer, "plain")
         if job.device.type == "cuda":
-            job.note(f"peak memory, batch {batch}", "GiB", torch.cuda.max_memory_allocated() / 2**30, more=False)
-            torch.cuda.reset_peak_memory_stats()
             torch.backends.cudnn.benchmark = False
             path = common_paths(trainer.config)[0][0]
             what = f"step {name_of(path)}, batch {batch}, plain, cuDNN's choice by rule"
@@ -150,24 +147,58 @@ def train(job: Job) -> None:
         del trainer
 
 
-def drawing_network(job: Job) -> FlexiUNet:
+def graphs(job: Job) -> None:
+    for batch in job.scale.batches:
+        trainer = new_trainer(job, batch, cuda_graphs=job.device.type == "cuda")
+        note_steps(job, trainer, "graphs")
+        del trainer
+
+
+def compiled(job: Job) -> None:
+    for batch in job.scale.batches:
+        trainer = new_trainer(job, batch)
+        trainer.net.compile_paths(job.scale.backend)
+        note_steps(job, trainer, "compiled", job.scale.compiled_paths)
+        del trainer
+    note_sampling(
+        job, drawing_network(new_network(job), job.device.type == "cuda").compile_paths(job.scale.backend), "compiled"
+    )
+
+
+def note_steps(job: Job, trainer: Trainer, how: str, count: int | None = None) -> None:
+    """Every path's step, and images a second over all of them."""
+    times, batch = {}, trainer.config.train.batch_size
+    paths = common_paths(trainer.config)[:count]
+    for path, share in paths:
+        started, batches = time.perf_counter(), trainer.feed.batches(trainer.step)
+        for _ in range(4):  # choosing kernels, compiling, capturing
+            trainer.train_step(next(batches), path)
+        job.wait()
+        first = time.perf_counter() - started
+        seconds = step_seconds(job, trainer, path)
+        times[name_of(path)] = share, seconds, flops_of(trainer.config, path)
+        job.note(f"step {name_of(path)}, batch {batch}, {how}", "ms", 1e3 * seconds, more=False)
+        job.note(f"the first four, {name_of(path)}, batch {batch}, {how}", "s", first, more=False)
+    note_training(job, batch, how, times)
+    if job.device.type == "cuda":
+        job.note(f"peak memory, batch {batch}, {how}", "GiB", torch.cuda.max_memory_reserved() / 2**30, more=False)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def new_network(job: Job) -> FlexiUNet:
     torch.manual_seed(0)
-    net = FlexiUNet(job.scale.config.network).to(job.device).eval()
+    net = FlexiUNet(job.scale.config.network).to(job.device).eval().requires_grad_(False)
     fill_zeros(net)
     if job.device.type == "cuda":
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net
 
 
-def note_sampling(job: Job, net: FlexiUNet, how: str, warm_up: int = 1) -> None:
+def note_sampling(job: Job, net: FlexiUNet, how: str) -> None:
     process, count = job.scale.config.build_process(), job.scale.samples
     steps = job.scale.steps + len(process.size_changes)
-
-    def drawn(**options: Any) -> Tensor:
-        with job.autocast:
-            return generate(net, process, count, batch_size=count, **options)
-
-    speed = count / job.seconds(lambda: drawn(steps=steps), warm_up)
+    speed = count / job.seconds(lambda: generate(net, process, count, batch_size=count, steps=steps), 1, calls=1)
     peer = None if job.tiny else PEER_SAMPLE
     goal = None if peer is None else GOAL_SAMPLE * peer
     product, config = job.known(PRODUCT), job.scale.config
@@ -177,12 +208,43 @@ def note_sampling(job: Job, net: FlexiUNet, how: str, warm_up: int = 1) -> None:
     what = f"sample, {steps} steps, batch {count}, {how}"
     job.note(what, "images/s", speed, peer=peer, ceiling=ceiling, goal=goal)
     fewer = max(2 + len(process.size_changes), steps // 2)
-    speed = count / job.seconds(lambda: drawn(steps=fewer, sampler="multistep"), warm_up)
+    options = {"batch_size": count, "steps": fewer, "sampler": "multistep"}
+    speed = count / job.seconds(lambda: generate(net, process, count, **options), 1, calls=1)
     job.note(f"sample, {fewer} multistep steps, batch {count}, {how}", "images/s", speed)
 
 
 def sample(job: Job) -> None:
-    note_sampling(job, drawing_network(job), "plain")
+    net = new_network(job)
+    with torch.autocast(job.device.type, torch.bfloat16, enabled=job.device.type == "cuda"):
+        note_sampling(job, net, "autocast")
+    note_sampling(job, net.lower_precision(), "bfloat16 copy")
+
+
+def drawn(job: Job) -> None:
+    note_sampling(job, drawing_network(new_network(job), in_bfloat16=job.device.type == "cuda"), "as commands draw")
+    size = job.scale.config.network.level_sizes[0]
+    noise = Noise(0, range(job.scale.samples), 3, torch.float32, job.device)
+    job.note(
+        f"noise of {job.scale.samples} images at {size[0]}×{size[1]}", "ms", 1e3 * job.seconds(lambda: noise(size))
+    )
+
+
+def tests(job: Job) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-rf", "-o", "addopts=-p no:cacheprovider", *job.scale.tests]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    print(ran.stdout, flush=True)
+    job.note("tests: status (0: passed)", "", ran.returncode, more=False)
+    for word in ("passed", "failed"):
+        count = next((part.split()[0] for part in ran.stdout.splitlines()[-1].split(",") if word in part), "0")
+        job.note(f"tests: {word}", "tests", float(count.strip("= ") or 0), more=word == "passed")
 
 
 def profile(job: Job) -> None:
@@ -215,17 +277,19 @@ def profile(job: Job) -> None:
     for batch in job.scale.batches:
         trainer = new_trainer(job, batch)
         batches = trainer.feed.batches(0)
-        for path, _ in common_paths(trainer.config)[:2]:
+        for path, _ in common_paths(trainer.config)[:1]:
             what = f"a step at {name_of(path)}, batch {batch}"
             look(what, lambda path=path, trainer=trainer, batches=batches: trainer.train_step(next(batches), path))
         del trainer
-    net, config = drawing_network(job), job.scale.config
+    net, config = new_network(job), job.scale.config
+    if cuda:
+        net.lower_precision()
     size = config.network.level_sizes[0]
     x = torch.randn(job.scale.samples, config.network.in_channels, *size, device=job.device)
     t = torch.full((job.scale.samples,), 10.0, device=job.device)
 
     def forward() -> None:
-        with torch.no_grad(), job.autocast:
+        with torch.no_grad():
             net(x, t)
 
     look(f"a forward pass at {size[0]}×{size[1]}, batch {job.scale.samples}", forward)
@@ -255,14 +319,17 @@ def gpu64(job: Job) -> None:
     """The commands as a user gives them; the distance's ceiling is its floor, that of other real images."""
     run, steps = Path(tempfile.mkdtemp()) / "run", 8
     seconds = min(job.scale.train_seconds, job.left() - 60)
+    captured = not job.tiny and any(figure.section == "graphs" for figure in read(job.out))  # they work here
     if not job.tiny:
         config = preset("gpu64")
+        config = replace(config, train=replace(config.train, cuda_graphs=captured))
         shape = (config.train.batch_size, 64, 64, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         costs = plan(Trainer(config, ImageSet(images, None, (), "noise"), World(0, 1, 0, job.device)))
         steps = max(20, int(seconds * config.train.steps / costs.seconds))
         torch.cuda.empty_cache()
     command = [sys.executable, "-m", "ssdcore_torch.train", *job.scale.gpu64, "--steps", str(steps), "--out", str(run)]
+    command += ["--set", "train.cuda_graphs=true"] if captured else []
     started = time.perf_counter()
     subprocess.run(command, check=True)
     job.note(f"gpu64: {steps} steps and their pictures", "s", time.perf_counter() - started, more=False)

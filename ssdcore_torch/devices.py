@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ssdcore_torch.errors import UserError
 
@@ -21,6 +23,12 @@ def open_device(name: str | None) -> torch.device:
     elif device.type == "cpu":
         _use_available_cores()
     return device
+
+
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy on the device that the host does not wait for."""
+    here = torch.from_numpy(values)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
 def _find_device(name: str | None) -> torch.device:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch.denoisers.unet import DATA_STD, FlexiUNetConfig, forward_flops
+from ssdcore_torch.devices import to_device
 from ssdcore_torch.randomness import Purpose, keyed
 
 Weighting = Literal["min_snr", "edm"]
@@ -157,9 +158,10 @@ class Objective:
         noise: Tensor,
         out_level: int,
         labels: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """The loss, a scalar: the mean of `losses`, of the same arguments."""
-        return self.losses(net, x0, batch, noise, out_level, labels).mean()
+        return self.losses(net, x0, batch, noise, out_level, labels, rows).mean()
 
     def losses(
         self,
@@ -169,6 +171,7 @@ class Objective:
         noise: Tensor,
         out_level: int,
         labels: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """The weighted loss of every image and time: shaped like `batch.times`.
 
@@ -176,6 +179,7 @@ class Objective:
         noise      standard normal, shaped `batch.noise_shape(channels)`
         out_level  the network's level of `batch.path.out_size`
         labels     (batch,) int64 class labels, the network's null label among them; None for a network without classes
+        rows       what `rows` gives for the batch's times; None: made here
 
         What the network is given and compared with is computed in the precision of x0, under autocast too.
         Raises ValueError for noise or labels of another shape.
@@ -186,7 +190,7 @@ class Objective:
             raise ValueError(f"labels: expected shape ({len(batch)},), one an image, got {tuple(labels.shape)}")
         repeats = batch.times.size // len(batch)
         with torch.autocast(x0.device.type, enabled=False):
-            t, alpha, sigma, weight = self._on_device(batch.times, x0.device)
+            t, alpha, sigma, weight = (self.rows(batch.times, x0.device) if rows is None else rows).flatten(1)
             first = batch.path.times[0]
             seen = target = self.process.clean(x0, first)
             if batch.path.size != batch.path.out_size:
@@ -199,12 +203,9 @@ class Objective:
         error = (prediction.float() - target).square().mean(dim=(1, 2, 3))
         return (weight * error).view(batch.times.shape)
 
-    def _on_device(self, times: np.ndarray, device: torch.device) -> Tensor:
-        """(4, times.size): time, α, σ, weight; copied without waiting for the device."""
-        rows = torch.from_numpy(self._table[:, times.reshape(-1)])
-        if device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(device, non_blocking=True)
+    def rows(self, times: np.ndarray, device: torch.device) -> Tensor:
+        """(4, *times.shape): time, α, σ, weight; copied without waiting for the device."""
+        return to_device(self._table[:, times], device)
 
     @functools.cached_property
     def _table(self) -> np.ndarray:

@@ -86,9 +86,21 @@ class Averages:
     @torch.no_grad()
     def update(self, net: FlexiUNet, step: int) -> None:
         """Follow `net` after optimizer step number `step`, counted from 0; each average is one call on all tensors."""
+        self.follow(net, self.shares(step))
+
+    def shares(self, step: int) -> list[float]:
+        """How much of the weights after this step each average takes."""
+        return [self._share(name, step) for name in self._averages]
+
+    @torch.no_grad()
+    def follow(self, net: FlexiUNet, shares: Sequence[float] | Sequence[Tensor]) -> None:
+        """`update` by these shares, numbers or tensors of one on the weights' device."""
         parameters = [parameter.detach() for parameter in net.parameters()]
-        for name, average in self._averages.items():
-            torch._foreach_lerp_(list(average.values()), parameters, self._share(name, step))
+        for average, share in zip(self._averages.values(), shares):
+            if isinstance(share, Tensor):
+                torch._foreach_lerp_(list(average.values()), parameters, [share] * len(parameters))
+            else:
+                torch._foreach_lerp_(list(average.values()), parameters, share)
 
     def _share(self, name: str, step: int) -> float:
         """How much of the new weights an average takes: 1 − r' or 1 − β."""

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdcore_torch.devices import to_device
+
 
 class Purpose(enum.IntEnum):
     """What numbers are drawn for: they come first in the key, so that no two draws share their bits."""
@@ -68,16 +70,10 @@ def sample_noise(seed: int, indices: Sequence[int], draws: range, size: int, dev
     words = [
         torch.arange(-(-size // 4), device=device),
         torch.arange(draws.start, draws.stop, device=device)[:, None, None],
-        *(_there(part.astype(np.int64), device)[:, None] for part in (samples & _MASK, samples >> 32)),
+        *(to_device(part.astype(np.int64), device)[:, None] for part in (samples & _MASK, samples >> 32)),
     ]
     a, b, c, d = torch.broadcast_tensors(*philox(words, (key[0], key[1])))
     # Box and Muller, in float64: what devices differ by is then lost in rounding
     radius = (torch.stack([a, c], -1).double() + 0.5).mul_(2.0**-32).log_().mul_(-2).sqrt_()
     angle = torch.stack([b, d], -1).double().mul_(2 * math.pi * 2.0**-32)
     return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).float().flatten(2)[..., :size]
-
-
-def _there(values: np.ndarray, device: torch.device) -> Tensor:
-    """A copy on the device that the host does not wait for."""
-    here = torch.from_numpy(values)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)

@@ -27,8 +27,9 @@ def test_every_section_measures_something(tmp_path: Path) -> None:
     assert all(text.startswith("done") for text in said["sections"].values())
     figures = {figure["what"]: figure for figure in said["figures"]}
     assert {figure["section"] for figure in figures.values()} == set(said["sections"])
-    for how in ("plain", "compiled"):
+    for how in ("plain", "graphs", "compiled"):
         assert figures[f"train, batch 4, {how}"]["value"] > 0
+    for how in ("autocast", "bfloat16 copy", "as commands draw", "compiled"):
         assert figures[f"sample, 5 steps, batch 2, {how}"]["value"] > 0
     assert figures["tests: passed"]["value"] == 1
     assert figures["posterior sample 16→8, 16×3, float32 against float64"]["value"] < 1e-6

@@ -28,6 +28,7 @@ RESUMABLE: Mapping[str, str] = {
     "train.evaluate_features": _WHEN,
     "train.accumulate": "the same images make a step; their gradients are added in another order, so equal to rounding",
     "train.compile": "only speed depends on it; the results are equal to rounding",
+    "train.cuda_graphs": "only speed depends on it; the results are equal to rounding",
     "train.recompute": _HOW,
     "data.path": "the same data may lie in another place",
     "data.workers": _HOW,

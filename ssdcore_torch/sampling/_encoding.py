@@ -193,7 +193,7 @@ def decode(
 
 def _held(details: Sequence[Tensor]) -> Draw:
     """The details of the change to a size; the other steps of that size ask for no noise."""
-    kept = {detail.shape[2:]: detail for detail in details}
+    kept = {tuple(detail.shape[2:]): detail for detail in details}
     return lambda shape: kept[shape]
 
 

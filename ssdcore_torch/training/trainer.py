@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,15 @@ from ssdcore_torch import checkpoint
 from ssdcore_torch.config import Config
 from ssdcore_torch.data import Feed, ImageBatch, ImageSet, ImageStream
 from ssdcore_torch.denoisers.unet import FlexiUNet
-from ssdcore_torch.diffusion import Batch, Objective, Path, equal_cost_repeats
+from ssdcore_torch.devices import to_device
+from ssdcore_torch.diffusion import Objective, Path, equal_cost_repeats
 from ssdcore_torch.distributed import World
 from ssdcore_torch.ema import Averages
 from ssdcore_torch.randomness import Purpose, keyed, torch_seed
 from ssdcore_torch.sampling import level_sizes_of, to_float
 from ssdcore_torch.text import printable
+from ssdcore_torch.training.draws import Draw, StepNumbers
+from ssdcore_torch.training.graphs import StepGraphs
 from ssdcore_torch.training.parallel import PathNetworks
 
 SPIKE_MEMORY = 0.05  # weight of a new loss in the running mean of its path
@@ -36,15 +38,6 @@ class NotFiniteError(ArithmeticError):
     def __init__(self, step: int, message: str) -> None:
         super().__init__(message)
         self.step = step
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What a step draws for its whole batch, over all processes: a function of (config, seed, step) alone."""
-
-    batch: Batch
-    noise: Tensor
-    dropped: np.ndarray
 
 
 class Trainer:
@@ -63,6 +56,9 @@ class Trainer:
                 f"train.batch_size: {train.batch_size} images do not divide evenly over {world.size} processes × "
                 f"{train.accumulate} parts (train.accumulate); take a multiple of {parts}"
             )
+        if train.cuda_graphs and (device.type != "cuda" or world.size > 1):
+            where = f"{world.size} processes" if world.size > 1 else f"the device {device.type}"
+            raise ValueError(f"train.cuda_graphs: expected one process on a CUDA device, got {where}; leave it out")
         if train.evaluate_every is not None and train.evaluate_samples > len(data):
             raise ValueError(
                 f"train.evaluate_samples: {train.evaluate_samples} samples are compared with as many images, and "
@@ -92,7 +88,11 @@ class Trainer:
         )
         self.networks = PathNetworks(self.net, self.objective.paths, world)
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+            self.net.parameters(),
+            lr=train.learning_rate,
+            weight_decay=train.weight_decay,
+            fused=True,
+            capturable=train.cuda_graphs and device.type == "cuda",
         )
         self.feed = Feed(
             data,
@@ -116,6 +116,10 @@ class Trainer:
         self._spike_means, self._spike_counts = torch.zeros(paths, device=device), torch.zeros(paths, device=device)
         self._skipped = torch.zeros((), device=device)
         self._failed_step = torch.full((), -1, device=device)
+        self._numbers = self._numbers_of(0)
+        self._graphs: StepGraphs | None = None
+        if train.cuda_graphs:
+            self.use_graphs()
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then constant or a cosine to zero."""
@@ -132,7 +136,7 @@ class Trainer:
         generator = torch.Generator(device).manual_seed(torch_seed(Purpose.NOISE, config.seed, step))
         noise = torch.randn(batch.noise_shape(config.network.in_channels), generator=generator, device=device)
         dropped = keyed(Purpose.LABELS, config.seed, step).random(len(batch)) < config.train.label_dropout
-        return Draw(batch, noise, dropped)
+        return Draw(batch, noise, self.objective.rows(batch.times, device), to_device(dropped, device))
 
     def train_step(self, images: ImageBatch, path: Path | None = None) -> Tensor:
         """One optimizer step on this process' slice of the batch of step `self.step`; its mean loss, on the device.
@@ -144,29 +148,66 @@ class Trainer:
         """
         config, step = self.config, self.step
         drawn = self.draw(step, path)
-        path = drawn.batch.path
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._count(step)
         torch.manual_seed(torch_seed(Purpose.DROPOUT, config.seed, step, self.world.rank))
+        loss = self._advance(images, drawn) if self._graphs is None else self._graphs(images, drawn)
+        self._path_steps[self.objective.paths.index(drawn.batch.path)] += 1
+        self.step += 1
+        if self.world.device.type == "cpu" or self.step % UNCHECKED == 0:
+            self.check()
+        return loss
+
+    def use_graphs(self) -> None:
+        """From now on take steps as CUDA graphs: what changes between them is in tensors."""
+        device = self.world.device
+        shares = [torch.zeros((), device=device) for _ in self._numbers.shares]
+        step = torch.zeros((), dtype=torch.int64, device=device)
+        self._numbers = StepNumbers(step, torch.zeros((), device=device), shares)
+        self._graphs = StepGraphs(self._advance)
+
+    def _numbers_of(self, step: int) -> StepNumbers:
+        return StepNumbers(step, self.learning_rate(step), self.averages.shares(step))
+
+    def _count(self, step: int) -> None:
+        """The numbers of this step: for graphs, in the tensors that they read."""
+        numbers = self._numbers_of(step)
+        if self._graphs is None:
+            self._numbers = numbers
+        else:
+            held = self._numbers
+            for tensor, value in zip((held.step, held.rate, *held.shares), (step, numbers.rate, *numbers.shares)):
+                assert isinstance(tensor, Tensor)
+                tensor.fill_(value)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._numbers.rate
+
+    def _advance(self, images: ImageBatch, drawn: Draw) -> Tensor:
+        """The work of a step on the device, which may become a graph: it reads `_numbers`, and no other number that
+        changes. Its mean loss."""
+        path = drawn.batch.path
+        self.optimizer.zero_grad(set_to_none=True)
         parts = self.parts()
         loss = torch.zeros((), device=self.world.device)
         for part in parts[:-1]:
             with self.networks.keep_local(path):
                 loss += self._backward(images, drawn, part, len(parts))
         loss += self._backward(images, drawn, parts[-1], len(parts))
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.train.clip or math.inf)
+        norm = self._clipped_norm()
         number = self.objective.paths.index(path)
         self._decide(loss, norm, number)
         self.optimizer.step()
-        self.averages.update(self.net, step)
+        self.averages.follow(self.net, self._numbers.shares)
         self._losses[number] += loss
         self._norms += norm
-        self._path_steps[number] += 1
-        self.step += 1
-        if self.world.device.type == "cpu" or self.step % UNCHECKED == 0:
-            self.check()
         return loss
+
+    def _clipped_norm(self) -> Tensor:
+        """The norm of the gradients, which are then no longer than `train.clip`."""
+        clip = self.config.train.clip
+        if clip is not None:
+            return torch.nn.utils.clip_grad_norm_(self.net.parameters(), clip)
+        gradients = [parameter.grad for parameter in self.net.parameters() if parameter.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
     def parts(self) -> list[slice]:
         """The slices of the whole batch that this process works through in a step."""
@@ -183,8 +224,7 @@ class Trainer:
         labels = None
         if self.config.network.num_classes is not None:
             assert images.labels is not None
-            dropped = torch.from_numpy(drawn.dropped[part]).to(x0.device, non_blocking=True)
-            labels = images.labels[here].masked_fill(dropped, self.config.network.num_classes)
+            labels = images.labels[here].masked_fill(drawn.dropped[part], self.config.network.num_classes)
         path = drawn.batch.path
         with self._autocast:
             return self.objective(
@@ -194,6 +234,7 @@ class Trainer:
                 drawn.noise[part],
                 self.sizes.index(path.out_size),
                 labels,
+                drawn.rows[:, part],
             )
 
     def _backward(self, images: ImageBatch, drawn: Draw, part: slice, parts: int) -> Tensor:
@@ -217,7 +258,7 @@ class Trainer:
             count += 1
             self._skipped += skip
         first = failed & (self._failed_step < 0)
-        self._failed_step.copy_(torch.where(first, self.step, self._failed_step))
+        self._failed_step.copy_(torch.where(first, self._numbers.step, self._failed_step))
         # What a GradScaler sets, too: the fused optimizer reads it on the device.
         self.optimizer.found_inf = (skip | (self._failed_step >= 0)).float()  # type: ignore[attr-defined]
         self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -306,6 +347,8 @@ class Trainer:
             for i, (name, weight) in enumerate(self.net.named_parameters())
         }
         self.optimizer.load_state_dict(packed)
+        if self._graphs is not None:
+            self._graphs = StepGraphs(self._advance)  # those made before update what is gone
         for name, values in (("spike_means", self._spike_means), ("spike_counts", self._spike_counts)):
             values.copy_(torch.tensor(counts[name]))
         self._skipped.fill_(counts["skipped"])

@@ -24,6 +24,7 @@ from ssdcore_torch.denoisers.unet.blocks import (
     zeroed,
 )
 from ssdcore_torch.denoisers.unet.config import FlexiUNetConfig
+from ssdcore_torch.graphs import Pool, Replayed
 
 DATA_STD = 0.5
 """Standard deviation of an image's pixels, in [−1, 1], that preconditioning reckons with (EDM's σ_data)."""
@@ -87,6 +88,7 @@ class FlexiUNet(nn.Module):
         if config.preconditioned_times is not None:
             plain = torch.tensor([1.0, 0.0, 1.0])[:, None].repeat(1, config.preconditioned_times + 1)
             self.coefficients = nn.Parameter(plain, requires_grad=False)
+        self.compiled = False  # by `compile_paths`: a new batch size then costs a compilation
         self._compiler: Callable[[Path], Path] | None = None
         self._compiled: dict[tuple[object, ...], Path] = {}
 
@@ -126,13 +128,17 @@ class FlexiUNet(nn.Module):
         def compiler(run: Path) -> Path:
             return torch.compile(run, backend=backend, mode=mode, fullgraph=True, dynamic=False)
 
-        self._compiler, self._compiled = compiler, {}
+        self._compiler, self._compiled, self.compiled = compiler, {}, True
         return self
 
-    @property
-    def compiled(self) -> bool:
-        """Whether `compile_paths` was called: a new batch size then costs a compilation."""
-        return self._compiler is not None
+    def capture_paths(self) -> FlexiUNet:
+        """From now on, where no gradients are kept, run each path and batch size on CUDA as one graph, captured at its
+        second call: the same kernels without the host's time between them. Returns self.
+
+        The weights must stay where they are; what was captured follows their values.
+        """
+        self._compiler, self._compiled, self.compiled = functools.partial(Replayed, pool=Pool()), {}, False
+        return self
 
     def checkpoint_activations(self, enabled: bool = True) -> FlexiUNet:
         """Keep only the inputs of each block for the backward pass, which computes the rest again: about a sixth of the
@@ -159,7 +165,7 @@ class FlexiUNet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # compiled code is bound to this network: a copy that kept it would run with this one's weights
-        return {**super().__getstate__(), "_compiler": None, "_compiled": {}}
+        return {**super().__getstate__(), "compiled": False, "_compiler": None, "_compiled": {}}
 
     def forward(self, x: Tensor, t: Tensor, out_level: int | None = None, label: Tensor | None = None) -> Tensor:
         config = self.config
