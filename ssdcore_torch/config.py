@@ -257,9 +257,12 @@ class Config:
         return self.network.level_sizes[0][0]
 
     def trained_labels(self) -> list[int]:
-        """The classes that training saw images of, as far as the run knows; of `data.classes` in their order."""
+        """The classes that training saw images of, as far as the run knows; of `data.classes` in their order. None of a
+        network without classes, which are then no more than a choice of images."""
+        if self.network.num_classes is None:
+            return []
         names, counts = self.data.class_names, self.data.class_counts
-        chosen = [names.index(name) for name in self.data.classes] or list(range(self.network.num_classes or 0))
+        chosen = [names.index(name) for name in self.data.classes] or list(range(self.network.num_classes))
         return [number for number in chosen if not counts or counts[number]]
 
     def labels_in_turn(self, count: int) -> list[int] | None:

@@ -196,3 +196,10 @@ def test_wrong_tags_are_refused(text: str) -> None:
 def test_files_that_hold_no_settings_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not YAML|expected settings as in"):
         read_settings(text)
+
+
+def test_a_network_without_classes_takes_any_choice_of_images() -> None:
+    config = preset("cpu")
+    assert config.data.classes
+    assert config.trained_labels() == []
+    config.check_conditions(None, 1.0)
