@@ -44,7 +44,7 @@ def scale(tiny: bool) -> Scale:
         chosen = ("tests/test_devices.py", "-k", "goes_on_from_its_checkpoint and cpu")
         return Scale(config, (4,), 2, 4, 64, 2**16, (16,), "eager", 1, (1, 1), (*settings, *network), 2.0, 8, chosen)
     gpu64 = ("--preset", "gpu64", "--device", "cuda")
-    chosen = ("tests/test_devices.py", "tests/test_data_feed.py", "tests/test_graphs.py")
+    chosen = ("tests/test_devices.py", "tests/test_data_feed.py", "tests/test_graphs.py", "tests/test_fused_norm.py")
     chosen = (*chosen, "-m", "gpu", "-k", "not compiled", "--timeout=60")
     paper = preset("celeba64", "images drawn at random")
     return Scale(paper, (128, 32), 64, 50, 8192, 2**30, (64, 256), "inductor", 99, (5, 3), gpu64, 120.0, 2000, chosen)

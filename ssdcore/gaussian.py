@@ -225,7 +225,7 @@ class SpectralCovariance(Covariance):
         return self.values, modes // self.values.size, self.rest, self.size - modes
 
     @functools.cached_property
-    def is_zero(self) -> bool:  # type: ignore[override]
+    def is_zero(self) -> bool:
         values, _, rest, others = self.eigenvalues
         return not values.any() and not (others and rest)
 

@@ -93,7 +93,7 @@ class Averages:
         return [self._share(name, step) for name in self._averages]
 
     @torch.no_grad()
-    def follow(self, net: FlexiUNet, shares: Sequence[float] | Sequence[Tensor]) -> None:
+    def follow(self, net: FlexiUNet, shares: Sequence[float | Tensor]) -> None:
         """`update` by these shares, numbers or tensors of one on the weights' device."""
         parameters = [parameter.detach() for parameter in net.parameters()]
         for average, share in zip(self._averages.values(), shares):

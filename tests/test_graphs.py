@@ -84,7 +84,7 @@ def a_config(classes: int | None, dropout: float, **settings: Any) -> Config:
     return replace(config, network=replace(config.network, dropout=dropout))
 
 
-@pytest.mark.parametrize(("classes", "settings"), zip((None, 2), SETTINGS))
+@pytest.mark.parametrize(("classes", "settings"), list(zip((None, 2), SETTINGS)))
 def test_a_captured_step_takes_nothing_that_changes_from_python(
     classes: int | None, settings: dict[str, Any], stand_in: dict[str, Any]
 ) -> None:

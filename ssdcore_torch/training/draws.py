@@ -36,4 +36,4 @@ class StepNumbers:
 
     step: int | Tensor
     rate: float | Tensor
-    shares: Sequence[float] | Sequence[Tensor]
+    shares: Sequence[float | Tensor]
