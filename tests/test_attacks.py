@@ -28,7 +28,7 @@ from ssdcore_torch.data import Feed, _cache, _remote, _shards, _sharing, load_im
 
 TINY = ["--device", "cpu", "--size", "8", "--levels", "2", "--batch-size", "4", "--steps", "1"]
 TINY += ["--set", "network.base_channels=32", "--set", "network.channel_multipliers=[1,1]"]
-TINY += ["--set", "network.attention_sizes=null", "--set", "data.memory_gib=0.001"]
+TINY += ["--set", "process.steps=21", "--set", "network.attention_sizes=null", "--set", "data.memory_gib=0.001"]
 
 
 def fill(folder: Path, count: int, side: int = 8) -> Path:

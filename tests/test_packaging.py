@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -30,6 +31,21 @@ def test_a_missing_extra_is_named(module, missing, extra):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.splitlines()[-1] == f'ImportError: {module} needs {missing}: pip install "ssdcore[{extra}]"'
+
+
+def test_the_lowest_versions_are_those_that_ci_runs():
+    """Each lower bound of the extras that read files of others is pinned in constraints-lowest.txt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in ("torch", "data") for line in project["optional-dependencies"][extra]),
+    ]
+    bounds = dict(line.split(">=") for line in wanted)
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert bounds.keys() <= pinned.keys()
+    for name, lowest in bounds.items():  # a bound of 1.24 means the first release that pip takes for 1.24
+        assert f"{pinned[name]}.".startswith(f"{lowest}."), name
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
+from ssdcore_torch.commands import evaluate, sample, train
 from ssdcore_torch.data import CHANNELS, Feed, ImageSet, ImageStream, load_images, open_images
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (6, 10, 12, 3), dtype=np.uint8)
@@ -307,6 +308,41 @@ def test_shards_with_several_pictures_a_key(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.images, COLOURS[:3])
     write_tar(tmp_path / "x.tar", {name: content for name, content in members.items() if "input" in name})
     assert len(load_images(tmp_path, 8)) == 3  # the only picture of a key, whatever stands before .png
+
+
+TINY = ["--device", "cpu", "--size", "8", "--levels", "2", "--batch-size", "4", "--steps", "2"]
+TINY += ["--set", "network.base_channels=32", "--set", "network.channel_multipliers=[1,1]"]
+TINY += ["--set", "process.steps=21", "--set", "network.attention_sizes=null"]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_rgba_are_trained_resumed_sampled_and_evaluated(channels: int, tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, channels), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    run = str(tmp_path / "run")
+    options = ["--data", str(tmp_path / "x.npy"), "--out", run]
+    assert train.main([*TINY, *options, "--channels", str(channels)]) == 0
+    assert train.main(["--device", "cpu", "--out", run, "--resume", "--steps", "3"]) == 0
+    drawn = str(tmp_path / "drawn.npz")
+    assert sample.main([run, "--device", "cpu", "--n", "4", "--steps", "2", "--out", drawn]) == 0
+    with np.load(drawn) as arrays:
+        assert arrays["images"].shape == (4, 8, 8, channels)
+    assert sample.main([run, "--device", "cpu", "--n", "4", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
+    report = [
+        run,
+        "--device",
+        "cpu",
+        "--n",
+        "4",
+        "--steps",
+        "2",
+        "--features",
+        "pixels",
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    assert evaluate.main([*report, "--out", str(tmp_path / "e.json")]) == 0
 
 
 # ---- what is said, and what is doubted

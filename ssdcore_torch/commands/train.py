@@ -26,7 +26,7 @@ from ssdcore._files import open_regular, read_text
 from ssdcore_torch import checkpoint
 from ssdcore_torch.commands import cli
 from ssdcore_torch.config import PRESETS, Config, designed, differences, merged, preset, read_settings, setting
-from ssdcore_torch.data import EMBEDDED, ImageSet, ImageStream, absolute, open_images, refuse_untyped
+from ssdcore_torch.data import CHANNELS, EMBEDDED, ImageSet, ImageStream, absolute, open_images, refuse_untyped
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, NotFiniteError, Trainer, final_pictures, fitted_prior, plan, replay, train
 from ssdcore_torch.training.log import summary_writer
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         "preset's)",
     )
     add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
+    add("--channels", type=int, choices=CHANNELS, help="1: grey, 3: RGB, 4: RGBA (default: the preset's, 3)")
     add("--levels", type=cli.whole_number(1), metavar="N", help="resolution levels, each half the size of the last")
     add("--schedule", type=Path, metavar="FILE", help="resolution schedule that `python -m ssdcore design --out` wrote")
     add("--conditional", action="store_true", help="learn the data's class labels, to sample a class of your choice")
@@ -116,6 +117,8 @@ def _overlaid(args: argparse.Namespace, config: Config) -> Config:
         options["seed"] = args.seed
     if args.data is not None:
         options["data"] = {"path": args.data}
+    if args.channels is not None:
+        options["network"] = {"in_channels": args.channels}
     schedule, levels = None, args.levels
     if args.schedule is not None:
         with _naming(f"--schedule {args.schedule}"):
