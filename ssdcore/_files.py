@@ -241,7 +241,7 @@ class ArrayFile(Mapping[str, np.ndarray]):
         wanted = dtype.itemsize
         for n in shape:
             wanted *= n
-        if any(n < 0 for n in shape) or wanted > there:
+        if dtype.itemsize < 1 or any(n < 0 for n in shape) or wanted > there:  # some numpy let an item's size overflow
             raise ValueError(
                 self._fault(
                     f"its array {name!r} is cut short: {shape} {dtype} would take {wanted} bytes, and {there} are there"

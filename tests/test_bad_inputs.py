@@ -169,7 +169,7 @@ DATA: list[tuple[str, str]] = [
     ("small.npz", "4×4 pixels, smaller than size 8: choose a smaller size"),
     ("huge.npy", "is cut short"),
     ("minus.npy", "is cut short"),
-    ("wide.npy", "the header of its array 'images' is damaged"),
+    ("wide.npy", "the header of its array 'images' is damaged|is cut short"),
     ("code.npy", "the header of its array 'images' is damaged"),
     ("objects.npy", "holds Python objects, which are not read"),
     ("v3.npy", "is damaged"),
