@@ -296,6 +296,20 @@ def test_settings(setting: str, message: str, tmp_path: Path, capsys: pytest.Cap
     check(capsys, message, tmp_path / "run", train.main, *TINY, "--set", setting, "--out", tmp_path / "run")
 
 
+def test_advice_can_be_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "three.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    options = [
+        "--set",
+        "train.evaluate_every=1",
+        "--set",
+        "train.evaluate_features=pixels",
+        "--data",
+        tmp_path / "three.npy",
+    ]
+    message = "leave train.evaluate_every out, as an evaluation takes 4 at least"
+    check(capsys, message, tmp_path / "run", train.main, *TINY, *options, "--out", tmp_path / "run")
+
+
 @pytest.mark.parametrize(("option", "name", "message"), FILES)
 def test_files_of_options(
     option: str, name: str, message: str, bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -60,9 +60,11 @@ class Trainer:
             where = f"{world.size} processes" if world.size > 1 else f"the device {device.type}"
             raise ValueError(f"train.cuda_graphs: expected one process on a CUDA device, got {where}; leave it out")
         if train.evaluate_every is not None and train.evaluate_samples > len(data):
+            fewer = f"take --set train.evaluate_samples={len(data)} at most"
+            advice = fewer if len(data) >= 4 else "leave train.evaluate_every out, as an evaluation takes 4 at least"
             raise ValueError(
                 f"train.evaluate_samples: {train.evaluate_samples} samples are compared with as many images, and "
-                f"{data.source} has {len(data)}; take --set train.evaluate_samples={len(data)} at most"
+                f"{data.source} has {len(data)}; {advice}"
             )
         self.config, self.world = config, world
         self.process = config.build_process()
