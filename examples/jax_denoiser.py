@@ -1,8 +1,8 @@
 """Train a tiny denoiser in pure jax and optax on an ssdcore process, and sample from it: no torch anywhere.
 
 The data are pulses, one run of +1 somewhere in a signal of −1. The state shrinks from 32 to 16 to 8 samples as it gets
-noisier. Training draws from the exact marginals, sampling from the exact posteriors, both under jit and vmap, the
-changes of size included.
+noisier. Training draws from the exact marginals, at a time of its own for every signal; sampling goes through all 1,000
+exact posteriors, changes of size included, in one jitted function whose tracing does not grow with their number.
 
     python examples/jax_denoiser.py
 """
@@ -13,7 +13,6 @@ import functools
 import sys
 import time
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 import jax
@@ -23,11 +22,10 @@ import optax
 
 import ssdcore as ssd
 
-LENGTH, STEPS, WIDTH, BATCH = 32, 24, 128, 128
+LENGTH, STEPS, WIDTH, BATCH = 32, 1000, 128, 128
 PROCESS = ssd.LinearDiffusion.resize(
     (LENGTH,), ssd.NoiseSchedule.cosine(STEPS), ssd.ResolutionSchedule.equal(STEPS, levels=3)
 )
-LOG_SNR = jnp.asarray([0.0, *np.log((PROCESS.noise.alpha[1:] / PROCESS.noise.sigma[1:]) ** 2)])
 
 Params = dict[str, Any]
 
@@ -68,33 +66,30 @@ def denoise(params: Params, x: jax.Array, t: jax.Array, size: int) -> jax.Array:
     def apply(layer: Params, h: jax.Array) -> jax.Array:
         return h @ layer["w"] + layer["b"]
 
-    phase = LOG_SNR[t] * 2.0 ** jnp.arange(-5, 3)
+    phase = PROCESS.log_snr(t) * 2.0 ** jnp.arange(-5, 3)
     h = apply(params["in"][str(x.shape[0])], jnp.concatenate([x, jnp.sin(phase), jnp.cos(phase)]))
     for layer in params["trunk"]:
         h = h + apply(layer, jax.nn.gelu(h))
     return apply(params["out"][str(size)], jax.nn.gelu(h))
 
 
-def batches(rng: np.random.Generator, data: np.ndarray, n: int) -> Iterator[tuple[int, np.ndarray, jax.Array]]:
-    """(first time of the path, times, signals): times whose states share a size, before the step and after it."""
-    paths = [
-        np.array(list(times))
-        for _, times in groupby(range(1, STEPS + 1), lambda t: (PROCESS.shape(t), PROCESS.shape(t - 1)))
-    ]
-    share = np.array([len(times) for times in paths]) / STEPS
+def batches(rng: np.random.Generator, data: np.ndarray, n: int) -> Iterator[tuple[ssd.Path, np.ndarray, jax.Array]]:
+    """(path, times, signals): times whose states share a size, before the step and after it."""
+    share = np.array([len(path.times) for path in PROCESS.paths]) / STEPS
+    share = (
+        np.maximum(share, 0.02) / np.maximum(share, 0.02).sum()
+    )  # a change of size is a single time: seen often enough
     for _ in range(n):
-        times = paths[rng.choice(len(paths), p=share)]
-        yield int(times[0]), rng.choice(times, BATCH), jnp.asarray(data[rng.choice(len(data), BATCH)])
+        path = PROCESS.paths[rng.choice(len(share), p=share)]
+        yield path, rng.choice(path.times, BATCH), jnp.asarray(data[rng.choice(len(data), BATCH)])
 
 
-def loss(params: Params, key: jax.Array, x0: jax.Array, t: jax.Array, first: int) -> jax.Array:
-    """Mean of min(SNR, 5) · (prediction − clean)² at times t (batch,) that degrade as `first` does."""
-    clean = PROCESS.clean(x0, first)
-    alpha, sigma = (jnp.asarray(level, clean.dtype)[t, None] for level in (PROCESS.noise.alpha, PROCESS.noise.sigma))
-    x_t = alpha * clean + sigma * jax.random.normal(key, clean.shape)
-    target = PROCESS.clean(x0, first - 1)
+def loss(params: Params, key: jax.Array, x0: jax.Array, t: jax.Array, path: ssd.Path) -> jax.Array:
+    """Mean of min(SNR, 5) · (prediction − clean)² at times t (batch,) of one path."""
+    x_t = PROCESS.add_noise(x0, jax.random.normal(key, (len(x0), *path.shape)), t)
+    target = PROCESS.degrade(x0, path.times[0] - 1)
     predicted = jax.vmap(denoise, in_axes=(None, 0, 0, None))(params, x_t, t, target.shape[-1])
-    return jnp.mean(jnp.minimum(jnp.exp(LOG_SNR[t]), 5.0)[:, None] * (predicted - target) ** 2)
+    return jnp.mean(jnp.minimum(jnp.exp(PROCESS.log_snr(t)), 5.0)[:, None] * (predicted - target) ** 2)
 
 
 def train(data: np.ndarray, steps: int, seed: int) -> tuple[Params, list[float]]:
@@ -103,38 +98,40 @@ def train(data: np.ndarray, steps: int, seed: int) -> tuple[Params, list[float]]
         optax.clip_by_global_norm(1.0), optax.adam(optax.warmup_cosine_decay_schedule(0.0, 3e-3, 100, steps))
     )
 
-    @functools.partial(jax.jit, static_argnames="first")
+    @functools.partial(jax.jit, static_argnames="path")
     def step(
-        params: Params, state: Any, key: jax.Array, x0: jax.Array, t: jax.Array, first: int
+        params: Params, state: Any, key: jax.Array, x0: jax.Array, t: jax.Array, path: ssd.Path
     ) -> tuple[Params, Any, jax.Array]:
-        value, gradient = jax.value_and_grad(loss)(params, key, x0, t, first)
+        value, gradient = jax.value_and_grad(loss)(params, key, x0, t, path)
         update, state = optimiser.update(gradient, state)
         return optax.apply_updates(params, update), state, value
 
     params = init(jax.random.key(seed))
     state = optimiser.init(params)
     losses = []
-    for i, (first, t, x0) in enumerate(batches(np.random.default_rng(seed), data, steps)):
-        params, state, value = step(params, state, jax.random.fold_in(jax.random.key(seed + 1), i), x0, t, first)
+    for i, (path, t, x0) in enumerate(batches(np.random.default_rng(seed), data, steps)):
+        params, state, value = step(params, state, jax.random.fold_in(jax.random.key(seed + 1), i), x0, t, path)
         losses.append(value)
     return params, [float(value) for value in losses]
 
 
 def sample(params: Params, data: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """(n, LENGTH) signals: from x_T down through every posterior, one signal a key."""
-    small = np.asarray(PROCESS.clean(data.astype(np.float64), STEPS))
+    """(n, LENGTH) signals: from x_T down through every posterior."""
+    small = np.asarray(PROCESS.degrade(data.astype(np.float64), STEPS))
     prior = PROCESS.prior(jnp.asarray(small.mean(0), jnp.float32), np.cov(small, rowvar=False))
 
-    def draw(key: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, STEPS + 1)
-        x = prior.sample(jax.random.normal(keys[STEPS], PROCESS.shape(STEPS)))
-        for t in range(STEPS, 0, -1):
-            size = PROCESS.shape(t - 1)
-            clean = denoise(params, x, jnp.asarray(t), size[0])
-            x = PROCESS.posterior(x, clean, t - 1, t).sample(jax.random.normal(keys[t - 1], size))
-        return x
+    def predict(x: jax.Array, t: Any, s: Any) -> jax.Array:
+        # within a size t and s are traced, and the prediction has the size of the state
+        size = PROCESS.shape(s)[0] if isinstance(s, int) else x.shape[-1]
+        return jax.vmap(denoise, in_axes=(None, 0, None, None))(params, x, jnp.asarray(t), size)
 
-    return np.asarray(jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(seed), n)))
+    @jax.jit
+    def draw(key: jax.Array) -> jax.Array:
+        first, rest = jax.random.split(key)
+        x_T = prior.sample(jax.random.normal(first, (n, *PROCESS.shape(STEPS))))
+        return ssd.sampling.sample(predict, PROCESS, x_T, rest)
+
+    return np.asarray(draw(jax.random.key(seed)))
 
 
 def jit_error() -> float:

@@ -14,7 +14,7 @@ import typing as _typing
 from ssdcore.conditioning import InadmissibleProcess, general_posterior, general_transition
 from ssdcore.gaussian import Covariance, Gaussian
 from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
-from ssdcore.process import LinearDiffusion
+from ssdcore.process import LinearDiffusion, Path
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 from ssdcore.spectral import ConvergenceError, Decomposition, Modes
 
@@ -40,6 +40,7 @@ __all__ = [
     "Matrix",
     "Modes",
     "NoiseSchedule",
+    "Path",
     "Resize",
     "ResolutionSchedule",
     "Separable",

@@ -15,8 +15,6 @@ from ssdcore._data import read_images
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
-_NOISES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
-
 
 def add_parser(subparsers: Any) -> None:
     """Add `design` and `info` to an argparse subparsers object; each sets `run`, from arguments to the exit status."""
@@ -69,7 +67,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER_OR_NPZ", help="images (without it: the embedded drawings)")
     parser.add_argument("--size", type=int, default=64, help="full size in pixels a side")
     parser.add_argument("--levels", type=int, default=4, help="resolution levels, each half the one before")
-    parser.add_argument("--noise", choices=sorted(_NOISES), default="linear", help="noise schedule")
+    parser.add_argument("--noise", choices=NoiseSchedule.names(), default="linear", help="noise schedule")
     parser.add_argument("--process-steps", type=int, default=1000, help="T, the steps of the process")
     parser.add_argument(
         "--nats", type=float, default=1.0, help="a level change that loses less than this a channel is called free"
@@ -86,7 +84,7 @@ def _setting(arguments: argparse.Namespace) -> tuple[np.ndarray, str, NoiseSched
     target = getattr(arguments, "out", None)  # of `design` alone
     if target is not None and not Path(target).absolute().parent.is_dir():
         raise ValueError(f"--out: no such folder: {Path(target).absolute().parent}")
-    noise = _NOISES[arguments.noise](arguments.process_steps)
+    noise = NoiseSchedule.named(arguments.noise, arguments.process_steps)
     images, source = read_images(arguments.data, arguments.size)
     return images, source, noise
 
@@ -134,7 +132,7 @@ def _run_design(arguments: argparse.Namespace) -> None:
         f"sampler: {arguments.steps} steps at {arguments.times} times, eta {arguments.eta:g}, order {arguments.order}; "
         f"errors are exact squared Fréchet distances summed over pixels; {found.evaluations} schedules measured\n"
     )
-    print(f"{'schedule':<32}{'level starts':<20}{'cost':>8}{'error':>12}{'× full':>9}")
+    print(f"{'schedule':<32}{'level starts':<20}{'cost':>8}{'error':>12}{'× full':>9}{'floor':>12}")
     for name, proc in processes.items():
         if name == "full size":
             error = found.full_error
@@ -145,7 +143,9 @@ def _run_design(arguments: argparse.Namespace) -> None:
         cost = sum(float(np.prod(proc.shape(t))) for t in found.times) / found.full_cost
         points[name] = (cost, error / found.full_error)
         starts = " ".join(str(t) for t in proc.size_changes) or "-"
-        print(f"{name:<32}{starts:<20}{cost:>8.3f}{error:>12.5g}{points[name][1]:>9.4g}")
+        floor = found.floor if name == designed else oracle.sampler_error(proc, covariance, None, **sampler)
+        print(f"{name:<32}{starts:<20}{cost:>8.3f}{error:>12.5g}{points[name][1]:>9.4g}{floor:>12.5g}")
+    print("floor: the error at every time of the process; what a change of size adds to it no number of steps removes")
     print(f"\nsampling times: {' '.join(map(str, found.times))}")
     sizes = found.process.shapes
     if arguments.out:

@@ -32,14 +32,17 @@ class SumCovariance(Covariance):
     def shape(self) -> Shape:  # type: ignore[override]
         return self.base.shape
 
-    def _prepare(self) -> None:
-        """Nothing is kept."""
-
     def _apply(self, x: Array) -> Array:
         xp = namespace_of(x)
         return self.base(x) + self.through(xp, self.clean(self.through(xp, x)))
 
+    def _prepare(self) -> None:
+        """Nothing is kept."""
+
     def _function(self, xp: Namespace, x: Array, power: float) -> Array:
+        return self.apply_power(xp, x, power)
+
+    def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         if power == 1:
             return self._apply(x)
         return lanczos_function(xp, self._apply, lambda values: values**power, x, self.shape, "the step's covariance")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,16 @@ class Degradations(abc.ABC):
     @abc.abstractmethod
     def stage(self, t: int) -> int:
         """A number that two times share exactly if R_{0→t} is the same for both."""
+
+    @abc.abstractmethod
+    def key(self) -> Hashable:
+        """What tells these degradations from others: two are equal if their kinds and keys are."""
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(self) is type(other) and self.key() == other.key())
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.key()))
 
     @abc.abstractmethod
     def step_norms(self) -> np.ndarray:
@@ -72,6 +82,9 @@ class Chain(Degradations):
     @property
     def steps(self) -> int:
         return self._steps
+
+    def key(self) -> Hashable:
+        return self._steps, self._shapes[0], tuple(self._changes), tuple(self._ops)
 
     def stage(self, t: int) -> int:
         """How many operators have been applied at time t."""
@@ -112,6 +125,9 @@ class GrowingBlur(Degradations):
     @property
     def steps(self) -> int:
         return len(self._widths) - 1
+
+    def key(self) -> Hashable:
+        return self._shape, self._widths.tobytes(), self._boundary
 
     def stage(self, t: int) -> int:
         return int(self._stages[t])

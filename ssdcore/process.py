@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore import _timed
+from ssdcore import _pytrees, _timed
 from ssdcore._arrays import (
     Array,
     Constant,
@@ -65,6 +66,9 @@ class LinearDiffusion:
     The transition x_s → x_t is a Gaussian only if sigma_t² >= sigma_s² ‖M_{s→t}‖² (theorem 1 of the paper). A process
     that breaks this at any step is refused with InadmissibleProcess, naming the step and both sides.
 
+    Immutable; equal to a process of equal noise, degradations and times. jax and torch take it as a pytree without
+    leaves, so it goes through ``jit`` as an argument.
+
     >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.equal(1000, levels=3)
     >>> proc = ssd.LinearDiffusion.resize((64, 64), noise, levels)
     >>> proc.shapes, proc.size_changes
@@ -90,6 +94,32 @@ class LinearDiffusion:
             )
         object.__setattr__(self, "times", times)
         self._check_admissible()
+        _pytrees.ensure()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _pytrees.register_static(cls)
+
+    def _repr_html_(self) -> str:
+        """One row for each state shape, for notebooks."""
+        rows = []
+        starts = [0, *self.size_changes]
+        for first, following in zip(starts, [*self.size_changes, self.steps + 1]):
+            last, low = following - 1, max(first, 1)
+            ratio = f"{self.log_snr(low):.3g} … {self.log_snr(last):.3g}" if last >= 1 else ""
+            cells = (size_name(self.shape(first)), f"{first} … {last}", ratio)
+            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        head = "<tr><th>state</th><th>times</th><th>log-SNR</th></tr>"
+        return f"<table><caption>{html.escape(repr(self))}</caption>{head}{''.join(rows)}</table>"
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or not isinstance(other, LinearDiffusion):
+            return self is other
+        mine, theirs = ((type(p), p.times, p.noise, p.degradations) for p in (self, other))
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.times, self.noise, self.degradations))
 
     def _check_admissible(self) -> None:
         """Theorem 1 at every step; by the product of the norms of the steps between where that is enough."""
@@ -652,6 +682,9 @@ class LinearDiffusion:
     @functools.cached_property
     def _memo(self) -> Memo:
         return Memo()
+
+
+_pytrees.register_static(LinearDiffusion)
 
 
 def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape | int] | None) -> list[Shape]:

@@ -100,7 +100,8 @@ def step(
     if isinstance(s, int) and s == 0:
         check_trailing(prediction, proc.shape(0), "step: prediction for s = 0")
         return prediction
-    law = proc.posterior(x_t, prediction, s, t, eta, clean_covariance)
+    options = {} if clean_covariance is None else {"clean_covariance": clean_covariance}
+    law = proc.posterior(x_t, prediction, s, t, eta, **options)
     return law.sample(normal(tuple(law.mean.shape)))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ssdcore import _pytrees
 from ssdcore._arrays import Array, Constant, Namespace
 from ssdcore._times import look_up, real_times_of
 
@@ -70,6 +71,7 @@ class NoiseSchedule:
         alpha.flags.writeable = sigma.flags.writeable = False
         object.__setattr__(self, "alpha", alpha)
         object.__setattr__(self, "sigma", sigma)
+        _pytrees.ensure()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, NoiseSchedule):
@@ -392,6 +394,8 @@ class _Scaled:
         return alpha * share, noisier * share
 
 
+_pytrees.register_static(NoiseSchedule)
+
 # name, for commands and configurations -> schedule of T steps
 NOISE_SCHEDULES: Mapping[str, Callable[[int], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
@@ -513,6 +517,8 @@ class ResolutionSchedule:
         starts = [next(i + 1 for i, level in enumerate(at) if level >= k) for k in range(1, levels)]
         return cls(tuple(starts), steps)
 
+
+_pytrees.register_static(ResolutionSchedule)
 
 RESOLUTION_SCHEDULES: Mapping[str, Callable[..., ResolutionSchedule]] = {
     "equal": ResolutionSchedule.equal,

@@ -59,10 +59,7 @@ class Batch:
 
 def paths_of(process: ssd.LinearDiffusion) -> tuple[Path, ...]:
     """Every path, in order of its first time."""
-    groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
-    for t in range(1, process.steps + 1):
-        groups.setdefault((process.shape(t), process.shape(t - 1)), []).append(t)
-    return tuple(Path(tuple(times), size, out) for (size, out), times in groups.items())
+    return tuple(Path(path.times, path.shape, path.target_shape) for path in process.paths)
 
 
 def equal_cost_repeats(process: ssd.LinearDiffusion, network: FlexiUNetConfig) -> tuple[int, ...]:

@@ -185,16 +185,17 @@ def test_design_command(images, tmp_path, capsys):
     assert main(["design", "--data", str(images), *SMALL, *options]) == 0
     printed = capsys.readouterr().out
     schedule = oracle.Schedule.load(out, (8, 8))
+    covariance = oracle.fit(np.moveaxis(ssd_resized(images), 3, 1)).covariance
     row = next(line for line in printed.splitlines() if line.startswith("designed"))
-    assert [float(v) for v in row.split()[-3:]] == pytest.approx(
+    assert [float(v) for v in row.split()[-4:]] == pytest.approx(
         [
             sum(np.prod(schedule.process().shape(t)) for t in schedule.times) / (12 * 64),
             schedule.error,
             schedule.error / schedule.full_error,
+            oracle.sampler_error(schedule.process(), covariance),
         ],
         rel=2e-3,
     )
-    covariance = oracle.fit(np.moveaxis(ssd_resized(images), 3, 1)).covariance
     assert schedule.error == pytest.approx(oracle.sampler_error(schedule.process(), covariance, schedule.times))
     assert len(re.findall(r"^(full size|ConvexDecay|equal|designed)", printed, flags=re.MULTILINE)) == 8
     assert plot.read_bytes().startswith(b"\x89PNG")

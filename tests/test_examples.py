@@ -74,6 +74,14 @@ def test_volumes_come_out_equally_often_with_matched_noise_only(example):
     assert abs(figures["variance ratio, scale-matched noise"] - 1) < 0.04
 
 
+def test_a_second_order_sampler_of_ones_own_is_of_second_order(example):
+    rows = example("heun").main()
+    last, before = rows[-1], rows[-2]
+    assert before["first"] / last["first"] < 6  # squared errors: 4 for order one, 16 for order two
+    assert before["heun"] / last["heun"] > 12
+    assert last["heun"] < last["first"] / 8
+
+
 @pytest.mark.slow
 def test_three_lines_equal_what_is_written_by_hand(example):
     rows = example("three_imports").main()

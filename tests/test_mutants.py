@@ -338,6 +338,27 @@ class EtaScalesVariance(Process):
         return super().posterior(x_t, clean_s, s, t, math.sqrt(eta) if eta > 0 else eta)
 
 
+class ForgetsWhatIsLeftOpen(Process):
+    def posterior(
+        self, x_t: Any, clean_s: Any, s: Any, t: Any, eta: float = 1.0, clean_covariance: Any = None
+    ) -> Gaussian:
+        return super().posterior(x_t, clean_s, s, t, eta)
+
+
+class NoiseOfTheFirstTime(Process):
+    """One σ for a whole batch."""
+
+    def add_noise(self, x0: Any, noise: Any, times: Any) -> Any:
+        return super().add_noise(x0, noise, times if np.ndim(times) == 0 else np.full_like(times, times[0]))
+
+
+class LawsOfTheFirstTime(Process):
+    def posterior(self, x_t: Any, clean_s: Any, s: Any, t: Any, eta: float = 1.0, **options: Any) -> Gaussian:
+        if np.ndim(s):
+            s, t = np.full_like(s, s[-1]), np.full_like(t, t[-1])
+        return super().posterior(x_t, clean_s, s, t, eta, **options)
+
+
 class WrongAlphaRatio(Process):
     def degradation(self, s: int, t: int) -> LinearOperator:
         return (self.alpha(t) / max(self.alpha(s), 1e-300)) * super().degradation(s, t)
@@ -553,6 +574,9 @@ PROCESS_MUTANTS = (
     process("noise of a long step 1 % too high", "chaining", DegradationForgetsChange),
     process("η ignored", "eta_family", EtaIgnored),
     process("η scales the variance", "eta_family", EtaScalesVariance),
+    process("what the prediction leaves open forgotten", "second_moments", ForgetsWhatIsLeftOpen),
+    process("noise of the first item's time", "noising", NoiseOfTheFirstTime),
+    process("law of one time for all", "times", LawsOfTheFirstTime),
     process("wrong alpha ratio", "clean", WrongAlphaRatio),
     process("clean image scaled", "clean", CleanAtWrongTime),
     process("marginal variance of another time", "marginal", MarginalOfNextTime),

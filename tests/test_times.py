@@ -1,6 +1,7 @@
 """Times of every kind: whole and real, one and many, of every library, known and traced; and schedules between them."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -279,3 +280,49 @@ def test_paths_and_names():
         assert name in dir(ssd)
         assert hasattr(ssd, name)
     assert not {"importlib", "Any", "TYPE_CHECKING"} & set(dir(ssd))
+
+
+def test_equal_processes_are_equal_and_go_through_jit_as_arguments():
+    def make(gamma=0.5, kernel="bilinear"):
+        levels = ssd.ResolutionSchedule.convex(T, 3, gamma)
+        return ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(T), levels, kernel=kernel)
+
+    same, other = make(), make(2.0)
+    assert make() == same
+    assert hash(make()) == hash(same)
+    assert len({same, other, make(kernel="box"), same.respace([5, T]), BLUR, RESIZE}) == 6
+    assert pickle.loads(pickle.dumps(same)) == same
+    assert same != "process"
+    traced = []
+
+    @jax.jit
+    def f(proc, noise, levels, x):
+        traced.append(levels.starts)
+        return proc.marginal(x, 50).mean * noise.alpha[5]
+
+    x = jnp.ones((8, 8))
+    for proc in (same, make(), other):
+        expected = proc.marginal(np.ones((8, 8)), 50).mean * NOISE.alpha[5]
+        np.testing.assert_allclose(f(proc, NOISE, ssd.ResolutionSchedule.equal(T, 2), x), expected, rtol=1e-5)
+    assert len(traced) == 2
+    for leafless in (same, BLUR, NOISE, ssd.ResolutionSchedule.equal(T, 2)):
+        assert jax.tree_util.tree_leaves(leafless) == []
+        assert torch.utils._pytree.tree_leaves(leafless) == []
+
+
+def test_what_a_notebook_shows():
+    page = RESIZE._repr_html_()
+    assert all(part in page for part in ("8×8", "4×4", "2×2", "21 … 40", "log-SNR"))
+    assert page.count("<tr>") == 4
+    report = ssd.testing.check_operator(ssd.Resize((6,), (3,)))
+    assert str(report).startswith("Resize((6,) -> (3,)) on numpy: passed (")
+    assert len(str(report).splitlines()) == 1 + sum(row.status != "passed" for row in report.rows)
+    assert len(repr(report)) < 120
+    wrong = ssd.Functional(lambda x: 2 * x, lambda y: 3 * y, in_shape=(4,), out_shape=(4,))
+    with pytest.raises(ssd.testing.CheckFailed) as caught:
+        ssd.testing.check_operator(wrong)
+    failed = caught.value.report
+    assert "FAILED" in str(failed)
+    assert "adjoint" in str(failed)
+    assert failed._repr_html_().count("color: #b00020") == len(failed.failures)
+    assert "(4,) -&gt; (4,)" in failed._repr_html_()

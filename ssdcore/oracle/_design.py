@@ -22,7 +22,6 @@ from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
 _FORMAT = "ssdcore.schedule"
 _VERSION = 1
-_NOISES = {"linear": NoiseSchedule.linear, "cosine": NoiseSchedule.cosine}
 _SEED_GAMMAS = (0.25, 0.5, 1.0, 2.0)  # ConvexDecay shapes that the search starts from, 1 being the equal schedule
 
 
@@ -34,6 +33,8 @@ class Design:
     error        exact squared Fréchet error, summed over pixels, of this schedule at these times
     cost         Σ over the sampling times of the cost of their level
     full_error   error of the full-size chain at the same times;  full_cost   its cost
+    floor        error of the schedule when every time of the process is visited: what changes of size leave, however
+                 many the steps (and what T steps leave)
     process      the `LinearDiffusion` that was measured
     evaluations  how many schedules were measured
     """
@@ -44,6 +45,7 @@ class Design:
     cost: float
     full_error: float
     full_cost: float
+    floor: float
     process: LinearDiffusion
     evaluations: int
 
@@ -153,7 +155,8 @@ def design_levels(
             best = better
     proc = process(best)
     schedule = ResolutionSchedule.thresholds([grid[p] for p in best], noise.steps)
-    return Design(schedule, grid, error(best), price(best), reference, steps * each[0], proc, len(errors))
+    floor = sampler_error(proc, data, None, eta, order=order)
+    return Design(schedule, grid, error(best), price(best), reference, steps * each[0], floor, proc, len(errors))
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class Schedule:
     """A process and the times to sample it at, as a small JSON file that design writes and training reads.
 
     sizes    shape of every level, the full one first;  starts   time at which level k = 1, 2, … starts
-    noise    "linear" or "cosine": constructor of `NoiseSchedule`;  steps   its T
+    noise    a name that `NoiseSchedule.named` takes;  steps   its T
     matched  scale-matched noise or the paper's;  kernel   of the resizes
     times    sampling times, increasing, within 1 … T;  eta, order   the sampler they were designed for
     error, full_error   exact squared Fréchet errors of the design and of the full-size chain, for the record
@@ -230,14 +233,16 @@ class Schedule:
     full_error: float | None = None
 
     def __post_init__(self) -> None:
-        if self.noise not in _NOISES:
-            raise ValueError(f"schedule: unknown noise {self.noise!r}; choose one of {', '.join(_NOISES)}")
+        if self.noise not in NoiseSchedule.names():
+            raise ValueError(
+                f"schedule: unknown noise {self.noise!r}; choose one of {', '.join(NoiseSchedule.names())}"
+            )
         self.process().respace(self.times)  # refuses sizes, starts and times that do not fit together
 
     def process(self) -> LinearDiffusion:
         """The process over the full steps 1 … T; `times` are for its `respace`."""
         levels = ResolutionSchedule.thresholds(self.starts, self.steps)
-        noise = _NOISES[self.noise](self.steps)
+        noise = NoiseSchedule.named(self.noise, self.steps)
         return LinearDiffusion.resize(
             self.sizes[0], noise, levels, matched=self.matched, kernel=self.kernel, sizes=self.sizes
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ssdcore._arrays import namespace_of
-from ssdcore.gaussian import Gaussian
+from ssdcore.gaussian import Covariance, Gaussian
 from ssdcore.process import InadmissibleProcess
 from ssdcore.schedules import NoiseSchedule
 from ssdcore.testing._backend import Backend, norm, same_device, to_numpy
@@ -178,6 +178,72 @@ def _response_to_state(c: ProcessContext, s: int, t: int, eta: float) -> np.ndar
 def _response_to_clean(c: ProcessContext, s: int, t: int, eta: float) -> np.ndarray:
     zeros = c.wide.array(np.zeros((c.size(s), *c.proc.shape(t))))
     return c.probe_map(lambda x: c.proc.posterior(zeros, x, s, t, eta=eta).mean, c.proc.shape(s))
+
+
+def second_moments(c: ProcessContext) -> Iterator[Measurement]:
+    """With the covariance C that the prediction leaves open: the posterior's plus D C Dᵀ, D = α_s I − B α_t R."""
+    proc = c.proc
+    for s, t in c.dense_pairs:
+        n = c.size(s)
+        factor = c.values((n, n + 1)) / math.sqrt(n)
+        law = Covariance.dense(factor @ factor.T, proc.shape(s))
+        zero_s, zero_t = c.wide.array(np.zeros(proc.shape(s))), c.wide.array(np.zeros(proc.shape(t)))
+        for eta in (0.3, 1.0):
+            d = proc.alpha(s) * np.eye(n) - proc.alpha(t) * _response_to_state(c, s, t, eta) @ _probe_of(c, s, t)
+            plain = proc.posterior(zero_t, zero_s, s, t, eta).covariance.as_matrix()
+            expected = plain + d @ law.as_matrix() @ d.T
+            found = proc.posterior(zero_t, zero_s, s, t, eta, clean_covariance=law).covariance.as_matrix()
+            scale = proc.sigma(s) ** 2 + _spectral_norm(d) ** 2 * _spectral_norm(law.as_matrix())
+            tolerance = 4 * math.sqrt(n) * c.dense_rounding(s, t, n * n) * scale
+            yield deviation(
+                found, expected, tolerance, f"posterior covariance {s} ← {t}, eta {eta}, with Cov[x_0 | x_t]"
+            )
+
+
+def _probe_of(c: ProcessContext, s: int, t: int) -> np.ndarray:
+    """Dense R_{s→t}."""
+    return c.probe_map(c.proc.operator(s, t), c.proc.shape(s))
+
+
+def noising(c: ProcessContext) -> Iterator[Measurement]:
+    """x_t = α_t R x_0 + σ_t noise, at one time and at a time of its own for each item."""
+    proc = c.proc
+    for path in proc.paths[: c.examples + 1]:
+        times = sorted({path.times[0], path.times[len(path.times) // 2], path.times[-1]})
+        x0, noise = c.random((len(times), *proc.shape(0))), c.random((len(times), *path.shape))
+        together = to_numpy(proc.add_noise(x0, noise, np.array(times)))
+        for k, t in enumerate(times):
+            clean, e = to_numpy(proc.degrade(x0[k, ...], t)), to_numpy(noise[k, ...])
+            expected = proc.alpha(t) * clean + proc.sigma(t) * e
+            tolerance = c.backend.rounding(4, e.size) * (norm(clean) + norm(e)) + 2 * c.backend.storing(expected)
+            tolerance += c.rounding(0, t, e.size) * norm(to_numpy(x0[k, ...]))
+            alone = to_numpy(proc.add_noise(x0[k, ...], noise[k, ...], t))
+            yield deviation(alone, expected, tolerance, f"add_noise at {t} against α R x0 + σ noise")
+            yield deviation(together[k], expected, tolerance, f"add_noise at {t} among {times}")
+
+
+def times(c: ProcessContext) -> Iterator[Measurement]:
+    """Laws at arrays of times are those of each item at its own; levels at arrays are those of each time."""
+    proc, (s, t) = c.proc, c.main_pair
+    everything = np.arange(proc.steps + 1)
+    for name, level in (("alpha", proc.alpha), ("sigma", proc.sigma)):
+        same = np.array_equal(level(everything), [level(int(k)) for k in everything])
+        yield exact(same, f"{name} of an array of times")
+    pairs = [(s, t), *((a, b) for a, b in c.pairs if (proc.stage(a), proc.stage(b)) == (proc.stage(s), proc.stage(t)))]
+    first, last = np.array(pairs).T
+    n = len(pairs)
+    x_t, clean_s, noise = (c.random((n, *proc.shape(k))) for k in (t, s, s))
+    law = proc.posterior(x_t, clean_s, first, last)
+    mean, applied = to_numpy(law.mean), to_numpy(law.covariance(noise))
+    for k, (a, b) in enumerate(pairs):
+        alone = proc.posterior(x_t[k, ...], clean_s[k, ...], a, b)
+        size = norm(to_numpy(x_t[k, ...])) + norm(to_numpy(clean_s[k, ...]))
+        tolerance = 2 * c.rounding(a, b, c.size(s)) * size + 2 * c.backend.storing(mean[k])
+        yield deviation(mean[k], to_numpy(alone.mean), tolerance, f"posterior mean {a} ← {b} among {n} pairs")
+        expected = to_numpy(alone.covariance(noise[k, ...]))
+        tolerance = 2 * c.rounding(a, b, c.size(s)) * proc.sigma(a) ** 2 * norm(to_numpy(noise[k, ...]))
+        tolerance += 2 * c.backend.storing(expected)
+        yield deviation(applied[k], expected, tolerance, f"posterior covariance {a} ← {b} among {n} pairs")
 
 
 def admissibility(c: ProcessContext) -> Iterator[Measurement]:
@@ -352,6 +418,9 @@ PROCESS_CHECKS: tuple[Check, ...] = (
     Check("chaining", "s → u through t is s → u at once", chaining),
     Check("posterior", "theorem 3 against conditioning of the joint Gaussian, and against theorem 2", posterior),
     Check("eta_family", "every eta keeps the marginals and has the B it should", eta_family),
+    Check("second_moments", "what a prediction leaves open is put back: D C Dᵀ", second_moments),
+    Check("noising", "add_noise draws from the marginal, for each item at its own time", noising),
+    Check("times", "laws and levels at arrays of times are those at each time", times),
     Check(
         "covariance", "applied, root, inverse, determinant and sample of each covariance against its matrix", covariance
     ),

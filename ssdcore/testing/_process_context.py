@@ -88,6 +88,7 @@ class ProcessContext:
         at_s, at_t = proc.shape(s), proc.shape(t)
         return {
             "clean": (lambda x: proc.clean(x["x0"], t), at_t),
+            "add_noise": (lambda x: proc.add_noise(x["x0"], x["x_t"], t), at_t),
             "marginal": (lambda x: proc.marginal(x["x0"], t).mean, at_t),
             "marginal log_prob": (lambda x: proc.marginal(x["x0"], t).log_prob(x["x_t"]), ()),
             "transition": (lambda x: proc.transition(x["x_s"], s, t).mean, at_t),

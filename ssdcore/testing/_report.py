@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class Row:
         return f"{self.check} [{self.dtype}] {self.status}: {numbers}{self.detail}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """The rows of a run on one subject with the arrays of one library."""
 
@@ -95,6 +96,32 @@ class Report:
     @property
     def failures(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.failed)
+
+    def __str__(self) -> str:
+        """One line for the whole, one for each row that did not simply pass."""
+        statuses = [row.status for row in self.rows]
+        counted = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)) or "no checks"
+        taken = sum(row.count for row in self.rows)
+        outcome = "passed" if self.passed else "FAILED"
+        lines = [f"{self.subject} on {self.namespace}: {outcome} ({counted}; {taken} measurements)"]
+        lines += [f"  {row}" for row in self.rows if row.status != "passed"]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Report: {str(self).splitlines()[0]}>"
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks; rows that failed are marked."""
+        head = ("check", "dtype", "status", "measurements", "worst", "may be", "of what")
+        rows = []
+        for row in self.rows:
+            numbers = ("", "") if row.count == 0 else (f"{row.measured:.3g}", f"{row.tolerance:.3g}")
+            cells = (row.check, row.dtype, row.status, str(row.count), *numbers, row.detail)
+            style = ' style="color: #b00020"' if row.failed else ""
+            rows.append(f"<tr{style}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        title = html.escape(str(self).splitlines()[0])
+        columns = "".join(f"<th>{name}</th>" for name in head)
+        return f"<table><caption>{title}</caption><tr>{columns}</tr>{''.join(rows)}</table>"
 
     def to_markdown(self) -> str:
         """The rows as a Markdown table."""
