@@ -311,6 +311,11 @@ def _second_moments(rng: np.random.Generator) -> Iterator[_Row]:
     units = np.eye(n).reshape(n, *op.in_shape)
     got = proc.posterior(np.zeros((n, *op.out_shape)), units, 1, 2, eta=eta).mean.reshape(n, n).T
     yield "D", f"{_named(op)}, η = {eta}", values, got, n
+    values["C_t"] = _positive(rng, n)
+    left_open = Covariance.dense(values["C_t"], op.in_shape)
+    x, clean = np.zeros(op.out_shape), np.zeros(op.in_shape)
+    law = proc.posterior(x, clean, 1, 2, eta=eta, clean_covariance=left_open)
+    yield "covariance", f"{_named(op)}, η = {eta}", values, law.covariance.as_matrix(), 4 * n
 
 
 _INSTANCES: Mapping[str, Callable[[np.random.Generator], Iterator[_Row]]] = {

@@ -35,12 +35,6 @@ def second_moments(variant: str | None) -> Proof:
         variant, a_s * R_s - B * (a_t * R_t), sum_of_gains=a_s * R_s + B * (a_t * R_t), clean_gain_alone=a_s * R_s
     )
     kept = sigma_s**2 * I_n - sigma_t**2 * B * B.T
-    choose(
-        variant,
-        kept + D * C_t * D.T,
-        prediction_taken_for_the_image=kept,
-        missing_transpose=kept + D * C_t * D,
-    )
     free = Given(example=EXAMPLE)
     gaussian = Given(
         rules=((W * S_t, a_t * C * R_t.T), (R_t * C * R_t.T, a_t**-2 * (S_t - sigma_t**2 * I_m))),
@@ -101,7 +95,7 @@ def second_moments(variant: str | None) -> Proof:
             ),
             *_born(variant),
         ),
-        formulas={"D": D} if variant is None else {},
+        formulas={"D": D, "covariance": kept + D * C_t * D.T} if variant is None else {},
     )
 
 

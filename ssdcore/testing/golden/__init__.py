@@ -28,6 +28,7 @@ GOLDEN: tuple[Check, ...] = (
     Check("transitions", "marginals and transitions, by exact matrices", _processes.transitions),
     Check("posteriors", "posteriors at eta 1, ½ and 0, by exact conditioning", _processes.posteriors),
     Check("destroyed modes", "operators that lose modes or reach more values", _processes.destroyed_modes),
+    Check("open predictions", "steps that are exact to second moments", _processes.open_predictions),
     Check("diffusion", "DDPM's and DDIM's formulas", _processes.diffusion),
     Check("blurring", "blurring diffusion for both boundaries", _processes.blurring),
     Check("arrays of times", "laws of a batch whose items have times of their own", _processes.arrays_of_times),

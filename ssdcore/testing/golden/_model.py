@@ -93,17 +93,25 @@ def sampler_moments(
     times: Sequence[int],
     eta: Any,
     start: tuple[np.ndarray, np.ndarray] | None = None,
+    second_moments: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mean of x_0 minus that of the data, covariance of x_0) of the chain over `times` and 0, perfect predictions.
 
     start   (distance of the mean of x_T from the exact one, its covariance); None: the exact marginal
+    second_moments   add D Cov[x_0 | x_t] Dᵀ, D = a_s R_s − a_t B R_t, at every step but the last
     """
     last = times[-1]
     shift, p = (zeros(model.size_at(last)), marginal(model, data, last)) if start is None else start
     for s, t in reversed(list(pairwise([0, *times]))):
         w, b = prediction(model, data, s, t), model.gain(s, t, eta)
         g = model.alpha[s] * w + b @ (eye(len(p)) - model.alpha[t] * model.operator(s, t) @ w)
-        p = reals(g @ p @ g.T + model.sigma[s] ** 2 * eye(len(g)) - model.sigma[t] ** 2 * b @ b.T)
+        noise = model.sigma[s] ** 2 * eye(len(g)) - model.sigma[t] ** 2 * b @ b.T
+        if second_moments and s > 0:
+            d = model.alpha[s] * model.operator(0, s) - model.alpha[t] * b @ model.operator(0, t)
+            clean = model.alpha[t] * data @ model.operator(0, t).T @ inverse(marginal(model, data, t))
+            left_open = data - clean @ marginal(model, data, t) @ clean.T
+            noise = noise + d @ left_open @ d.T
+        p = reals(g @ p @ g.T + noise)
         shift = g @ shift
     return shift, p
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,11 @@ def first_order(_: Any) -> Iterator[Measurement]:
                 found = oracle.sampler_error(proc, law, times, float(eta))
                 label = f"{what}, {form}, times {times}, eta {eta}: error"
                 yield from agree(label, found, frechet(shift, p, matrix), 2**10, scale=np.trace(matrix))
+        for form, law, matrix in forms:
+            shift, p = sampler_moments(model, matrix, (1, 2, 4, 5), 1, second_moments=True)
+            found = oracle.sampler_error(proc, law, (1, 2, 4, 5), second_moments=True)
+            label = f"{what}, {form}, exact to second moments: error"
+            yield from agree(label, found, frechet(shift, p, matrix), 2**10, scale=np.trace(matrix))
         times = (1, 2, 3, 4, 5)
         shift, p = sampler_moments(model, _data(n), times, 1)
         law_of = oracle.sampler_law(proc, floats(_data(n)), times)
@@ -237,7 +242,15 @@ def times(_: Any) -> Iterator[Measurement]:
         errors = {(a, b, 8): _chain_error(base, spectrum, (a, b, 8), eta) for a, b in combinations(range(1, 8), 2)}
         best = min(errors, key=errors.__getitem__)
         yield from holds(f"the best three times at eta {eta} are {best}, got {found}", found == best)
-    yield from refuses("more steps than times", ValueError, lambda: oracle.sampling_times(base, 9))
+    base, spectrum = NoiseSchedule.from_log_snr(np.linspace(7, -5, 40)), (2.0, 0.25, 0.03125, 0.00390625)
+    found = oracle.optimal_times((4,), base, Covariance.cosine(spectrum), 4)
+    own = _chain_error(base, spectrum, found, 1)
+    for i, step in product(range(3), (-1, 1)):
+        moved = tuple(t + step * (k == i) for k, t in enumerate(found))
+        if sorted({0, *moved}) == [0, *moved]:
+            gain = float(1 - _chain_error(base, spectrum, moved, 1) / own)
+            yield from holds(f"no time of {found} is better elsewhere, such as {moved} by {gain:.1e}", gain < 2e-4)
+    yield from refuses("more steps than times", ValueError, lambda: oracle.sampling_times(base, 41))
     yield from refuses("an unknown spacing", ValueError, lambda: oracle.sampling_times(base, 3, "linear"))  # type: ignore[arg-type]
 
 

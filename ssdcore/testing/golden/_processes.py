@@ -213,6 +213,28 @@ def destroyed_modes(_: Any) -> Iterator[Measurement]:
         yield from agree(f"from more values, eta {eta}: covariance", law.covariance.as_matrix(), covariance, 8, scale=1)
 
 
+def open_predictions(_: Any) -> Iterator[Measurement]:
+    """Posteriors that put back what a prediction leaves open: D C Dᵀ on top, D = α_s − α_t B R."""
+    proc, model = example()
+    for s, t in ((1, 2), (3, 4), (1, 5), (2, 3)):
+        n = model.size_at(s)
+        factor = integers(n, n, seed=7) / 8
+        dense = factor @ factor.T + eye(n) / 4
+        x, clean = integers(model.size_at(t), seed=1), integers(n, seed=2)
+        state, image = floats(x).reshape(proc.shape(t)), floats(clean).reshape(proc.shape(s))
+        forms = (
+            ("dense", Covariance.dense(floats(dense), proc.shape(s)), dense),
+            ("isotropic", Covariance.isotropic(proc.shape(s), 0.75), 0.75 * eye(n)),
+        )
+        for (form, left_open, matrix), eta in product(forms, ETAS):
+            mean, covariance = model.posterior(x, clean, s, t, eta)
+            d = ALPHA[s] * eye(n) - ALPHA[t] * model.gain(s, t, eta) @ model.operator(s, t)
+            law = proc.posterior(state, image, s, t, eta=float(eta), clean_covariance=left_open)
+            what = f"posterior {s} from {t}, eta {eta}, {form} covariance of the clean image"
+            yield from agree(f"{what}: mean", law.mean.ravel(), mean, 144)
+            yield from agree(f"{what}: covariance", law.covariance.as_matrix(), covariance + d @ matrix @ d.T, 1024)
+
+
 def diffusion(_: Any) -> Iterator[Measurement]:
     """Ordinary diffusion: DDPM's and DDIM's own formulas, for neighbours and across."""
     alpha, sigma = levels_of(linear_betas(1000))
