@@ -57,7 +57,7 @@ def _fault(check: str, file: str, what: str, *edits: tuple[str, str]) -> Fault:
     return Fault(what, file, edits, check)
 
 
-SEP, DEG = "operators/separable.py", "degradations.py"
+SEP, DEG, GAINS = "operators/separable.py", "degradations.py", "_gains.py"
 R, B, BASE, M = "operators/resize.py", "operators/blur.py", "operators/base.py", "operators/matrix.py"
 SP, G, C, S, P, MS = "spectral.py", "gaussian.py", "conditioning.py", "schedules.py", "process.py", "multistep.py"
 LAW, PROP, INFO = "oracle/_law.py", "oracle/_propagation.py", "oracle/_information.py"
@@ -159,7 +159,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("transitions", P, "variance of the marginal is its deviation", ("Covariance.isotropic(self.shape(t), self.sigma(t) ** 2)", "Covariance.isotropic(self.shape(t), self.sigma(t))")),
     _fault("transitions", P, "transition with M for MMᵀ", ("variance_t - variance_s * m2", "variance_t - variance_s * m2 ** 0.5")),
     _fault("transitions", P, "transition forgets the past", ("variance_t - variance_s * m2", "variance_t + 0 * m2")),
-    _fault("posteriors", P, "η for η²", ("1 - eta**2 * (1 - rho * squared)", "1 - eta * (1 - rho * squared)")),
+    _fault("posteriors", GAINS, "η for η²", ("(1 - eta) * (1 + eta) + eta**2 * (rho * squared)", "(1 - eta) + eta * (rho * squared)")),
     _fault("posteriors", P, "ρ is a ratio of deviations", ("rho = (sigma_s / sigma_t) ** 2", "rho = sigma_s / sigma_t")),
     _fault("posteriors", P, "lift by ρ Rᵀ", ("return unscaled, rho * ratio, covariance", "return unscaled, rho, covariance")),
     _fault("posteriors", P, "innovation with α_s", ("self.alpha(t) * operator(clean)", "self.alpha(s) * operator(clean)")),
@@ -170,10 +170,10 @@ FAULTS: tuple[Fault, ...] = (
     _fault("priors", P, "prior with α_T C", ("covariance.affine(alpha**2, variance)", "covariance.affine(alpha, variance)")),
     _fault("priors", P, "prior around m", ("Gaussian(alpha * centre, law)", "Gaussian(1.0 * centre, law)")),
     # second order
-    _fault("multistep", MS, "weight without its 2", ("/ (2 * last)\n\n\ndef half", "/ last\n\n\ndef half")),
+    _fault("multistep", MS, "weight without its 2", ("return step / (2 * last) if", "return step / last if")),
     _fault("multistep", MS, "log r added at a change", ("(step - np.log(", "(step + np.log(")),
     _fault("multistep", MS, "log r added after a change", ("gap = last - np.log(", "gap = last + np.log(")),
-    _fault("multistep", MS, "previous prediction not raised by 1/r", ("inverse = np.where(kept, 1.0 / np.where(kept, r, 1.0), 0.0)", "inverse = np.where(kept, 1.0, 0.0)")),
+    _fault("multistep", MS, "previous prediction not raised by 1/r", ("np.where(kept, 1.0 / positive, 0.0)", "np.where(kept, 1.0, 0.0)")),
     # oracle
     _fault("sampler error", PROP, "prediction by the deviation of the noise", ("alpha * signal / (alpha**2 * signal + sigma**2)", "alpha * signal / (alpha**2 * signal + sigma)")),
     _fault("sampler error", PROP, "noise of a step drawn whole", ("(chain.sigma(t - 1) ** 2 - (chain.sigma(t) * carried) ** 2)", "(chain.sigma(t - 1) ** 2)")),

@@ -152,3 +152,120 @@ def test_scaled_noise_has_the_ratio_that_was_asked_for(noise: ssd.NoiseSchedule)
     same = noise.scaled(np.ones(noise.steps + 1))
     np.testing.assert_allclose(same.alpha, noise.alpha, rtol=8 * EPS)
     np.testing.assert_allclose(same.sigma, noise.sigma, rtol=8 * EPS)
+
+
+# What survived the mutation run (benchmarks/mutation): each test below kills one mutant or more.
+
+
+def test_sums_and_transposed_products_that_become_one_operator() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((2, 3, 3))
+    np.testing.assert_allclose((ssd.Matrix(a) + ssd.Matrix(b)).as_matrix(), a + b, atol=16 * EPS)
+    for left, right in ((ssd.Matrix(a).T, ssd.Matrix(b).T), (ssd.Separable([a]).T, ssd.Separable([b]).T)):
+        product = left @ right
+        np.testing.assert_allclose(product.as_matrix(), a.T @ b.T, atol=64 * EPS)
+        np.testing.assert_allclose(product(np.ones(3)), a.T @ b.T @ np.ones(3), atol=64 * EPS)
+
+
+def test_sparse_matrix_under_several_leading_axes() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    a = np.array([[0.5, 0.0, 2.0], [0.0, 1.0, 0.0]])
+    x = np.random.default_rng(3).standard_normal((2, 3, 4, 3))
+    np.testing.assert_allclose(ssd.Matrix(sparse.csr_matrix(a))(x), x @ a.T, atol=16 * EPS)
+
+
+def test_empty_batches_and_large_operators() -> None:
+    large = ssd.Functional(lambda v: 0.5 * v, lambda v: 0.5 * v, (2304,), (2304,))
+    assert large.gram_function(np.sqrt, np.zeros((0, 2304))).shape == (0, 2304)
+    noise = ssd.NoiseSchedule.from_log_snr([1.0, 0.0])
+    law = ssd.LinearDiffusion.from_operators([None, large], noise).transition(np.zeros(2304), 1, 2)
+    plain = ssd.Gaussian(np.zeros(2304), ssd.Covariance.isotropic(2304, 1.0))
+    for p, q in ((law, plain), (plain, law)):
+        with pytest.raises(ValueError, match="too large"):
+            p.kl(q)
+
+
+def test_a_step_without_noise_is_a_schedule() -> None:
+    noise = ssd.NoiseSchedule.from_betas([0.5, 0.0])
+    assert noise.alpha[1] == noise.alpha[2] == pytest.approx(math.sqrt(0.5), rel=4 * EPS)
+    with pytest.raises(ValueError, match="must not rise"):
+        ssd.NoiseSchedule.from_log_snr([3.0, 1.0, 2.0])
+
+
+def test_a_size_that_changes_at_the_first_step() -> None:
+    levels = ssd.ResolutionSchedule.thresholds([1])
+    proc = ssd.LinearDiffusion.resize((4,), ssd.NoiseSchedule.from_log_snr([1.0, 0.0]), levels)
+    assert proc.degrade(np.ones(4), 1).shape == (2,)
+    with pytest.raises(ValueError, match="4"):
+        proc.degrade(np.ones(2), 1)
+    assert ssd.oracle.sampler_error(proc, np.eye(4)) > 0
+    with pytest.raises(ValueError, match="covariance"):
+        ssd.oracle.sampler_error(proc, np.eye(2))
+
+
+def test_mean_of_the_second_order_sampler() -> None:
+    """A single step extrapolates nothing, so both orders give one law, its mean with it."""
+    proc = ssd.LinearDiffusion.identity((3,), ssd.NoiseSchedule.from_log_snr([1.0, 0.0]))
+    prior = ssd.Gaussian(np.array([1.0, -2.0, 0.5]), ssd.Covariance.isotropic(3, 1.0))
+    laws = [ssd.oracle.sampler_law(proc, np.eye(3), (2,), 0.0, order=k, prior=prior) for k in (1, 2)]
+    np.testing.assert_allclose(laws[0].mean, laws[1].mean, atol=16 * EPS)
+    assert np.abs(laws[0].mean).max() > 0.1
+
+
+def test_covariance_of_samples_whose_blocks_are_of_several_kinds() -> None:
+    """Cosine data under a resize: some blocks are single modes, some couple two."""
+    spectrum = 1 / (1 + np.arange(5.0)) ** 2
+    levels = ssd.ResolutionSchedule.thresholds([2])
+    proc = ssd.LinearDiffusion.resize((5,), ssd.NoiseSchedule.from_log_snr([1.0, 0.0, -2.0]), levels)
+    cosine = ssd.Covariance.cosine(spectrum)
+    fast = ssd.oracle.sampler_law(proc, cosine).covariance.as_matrix()
+    slow = ssd.oracle.sampler_law(proc, cosine.as_matrix()).covariance.as_matrix()
+    np.testing.assert_allclose(fast, slow, atol=1e-12)
+
+
+def test_a_perfect_denoiser_of_one_image_returns_it() -> None:
+    proc = ssd.LinearDiffusion.identity((3,), ssd.NoiseSchedule.from_log_snr([1.0, 0.0]))
+    denoiser = ssd.oracle.EmpiricalDenoiser(proc, np.array([[1.0, 2.0, 3.0]]))
+    np.testing.assert_allclose(denoiser.posterior_mean(np.zeros((2, 3)), 2, 0), [[1.0, 2.0, 3.0]] * 2)
+
+
+def test_the_cheapest_start_of_a_level_is_found_at_every_tolerance() -> None:
+    noise = ssd.NoiseSchedule.from_log_snr(np.linspace(5, -5, 12))
+    law = ssd.Covariance.cosine([1.0, 0.125, 0.015, 0.008])
+    times = tuple(range(1, 13))
+    full = ssd.oracle.sampler_error(ssd.LinearDiffusion.identity((4,), noise), law, times)
+    excess = {}
+    for start in times[1:]:
+        proc = ssd.LinearDiffusion.resize((4,), noise, ssd.ResolutionSchedule.thresholds([start]))
+        excess[start] = ssd.oracle.sampler_error(proc, law, times) / full - 1
+    for tolerance in (0.01, 0.03, 0.1, 0.3, 1.0):
+        if min(excess.values()) <= tolerance:
+            found = ssd.oracle.design_levels((4,), noise, law, 2, 12, tolerance, times=times).levels.starts
+            assert found == (min(start for start in excess if excess[start] <= tolerance),)
+
+
+def test_one_width_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        ssd.LinearDiffusion.blur((4,), ssd.NoiseSchedule.from_log_snr([1.0, 0.0]), [0.0, 1.0, math.inf])
+
+
+def test_the_image_with_one_value_that_is_not_finite_is_named() -> None:
+    images = np.zeros((5, 2, 2))
+    images[3, 0, 1] = math.nan
+    with pytest.raises(ValueError, match="image 3"):
+        ssd.oracle.fit(images)
+
+
+@pytest.mark.parametrize(("step", "known"), [(4.9, True), (5.1, False)])
+def test_extrapolation_at_a_change_stops_where_it_would_magnify_errors(step: float, known: bool) -> None:
+    """w = step/(2 gap) up to 2.5 in the modes that the change keeps best; further out, first order."""
+    from ssdcore.multistep import extrapolated
+
+    # with matched noise λ_t + log r is that of the base, so the gap is 1 and w = step/2
+    base = ssd.NoiseSchedule.from_log_snr([2 * step + 1.0, 2 * step, 0.0, -2.0])
+    proc = ssd.LinearDiffusion.resize((4,), base, ssd.ResolutionSchedule.thresholds([3]), kernel="box")
+    now, before = np.array([1.0, 2.0, 3.0, 5.0]), np.array([0.5, 0.25])
+    used = extrapolated(proc, 2, 3, 4, now, before)
+    pairs = np.kron(np.eye(2), np.full((2, 2), 0.5))  # the modes that the change keeps
+    gap = pairs @ now - np.repeat(before, 2)
+    np.testing.assert_allclose(used, now + (step / 2 if known else 0.0) * gap, atol=1e-11)
