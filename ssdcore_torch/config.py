@@ -8,6 +8,7 @@ import re
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,6 +23,16 @@ from ssdcore_torch.text import printable
 
 # Far beyond what anyone trains; a damaged config.json is refused before it asks for memory.
 MOST_STEPS, LARGEST_SIZE = 1_000_000, 16_384
+
+
+MOST_WORKERS, LARGEST_SEED = 1024, 2**63 - 1
+NARROWEST = 0.001  # a relative width of an average; narrower ones are the last weights alone
+_LARGEST = {
+    **dict.fromkeys(("steps", "warmup", "log_every", "save_every", "sample_every", "evaluate_every"), 10**12),
+    **dict.fromkeys(("batch_size", "accumulate", "snapshots", "keep"), 1 << 20),
+    "evaluate_samples": 10**9,
+}
+_LARGEST_NETWORK = {"base_channels": 8192, "blocks_per_stage": 64, "in_channels": 64, "num_classes": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -60,14 +71,18 @@ class DataConfig:
     class_counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("classes", "class_names"):
+            names = getattr(self, name)
+            if twice := [each for each, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"data.{name}: expected different names, got {twice[0]!r} more than once")
         Choices(bits=self.bits, most_pixels=self.most_pixels)
         if self.class_counts and len(self.class_counts) != len(self.class_names):
             raise ValueError(
                 f"data.class_counts: expected one for each of {len(self.class_names)} class names, got "
                 f"{len(self.class_counts)}"
             )
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"data.workers: expected at least 0, got {self.workers}")
+        if self.workers is not None and not 0 <= self.workers <= MOST_WORKERS:
+            raise ValueError(f"data.workers: expected 0 to {MOST_WORKERS}, got {self.workers}")
         if not self.memory_gib >= 0:
             raise ValueError(f"data.memory_gib: expected at least 0, got {self.memory_gib}")
         if not 0 <= self.broken_share <= 1:
@@ -190,6 +205,9 @@ class TrainConfig:
     evaluate_features: Literal["lite0", "pixels"] = "lite0"
 
     def __post_init__(self) -> None:
+        for name, most in _LARGEST.items():
+            if (value := getattr(self, name)) is not None and value > most:
+                raise ValueError(f"train.{name}: expected at most {most}, got {value}")
         least_one = ("steps", "batch_size", "accumulate", "snapshots", "log_every", "save_every", "keep")
         for name in (*least_one, "sample_every", "evaluate_every"):
             value = getattr(self, name)
@@ -212,10 +230,13 @@ class TrainConfig:
                 raise ValueError(f"train.{name}: expected a number in [0, 1), got {value}")
         if not self.ema or not all(0 <= rate < 1 for rate in self.ema):
             raise ValueError(f"train.ema: expected one decay in [0, 1) or more, got {list(self.ema)}")
-        if not all(0 < width <= 0.28 for width in self.ema_widths):
-            raise ValueError(f"train.ema_widths: expected widths in (0, 0.28], got {list(self.ema_widths)}")
         if self.cuda_graphs and self.recompute:
             raise ValueError("train.cuda_graphs: a step that recomputes (train.recompute) cannot be captured; take one")
+        if not all(NARROWEST <= width <= 0.28 for width in self.ema_widths):
+            raise ValueError(f"train.ema_widths: expected widths from {NARROWEST} to 0.28, got {list(self.ema_widths)}")
+        for name in ("ema", "ema_widths"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"train.{name}: expected different averages, got {list(getattr(self, name))}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"train.batch_size: {self.batch_size} images do not divide into accumulate = {self.accumulate} parts"
@@ -238,11 +259,21 @@ class Config:
     train: TrainConfig
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed: expected 0 to {LARGEST_SEED}, got {self.seed}")
+        for name, most in _LARGEST_NETWORK.items():
+            if (value := getattr(self.network, name, None)) is not None and value > most:
+                raise ValueError(f"network.{name}: expected at most {most}, got {value}")
+        try:
+            ssd.Resize((2,), (1,), kernel=self.process.kernel)
+        except ValueError as error:  # which names the operator
+            raise ValueError(f"process.kernel: {str(error).rpartition(': ')[2]}") from error
         height, width = self.network.level_sizes[0]
         if height != width:
             raise ValueError(f"network.level_sizes: the trainer's images are square, got {height}×{width}")
+        names = self.data.class_names
+        if names and (unknown := [name for name in self.data.classes if name not in names]):
+            raise ValueError(f"data.classes: {unknown[0]!r:.60} is not among data.class_names")
         if height > LARGEST_SIZE:
             raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels a side, got {height}")
         if self.network.preconditioned_times not in (None, self.process.steps):
@@ -356,10 +387,17 @@ class Config:
     def from_json(cls, text: str) -> Config:
         """Raises ValueError that names the key which is unknown, missing or of the wrong type."""
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON: {error}") from error
         return _read(cls, values, "")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where it names a key twice: one of the values would silently win."""
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{twice[0]!r:.60} stands twice in one object")
+    return dict(pairs)
 
 
 def read_settings(text: str) -> dict[str, Any]:
@@ -457,14 +495,15 @@ def _yaml(text: str) -> Any:
 
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Dotted names of the settings in which two configurations differ, each with both values."""
-    a, b = _flatten(dataclasses.asdict(ours)), _flatten(dataclasses.asdict(theirs))
+    a, b = flat_settings(dataclasses.asdict(ours)), flat_settings(dataclasses.asdict(theirs))
     return [f"{key}: {a[key]} instead of {b[key]}" for key in a if a[key] != b[key]]
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of a tree by their dotted names."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        flat.update(flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
     return flat
 
 
@@ -507,7 +546,13 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
         if name not in value and field.default is dataclasses.MISSING:
             raise ValueError(f"{prefix}{name}: this setting is missing")
     hints = typing.get_type_hints(kind)
-    return kind(**{key: _read(hints[key], value[key], prefix + key) for key in value})
+    values = {key: _read(hints[key], value[key], prefix + key) for key in value}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        if re.match(r"\w+", str(error))[0] in fields and where:  # type: ignore[index]
+            raise ValueError(f"{prefix}{error}") from error  # of a class that knows no section that it is in
+        raise
 
 
 # ---- presets

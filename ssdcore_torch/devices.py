@@ -31,14 +31,32 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here.to(device)
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of a CUDA device's memory, or of what this process may use of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # a system that does not tell
+        return 1 << 62
+    try:
+        return min(room, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no control groups here, or no limit ("max")
+        return room
+
+
 def _find_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "cpu" and device.index:
+            raise ValueError("there is one CPU to torch, number 0")
+        if device.type == "meta":
+            raise ValueError("it computes nothing")
         torch.zeros(1, device=device)
     except Exception as error:  # torch raises many kinds: no such name, not compiled in, no driver, no such index
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise UserError(f"--device {name} cannot be used ({reason}); leave it out, or take --device cpu") from error
     return device
 

@@ -46,6 +46,7 @@ import torch
 from torch import Tensor
 
 from ssdcore_torch.checkpoint import Tensors, load_tensors, save_tensors
+from ssdcore_torch.config import NARROWEST
 from ssdcore_torch.denoisers.unet import FlexiUNet
 
 WIDEST = 12**-0.5
@@ -53,9 +54,12 @@ _SNAPSHOT = re.compile(r"power-.+-\d{8,18}\.safetensors")
 
 
 def exponent(width: float) -> float:
-    """γ of the relative width σ_rel. Raises ValueError unless 0 < width <= 1/√12."""
-    if not 0 < width <= WIDEST:
-        raise ValueError(f"expected a relative width above 0 and up to {WIDEST:.4f} (a plain mean), got {width}")
+    """γ of the relative width σ_rel. Raises ValueError unless 0.001 <= width <= 1/√12."""
+    if not NARROWEST <= width <= WIDEST:
+        raise ValueError(
+            f"expected a relative width from {NARROWEST} (narrower is the last weights alone) to {WIDEST:.4f} (a plain "
+            f"mean), got {width}"
+        )
     inverse = width**-2
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return float(max(root.real for root in roots if abs(root.imag) < 1e-6 * abs(root)))
@@ -192,7 +196,7 @@ def _inner(gamma_a: np.ndarray, time_a: np.ndarray, gamma_b: np.ndarray, time_b:
 def reconstruct(run: str | Path, width: float, at_step: int | None = None) -> Tensors:
     """The average of a relative width that was not tracked, mixed from the run's snapshots, by parameter name.
 
-    width     σ_rel, above 0 and up to 1/√12
+    width     σ_rel, from 0.001 to 1/√12
     at_step   after which step; one that has snapshots; default: the last
     Raises FileNotFoundError for a run without snapshots, ValueError for a step without, or files that do not fit.
     """

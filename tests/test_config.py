@@ -59,7 +59,7 @@ def edited(path: str, value: Any) -> str:
         ("network.level_sizes", [[16, 16, 16]], r"network.level_sizes\[0\]: expected 2 values"),
         ("network.level_sizes", [[16, 8]], "square"),
         ("network.base_channels", 31, "base_channels"),
-        ("seed", -1, "seed: expected at least 0"),
+        ("seed", -1, "seed: expected 0 to 9223372036854775807"),
     ],
 )
 def test_wrong_settings_are_named(path: str, value: Any, message: str) -> None:

@@ -126,9 +126,9 @@ def test_averages_go_on_from_their_state() -> None:
         ((), (), "one average or more"),
         ((0.9, 0.9), (), "all different"),
         ((1.0,), (), r"rates in \[0, 1\)"),
-        ((0.9,), (0.3,), "expected a relative width above 0 and up to 0.2887"),
-        ((), (0.0,), "expected a relative width above 0"),
-        ((), (math.nan,), "expected a relative width above 0"),
+        ((0.9,), (0.3,), "expected a relative width from 0.001 .* to 0.2887"),
+        ((), (0.0,), "expected a relative width from 0.001"),
+        ((), (math.nan,), "expected a relative width from 0.001"),
     ],
 )
 def test_what_is_no_average_is_refused(rates: tuple[float, ...], widths: tuple[float, ...], message: str) -> None:
@@ -217,7 +217,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for name, expected in averages.state()["power-0.1"].items():
         torch.testing.assert_close(net.get_parameter(name).detach(), expected, rtol=1e-5, atol=1e-6)
 
-    assert command.main([str(tmp_path), "--width", "0.07", "--step", "8", "--out", str(out)]) == 0
+    assert command.main([str(tmp_path), "--width", "0.07", "--step", "8", "--out", str(out), "--force"]) == 0
     assert "average of width 0.07 after step 8, mixed from 4 snapshots" in capsys.readouterr().out
 
     def refusal(*options: str) -> str:
@@ -229,7 +229,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "step 5 has no snapshots; the nearest that have: 4, 8" in refusal(
         str(tmp_path), "--width", "0.1", "--step", "5", *again
     )
-    assert "relative width above 0" in refusal(str(tmp_path), "--width", "2", *again)
+    assert "--width: expected a relative width from 0.001" in refusal(str(tmp_path), "--width", "2", *again)
     assert "holds no snapshots: train with" in refusal(str(tmp_path / "nothing"), "--width", "0.1", *again)
     save_file({"x": torch.ones(1)}, tmp_path / "snapshots" / "power-0.1-00000013.safetensors")
     assert "power-0.1-00000013.safetensors is no snapshot" in refusal(str(tmp_path), "--width", "0.1", *again)

@@ -101,6 +101,7 @@ def call(tmp_path: Path, features: Path) -> Callable[..., dict[str, Any]]:
             tmp_path / "cache",
             "--out",
             tmp_path / out,
+            "--force",
         ]
         assert evaluate.main([str(option) for option in (*options, *command)]) == 0
         return json.loads((tmp_path / out).read_text())

@@ -410,7 +410,7 @@ def test_a_failing_disk_is_one_line(
         cli.run(train.main, [*TINY, "--steps", "2", "--out", str(tmp_path / "run")])
     assert caught.value.code == cli.BAD_INPUT
     said = capsys.readouterr().err
-    assert "cannot be written ([Errno 28] No space left on device): the run's last checkpoint is intact" in said
+    assert "cannot be written ([Errno 28] No space left on device): nothing was saved" in said
 
 
 @pytest.mark.parametrize(
@@ -427,7 +427,7 @@ def test_an_error_that_is_not_of_the_run_folder_is_not_said_to_be(
         raise error
 
     monkeypatch.setattr(train, "train", fails)
-    with pytest.raises(cli.UserError, match=f"^{re.escape(str(error))}: the run's last checkpoint is intact"):
+    with pytest.raises(cli.UserError, match=f"^{re.escape(str(error))}: nothing was saved"):
         train.main([*TINY, "--out", str(tmp_path / "run")])
 
 
@@ -523,9 +523,7 @@ def test_settings_that_only_go_together(tmp_path: Path, capsys: pytest.CaptureFi
     assert (config.process.schedule, config.process.gamma) == ("convex", 0.5)
     assert (config.train.batch_size, config.train.accumulate) == (6, 3)
     line = refusal(capsys, train.main, *TINY, *options, "--set", "train.klip=1", "--out", tmp_path / "other")
-    assert (
-        f"--config {settings}, --set process.gamma=0.5, --set train.accumulate=3, --set train.klip=1: train.kli" in line
-    )
+    assert line.startswith("error: --set train.klip=1: train.klip: unknown setting")  # not the others
 
 
 @pytest.mark.slow

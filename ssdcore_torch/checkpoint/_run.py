@@ -96,8 +96,11 @@ def load_weights(net: FlexiUNet, path: Path) -> None:
     net.load_state_dict(tensors)
 
 
-def save_prior(run: Path, moments: tuple[np.ndarray, np.ndarray]) -> None:
-    """Keep `sampling.fit_moments`."""
+def save_prior(run: Path, moments: tuple[np.ndarray, np.ndarray] | None) -> None:
+    """Keep `sampling.fit_moments`, or that there are none."""
+    if moments is None:
+        (run / PRIOR).unlink(missing_ok=True)
+        return
     mean, covariance = (torch.from_numpy(values) for values in moments)
     save_tensors(run / PRIOR, {"mean": mean, "covariance": covariance})
 

@@ -43,6 +43,7 @@ from ssdcore_torch.checkpoint._files import (
     versions,
     write_durably,
 )
+from ssdcore_torch.checkpoint._lock import LOCK
 from ssdcore_torch.checkpoint._resume import check_unchanged, data_of, read_config
 from ssdcore_torch.config import Config
 from ssdcore_torch.text import printable
@@ -65,6 +66,8 @@ OWN = (
     "denoising.png",
 )
 OWN_FOLDERS = ("snapshots", "samples", "profile", "reference")
+# What may be there before the first checkpoint.
+_BEGUN = {*OWN, *OWN_FOLDERS, FOLDER, "tensorboard"} - {"model.safetensors", "ema.safetensors"}
 # A checkpoint that is replaced by another of its step goes by the second name until the new one is in place.
 _CHECKPOINT = re.compile(r"step-(\d{8,18})(\.old)?")
 _AVERAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -429,6 +432,41 @@ def was_saved(run: Path) -> bool:
             "sampled from, but training cannot go on with it; train another with --out"
         )
     return bool(checkpoints(run))
+
+
+def check_folders(run: Path) -> None:
+    """Raises ValueError where a folder of the run is a link: who goes on with it would write and delete elsewhere."""
+    for name in (FOLDER, *OWN_FOLDERS, "tensorboard"):
+        if (run / name).is_symlink():
+            raise ValueError(
+                f"{run / name} is a link: training would write and delete in another folder; put the folder itself here"
+            )
+
+
+def never_saved(run: Path) -> bool:
+    """Whether there is a run that a trainer began and left before its first checkpoint, and nothing else: `discard` may
+    take it away."""
+    if not (run / "config.json").is_file() or checkpoints(run) or (run / "model.safetensors").exists():
+        return False
+    return all(path.name in _BEGUN or _left_over(path.name) for path in run.iterdir())
+
+
+def is_free(run: Path) -> bool:
+    """Whether a run may be made there: no folder yet, or one with nothing in it but what a killed trainer left."""
+    return not run.exists() or all(_left_over(path.name) for path in run.iterdir())
+
+
+def _left_over(name: str) -> bool:
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def discard(run: Path) -> None:
+    """Delete what a trainer that never saved has left in its folder, which is held: all but the lock."""
+    if not never_saved(run):
+        return
+    for path in run.iterdir():
+        if path.name != LOCK:
+            _delete(path)
 
 
 def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:

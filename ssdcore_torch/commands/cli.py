@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
+import signal
+import stat
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from PIL import Image
 
-from ssdcore_torch.errors import UserError
+from ssdcore_torch.checkpoint import temporary_beside
+from ssdcore_torch.distributed import World, code_version
+from ssdcore_torch.errors import UserError, out_of_memory
 from ssdcore_torch.images import picture_format
+from ssdcore_torch.streams import steady_output
 from ssdcore_torch.text import printable
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+LARGEST_SEED = 2**63 - 1  # torch's generators take 64 bits
+LARGEST_NUMBER = 10**9  # of whatever else an option counts
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,8 +41,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {printable(message)} (--help lists the options)\n")
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer of at least `least`."""
+def whole_number(least: int, most: int = LARGEST_NUMBER) -> Callable[[str], int]:
+    """An argparse type: an integer from `least` to `most`."""
 
     def read(text: str) -> int:
         try:
@@ -39,7 +50,9 @@ def whole_number(least: int) -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text}")
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text:.60}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at most {most}, got {text:.60}")
         return value
 
     return read
@@ -77,8 +90,15 @@ def new_file(text: str) -> Path:
 
 def picture(text: str) -> Path:
     """An argparse type: a file whose name says a picture format that can be written, in a folder that exists."""
-    if picture_format(Path(text)) not in Image.SAVE:
+    kind = picture_format(Path(text))
+    if kind not in Image.SAVE:
         raise argparse.ArgumentTypeError(f"{text} names no picture format; end it in .png")
+    try:
+        Image.new("RGB", (2, 2)).save(io.BytesIO(), format=kind)
+    except Exception as error:  # each of Pillow's writers raises its own for colours, sizes or a missing library
+        raise argparse.ArgumentTypeError(
+            f"{text}: {kind} files cannot hold such pictures ({error}); end it in .png"
+        ) from error
     return new_file(text)
 
 
@@ -101,21 +121,102 @@ def page(text: str) -> Path:
     return new_file(text)
 
 
+def add_force(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--force", action="store_true", help="overwrite results that are there already")
+
+
+def check_outputs(force: bool, **paths: Path | None) -> None:
+    """Find out before the work whether its results can be written: paths by the name of their option.
+
+    Raises ValueError for a file that is there already, unless `force`, for what is no file, for two results of one
+    name, and where the system does not let the file be made; nothing is left behind.
+    """
+    named: dict[Path, str] = {}
+    for name, path in paths.items():
+        if path is None:
+            continue
+        option = f"--{name} {path}"
+        other = named.setdefault(path.absolute(), option)
+        if other != option:
+            raise ValueError(f"{option} is the name of another result ({other}), too: choose different names")
+        trials = [temporary_beside(path)]
+        try:
+            if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISLNK(mode):
+                raise ValueError(f"{option} is there already, and is not a file: choose another name")
+            if not force:
+                raise ValueError(f"{option} is there already: choose another name, or add --force to overwrite it")
+        except FileNotFoundError:
+            trials.append(path)
+        except OSError as error:
+            raise ValueError(f"{option} cannot be written ({error.strerror})") from error
+        for trial in trials:
+            try:
+                os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            except OSError as error:
+                raise ValueError(f"{option} cannot be written ({error.strerror})") from error
+            trial.unlink()
+
+
+def agree(world: World, args: argparse.Namespace) -> None:
+    """Raises ValueError, on every rank, unless all were given the same options, and are of the same code."""
+    if world.size > 1:
+        options = {f"--{name.replace('_', '-')}": str(value) for name, value in vars(args).items()}
+        world.agree(options | {"the code": code_version()})
+
+
 def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command; a `UserError` becomes one line on stderr and exit status 2, Ctrl-C status 130.
+    """Run a command; a `UserError` becomes one line on stderr and exit status 2, a request to stop status 130.
 
     Under torchrun what stopped a process stands in torchrun's own report, too.
     """
+    steady_output()
     launched = os.environ.get("TORCHELASTIC_ERROR_FILE")
     try:
-        status = _recorded(command, argv) if launched else command(argv)
+        with _tidying_up():
+            status = _recorded(command, argv) if launched else command(argv)
     except UserError as error:
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        status = BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        status = _say(error)
+    except KeyboardInterrupt as stopped:
+        print(printable(str(stopped)) or "interrupted", file=sys.stderr)
         status = INTERRUPTED
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        status = _say(f"not enough memory ({str(error).splitlines()[0] if str(error) else 'asked for too much'})")
     sys.exit(status)
+
+
+def _say(error: object) -> int:
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    return BAD_INPUT
+
+
+@contextmanager
+def _tidying_up() -> Iterator[None]:
+    """SIGTERM and SIGHUP as KeyboardInterrupt, too: temporary files are removed then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a process that was forked to decode
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in previous.items():
+        if handler == signal.SIG_DFL:  # not what nohup ignores
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            if handler == signal.SIG_DFL:
+                signal.signal(number, handler)
 
 
 def _recorded(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:

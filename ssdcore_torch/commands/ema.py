@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssdcore_torch.checkpoint import save_tensors
 from ssdcore_torch.commands import cli
-from ssdcore_torch.ema import mixed_average
+from ssdcore_torch.ema import exponent, mixed_average
+
+FAR = 0.1  # a profile that differs by more is another average than the one asked for
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,7 +23,8 @@ def parser() -> argparse.ArgumentParser:
     add("run", type=Path, metavar="RUN", help="run folder")
     add("--width", type=float, required=True, help="relative width, of the length of training: 0.05, 0.1, …")
     add("--step", type=cli.whole_number(1), help="after which step; one that has snapshots (default: the last)")
-    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+    add("--out", type=cli.new_file, required=True, metavar="FILE", help="safetensors file to write")
+    cli.add_force(options)
     return options
 
 
@@ -28,10 +32,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     args = parser().parse_args(argv)
     try:
+        exponent(args.width)
+    except ValueError as error:
+        raise cli.UserError(f"--width: {error}") from error
+    try:
+        cli.check_outputs(args.force, out=args.out)
         average, step, count, distance = mixed_average(args.run, args.width, args.step)
         save_tensors(args.out, average, {"step": str(step), "width": str(args.width)})
     except (ValueError, OSError) as error:
         raise cli.UserError(str(error)) from error
+    if distance > FAR:
+        print(
+            f"warning: the snapshots cannot make a width of {args.width} after step {step}: the profile is "
+            f"{distance:.0%} off; take a width nearer to those of train.ema_widths, or train with more train.snapshots",
+            file=sys.stderr,
+        )
     print(
         f"{args.out}: average of width {args.width} after step {step}, mixed from {count} snapshots; "
         f"its profile is within {distance:.1e} of the one asked for"

@@ -73,8 +73,14 @@ def parser() -> argparse.ArgumentParser:
         "files, so do this only for a file that you would run as a program",
     )
     sample.add_sampling_options(options)
-    add("--out", type=cli.new_file, default=Path("evaluation.json"), help="report (default: evaluation.json)")
+    add(
+        "--out",
+        type=cli.new_file,
+        metavar="FILE",
+        help="report (default: RUN/evaluation.json; with --samples evaluation.json)",
+    )
     add("--picture", type=cli.picture, help="picture of the nearest pairs (default: the report's name, as .png)")
+    cli.add_force(options)
     add(
         "--cache",
         type=Path,
@@ -95,7 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError("--compare evaluates nothing: leave the run and --samples out")
             return compare(args.compare)
         _check_options(args)
+        if args.run is not None:
+            checkpoint.read_config(args.run)  # before its name stands in that of the report
+        args.out = args.out or (Path() if args.run is None else args.run) / "evaluation.json"
         with connect(args.device) as world:
+            cli.agree(world, args)
+            if world.leader:
+                cli.check_outputs(args.force, out=args.out, picture=_picture(args))
             report, pairs = evaluate(args, world)
             if world.leader:
                 command = ["python", "-m", "ssdcore_torch.evaluate", *(sys.argv[1:] if argv is None else argv)]
@@ -116,7 +128,7 @@ def compare(paths: Sequence[Path]) -> int:
 def _check_options(args: argparse.Namespace) -> None:
     if (args.run is None) == (args.samples is None):
         raise ValueError("expected one thing to evaluate: a run folder, or --samples FOLDER_OR_NPZ")
-    if _picture(args) == args.out:
+    if args.out is not None and _picture(args) == args.out:
         raise ValueError(f"--out {args.out}: the picture has this name; end the report's in .json")
     if args.samples is None:
         return

@@ -17,8 +17,11 @@ from torch import Tensor
 from ssdcore_torch import checkpoint, images
 from ssdcore_torch.commands import cli
 from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.devices import memory_of
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, drawing_network, generate_shared, sampling_times, to_bytes
+
+CPU = torch.device("cpu")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,10 +42,11 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--out",
         type=cli.picture_or_array,
-        default=Path("grid.png"),
-        help="picture to write, or an .npz of all images as uint8 (n, h, w, 3) (default: grid.png)",
+        metavar="FILE",
+        help="picture to write, or an .npz of all images as uint8 (n, h, w, 3) (default: RUN/grid.png)",
     )
     add("--gif", type=cli.animation, metavar="FILE", help="write the chain from noise to image as an animation, too")
+    cli.add_force(options)
     add("--device", help="cpu, cuda, cuda:1, … (default: a CUDA device if there is one)")
     return options
 
@@ -81,7 +85,12 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="other weights of the run's network, as ssdcore_torch.ema writes them",
     )
-    add("--seed", type=cli.whole_number(0), default=0, help="image i depends on the seed and i alone (default: 0)")
+    add(
+        "--seed",
+        type=cli.whole_number(0, cli.LARGEST_SEED),
+        default=0,
+        help="image i depends on the seed and i alone (default: 0)",
+    )
     add(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
@@ -142,6 +151,17 @@ def labels_of(run: checkpoint.Run, wanted: Sequence[str] | None, n: int) -> list
     return [numbers[i % len(numbers)] for i in range(n)]
 
 
+def check_count(run: checkpoint.Run, n: int, device: torch.device) -> None:
+    """Raises ValueError for more images than fit the memory."""
+    height, width = run.process.shape(0)
+    size, room = 4 * n * run.net.config.in_channels * height * width, min(memory_of(device), memory_of(CPU))
+    if size > room:
+        raise ValueError(
+            f"--n {n}: so many images of {height}×{width} take {size / 2**30:.3g} GiB, and there are "
+            f"{room / 2**30:.3g}: draw them in parts, each with another --seed"
+        )
+
+
 def save_array(drawn: Tensor, labels: list[int] | None, path: Path) -> None:
     """Write images as the .npz that --data and ssdcore_torch.evaluate read."""
     arrays = {"images": to_bytes(drawn).permute(0, 2, 3, 1).cpu().numpy()}
@@ -189,11 +209,22 @@ def in_bfloat16(run: checkpoint.Run, args: argparse.Namespace, device: torch.dev
 
 def _run(args: argparse.Namespace, world: World) -> int:
     try:
+        cli.agree(world, args)
         run = open_run(args, world.device)
-        times, labels = times_of(run, args), labels_of(run, args.label, args.n)
+        times = times_of(run, args)
+        check_count(run, args.n, world.device)
+        labels = labels_of(run, args.label, args.n)
+        out: Path = args.out or args.run / "grid.png"
+        if world.leader:
+            cli.check_outputs(args.force, out=out, gif=args.gif)
     except (ValueError, OSError) as error:
         raise cli.UserError(str(error)) from error
     chain: list[tuple[int, Tensor, Tensor]] = []
+
+    def record(t: int, x_t: Tensor, prediction: Tensor) -> None:
+        if len(chain) < len(times):  # of the first batch, which the animation shows
+            chain.append((t, x_t, prediction))
+
     started = time.perf_counter()
     drawn = generate_shared(
         world,
@@ -208,18 +239,22 @@ def _run(args: argparse.Namespace, world: World) -> int:
         times=times,
         prior=run.prior,
         batch_size=args.batch_size,
-        on_step=None if args.gif is None else lambda *step: chain.append(step),
+        on_step=None if args.gif is None else record,
     )
     seconds = time.perf_counter() - started
     if not world.leader:
         return 0
-    if args.out.suffix == ".npz":
-        save_array(drawn, labels, args.out)
-    else:
-        images.save(images.grid(drawn), args.out)
-    written = str(args.out)
+    try:
+        if out.suffix == ".npz":
+            save_array(drawn, labels, out)
+        else:
+            images.save(images.grid(drawn), out)
+        if args.gif is not None:
+            images.save_animation(images.denoising_frames(chain), args.gif)
+    except OSError as error:  # a disk that is full by now
+        raise cli.UserError(f"the images are drawn and cannot be written: {error}") from error
+    written = str(out)
     if args.gif is not None:
-        images.save_animation(images.denoising_frames(chain[: len(times)]), args.gif)
         written += f", {args.gif}"
     print(f"{args.n} images of {run.config.size} px from step {run.step} in {seconds:.1f} s: {written}")
     return 0

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import errno
 import itertools
+import json
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,23 @@ import ssdcore as ssd
 from ssdcore._files import open_regular, read_text
 from ssdcore_torch import checkpoint
 from ssdcore_torch.commands import cli
-from ssdcore_torch.config import PRESETS, Config, designed, differences, merged, preset, read_settings, setting
+from ssdcore_torch.config import (
+    PRESETS,
+    Config,
+    designed,
+    differences,
+    flat_settings,
+    merged,
+    preset,
+    read_settings,
+    setting,
+)
 from ssdcore_torch.data import CHANNELS, EMBEDDED, ImageSet, ImageStream, absolute, open_images, refuse_untyped
-from ssdcore_torch.distributed import World, connect
+from ssdcore_torch.distributed import World, code_version, connect
+from ssdcore_torch.errors import out_of_memory
 from ssdcore_torch.training import Extras, NotFiniteError, Trainer, final_pictures, fitted_prior, plan, replay, train
 from ssdcore_torch.training.log import summary_writer
+from ssdcore_torch.training.memory import check_memory
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,7 +67,12 @@ def parser() -> argparse.ArgumentParser:
     add("--conditional", action="store_true", help="learn the data's class labels, to sample a class of your choice")
     add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps")
     add("--batch-size", type=cli.whole_number(1), metavar="N", help="images a step, over all processes")
-    add("--seed", type=cli.whole_number(0), metavar="N", help="of weights, order, times and noise (default: 0)")
+    add(
+        "--seed",
+        type=cli.whole_number(0, cli.LARGEST_SEED),
+        metavar="N",
+        help="of weights, order, times and noise (default: 0)",
+    )
     add(
         "--config",
         type=Path,
@@ -200,13 +218,27 @@ def _run_folder(args: argparse.Namespace, config: Config, saved: Config | None) 
     if saved is not None:
         if refused := checkpoint.resumable_changes(saved, config).refused:
             raise ValueError(f"--resume: {out} was made otherwise ({'; '.join(refused)}): leave these options out")
-    elif (out / "config.json").exists():
-        changed = differences(config, checkpoint.read_config(out))
+    elif (out / "config.json").exists() and not checkpoint.never_saved(out):
+        filled_in = ("network.num_classes", "data.class_names") if args.conditional else ()  # from the data
+        changed = [text for text in differences(config, checkpoint.read_config(out)) if not text.startswith(filled_in)]
         advice = f"of another configuration ({'; '.join(changed)})" if changed else "(add --resume to go on with it)"
         raise ValueError(f"--out {out} already holds a run {advice}: choose another folder")
-    elif out.exists() and (not out.is_dir() or any(not _left_over(path.name) for path in out.iterdir())):
-        raise ValueError(f"--out {out} {'is not empty' if out.is_dir() else 'is a file'}: choose a new folder")
+    elif out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: choose a new folder")
+    elif not (checkpoint.never_saved(out) or checkpoint.is_free(out)):
+        raise ValueError(f"--out {out} is not empty: choose a new folder")
     return out
+
+
+def _check_place(out: Path) -> None:
+    """Raises OSError where a folder cannot be made, before the work that would go into it."""
+    place = out.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
 
 
 def _free_names(config: Config) -> Iterator[Path]:
@@ -216,14 +248,10 @@ def _free_names(config: Config) -> Iterator[Path]:
         yield Path("runs") / f"{config.preset}-{count}"
 
 
-def _left_over(name: str) -> bool:
-    """Whether a trainer that was killed before it had written anything left this."""
-    return name == checkpoint.LOCK or (name.startswith(".") and name.endswith(".tmp"))
-
-
-def _claim(args: argparse.Namespace, config: Config, out: Path) -> Path:
+def _claim(args: argparse.Namespace, config: Config, out: Path, replaced: bool) -> Path:
     """Make the folder of a new run, and hold it; under the next free name, if another run took a default one meanwhile.
 
+    replaced   there was a run already, which never saved: it is deleted
     Raises ValueError if another run took the folder asked for.
     """
     if args.out is not None:
@@ -237,7 +265,10 @@ def _claim(args: argparse.Namespace, config: Config, out: Path) -> Path:
             except FileExistsError:
                 continue
     checkpoint.hold(out)
-    if (out / "config.json").exists():
+    if replaced and checkpoint.never_saved(out):
+        print(f"the run in {out}, which was stopped before its first checkpoint, is replaced", file=sys.stderr)
+        checkpoint.discard(out)
+    elif (out / "config.json").exists():
         checkpoint.release(out)
         raise ValueError(f"--out {out} already holds a run, which began just now: choose another folder")
     return out
@@ -252,15 +283,24 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
     if args.replay is not None and (not args.resume or world.size > 1):
         raise cli.UserError("--replay needs --out RUN --resume, and one process")
     out: Path | None = args.out
+    made = False
     try:
         saved = checkpoint.read_config(args.out) if args.resume else None
         writes = world.leader and not args.dry_run and args.replay is None
+        if saved is not None:
+            checkpoint.check_folders(args.out)
         if saved is not None and writes:
             with _writing(args.out):
                 checkpoint.hold(args.out)
         started = saved is not None and checkpoint.was_saved(args.out)  # else it was stopped before its first save
         config = _config(args, world.device, saved)
+        _agree(args, config, world)
+        if args.replay is not None and args.replay >= config.train.steps:
+            raise ValueError(f"--replay {args.replay}: the run's steps are 0 to {config.train.steps - 1}")
+        with _writing(args.out or Path("runs")):
+            _check_place(_run_folder(args, config, saved))
         _check_extras(config, args.tensorboard)
+        check_memory(config, world.device, world.size)
         if args.data is None and not any(text.startswith("data.path=") for text in args.set):
             refuse_untyped(config.data.path, str(args.config or Path(args.out or "", "config.json")))
         data = open_images(
@@ -272,37 +312,88 @@ def prepare(args: argparse.Namespace, world: World) -> tuple[Trainer, Path]:
             **config.data.reading(),
         )
         config = _conditional(config, data, args.conditional)
+        world.agree({"the training images": data.fingerprint})
         out = _run_folder(args, config, saved)
+        replaced = saved is None and (out / "config.json").exists()
         if saved is not None:
             checkpoint.check_data(out, data.fingerprint)
         trainer = Trainer(config, data, world)
         if started:
             trainer.restore(checkpoint.load_state(out, trainer.net.state_dict()))
+        world.agree({"the checkpoint": f"step {trainer.step}"})
         if trainer.step > config.train.steps:
             raise ValueError(f"--steps {config.train.steps}: this run has done {trainer.step}; take at least as many")
         world.wait()  # until all have found the folder free
         if args.dry_run or args.replay is not None:
             return trainer, out
         if world.leader:
-            fitted = saved is not None and (out / "prior.safetensors").exists()
+            fitted = saved is not None and checkpoint.prior_is_kept(out)
             # reads images, which may turn out broken: while there is no folder yet
             moments = None if fitted else fitted_prior(data, trainer.process)
             with _writing(out):
                 if saved is None:
-                    out = _claim(args, config, out)
+                    out = _claim(args, config, out, replaced)
+                    made = True
                 checkpoint.save_data(out, data.fingerprint)
                 checkpoint.save_config(out, config)
-                if moments is not None:
+                if not fitted:
                     checkpoint.save_prior(out, moments)
+                    if started:  # its checkpoint accounts for the prior that it was trained with
+                        print(
+                            f"{out / 'prior.safetensors'} was missing or changed, and is fitted again", file=sys.stderr
+                        )
+                        checkpoint.save_state(out, trainer.state(), config.train.keep)
         world.wait()
         trainer.prior = checkpoint.load_prior(out, config, world.device)
     except (ValueError, OSError, ImportError) as error:
         if out is not None:
-            checkpoint.release(out)
+            _withdraw(out, made)
         raise cli.UserError(str(error)) from error
+    except BaseException:
+        if out is not None:
+            _withdraw(out, made)
+        raise
     if world.leader:
         _note(data, saved, config)
+        if saved is not None:
+            _note_start(trainer, out, started)
     return trainer, out
+
+
+def _withdraw(out: Path, made: bool) -> None:
+    """Let go of the folder; of one that this process made and never saved to, nothing is left that would refuse the
+    corrected command."""
+    if made:
+        checkpoint.discard(out)
+    checkpoint.release(out)
+    if made:
+        with suppress(OSError):  # something else is in it
+            (out / checkpoint.LOCK).unlink(missing_ok=True)
+            out.rmdir()
+
+
+def _note_start(trainer: Trainer, out: Path, started: bool) -> None:
+    if started:
+        print(f"going on after step {trainer.step} of {trainer.config.train.steps}", file=sys.stderr)
+    else:
+        print(f"warning: {out} never saved a checkpoint: training begins at step 0", file=sys.stderr)
+
+
+# Settings that may differ between the ranks of a run: the same data may lie in another place on another machine.
+_OF_A_MACHINE = ("data.path", "data.workers")
+
+
+def _agree(args: argparse.Namespace, config: Config, world: World) -> None:
+    """Raises ValueError, on every rank, unless all were started alike, by the same code."""
+    if world.size == 1:
+        return
+    settings = flat_settings(json.loads(config.to_json()))
+    options = {f"--{name.replace('_', '-')}": str(getattr(args, name)) for name in ("resume", "dry_run", "conditional")}
+    world.agree(
+        {name: str(value) for name, value in settings.items() if name not in _OF_A_MACHINE}
+        | options
+        | {"the code": code_version(), "the kind of device": world.device.type}
+    )
 
 
 @contextmanager
@@ -358,22 +449,28 @@ def _command(world: World, *arguments: object) -> str:
 
 def _run(args: argparse.Namespace, world: World) -> int:
     trainer, out = prepare(args, world)
+    gone = False
     try:
         return _work(args, world, trainer, out)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_interrupted(trainer, out)) from error
+    except BaseException as error:
+        gone = not isinstance(error.__cause__, NotFiniteError)  # which is to be looked at there
+        raise
     finally:
-        checkpoint.release(out)
+        _withdraw(out, gone and world.leader and not args.resume and not args.dry_run)
 
 
 def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -> int:
     say = print if world.leader else _silent
-    if args.dry_run:
-        say(_describe(trainer, out).replace("writing to", "would write to"))
-        for line in trainer.feed.images.understood:
-            say(line)
-        say("timing a few steps of every path ...")
-        say(plan(trainer).table())
-        return 0
     try:
+        if args.dry_run:
+            say(_describe(trainer, out).replace("writing to", "would write to"))
+            for line in trainer.feed.images.understood:
+                say(line)
+            say("timing a few steps of every path ...")
+            say(plan(trainer).table())
+            return 0
         if args.replay is not None:
             for line in replay(trainer, args.replay):
                 print(line)
@@ -384,22 +481,19 @@ def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -
         started, first = time.perf_counter(), trainer.step
         finished = train(trainer, out, _extras(args, trainer, out))
     except NotFiniteError as error:
-        # One process takes the parts of the batch that several had.
-        parts = ["--set", f"train.accumulate={trainer.config.train.accumulate * world.size}"] if world.size > 1 else []
-        again = _command(replace(world, size=1), "--out", out, "--resume", "--replay", error.step, *parts)
-        raise cli.UserError(
-            f"{error}. Nothing was saved after the last checkpoint, which is sound. To look at this step image by "
-            f"image: {again}. If nothing is wrong with the images, start another run with a lower "
-            "train.learning_rate, or with train.clip"
-        ) from error
+        raise cli.UserError(_not_finite(error, world, trainer, out)) from error
     except (OSError, SafetensorError) as error:
         what = f"{out} cannot be written ({error})" if _of_writing(error, out) else str(error)
-        raise cli.UserError(f"{what}: the run's last checkpoint is intact, to --resume") from error
-    except (ValueError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        raise cli.UserError(f"{what}: {_standing(out)}") from error
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            what = str(error).splitlines()[0] if str(error) else "asked for too much"
+            advice = "lower --batch-size, or raise train.accumulate (--set train.accumulate=2)"
+            raise cli.UserError(f"not enough memory ({what}): {advice}; {_standing(out)}") from error
+        if not isinstance(error, ValueError) and "DataLoader worker" not in str(error):
             raise
         # Too much of the data is broken, or a process that decodes was killed.
-        raise cli.UserError(f"{error}; the run's last checkpoint is intact, to --resume") from error
+        raise cli.UserError(f"{error}; {_standing(out)}") from error
     if not finished:
         again = _command(world, "--out", out, "--resume")
         say(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
@@ -408,14 +502,43 @@ def _work(args: argparse.Namespace, world: World, trainer: Trainer, out: Path) -
     if world.leader:
         try:
             final_pictures(checkpoint.load_run(out, world.device))
-        except (OSError, ValueError, RuntimeError) as error:  # a full disk; a device without memory
-            raise cli.UserError(
-                f"the run is complete and saved in {out}, but its pictures cannot be drawn ({error}); to draw some: "
-                f"{_next('sample', out, '--n', 64)}"
-            ) from error
+        except (OSError, ValueError, RuntimeError, KeyboardInterrupt) as error:  # a full disk; a device without memory
+            why = "were not drawn" if isinstance(error, KeyboardInterrupt) else f"cannot be drawn ({error})"
+            advice = f"the run is complete and saved in {out}, but its pictures {why}; to draw some: "
+            advice += _next("sample", out, "--n", 64)
+            if isinstance(error, KeyboardInterrupt):
+                print(advice, file=sys.stderr)
+                return cli.INTERRUPTED
+            raise cli.UserError(advice) from error
     world.wait()
     say(_summary(trainer, out, trainer.step - first, trained - started, time.perf_counter() - trained))
     return 0
+
+
+def _standing(out: Path) -> str:
+    """What a run that failed can go on from."""
+    step = checkpoint.newest_sound(out)
+    return "nothing was saved" if step is None else f"the run's last checkpoint is intact (step {step}), to --resume"
+
+
+def _not_finite(error: NotFiniteError, world: World, trainer: Trainer, out: Path) -> str:
+    # One process takes the parts of the batch that several had.
+    parts = ["--set", f"train.accumulate={trainer.config.train.accumulate * world.size}"] if world.size > 1 else []
+    again = _command(replace(world, size=1), "--out", out, "--resume", "--replay", error.step, *parts)
+    return (
+        f"{error}. Of the steps before, {_standing(out)}. To look at this step image by image: {again}. If nothing is "
+        "wrong with the images, start another run with a lower train.learning_rate, or with train.clip"
+    )
+
+
+def _interrupted(trainer: Trainer, out: Path) -> str:
+    """What is left after a second request to stop, or one before the first step."""
+    saved = checkpoint.checkpoints(out)
+    if not saved:
+        return f"interrupted after step {trainer.step}: {out} has no checkpoint"
+    last = int(saved[0].name.removeprefix("step-").removesuffix(".old"))
+    again = _command(trainer.world, "--out", out, "--resume")
+    return f"interrupted after step {trainer.step}: what came after step {last} is lost; to go on from it: {again}"
 
 
 def _of_writing(error: Exception, out: Path) -> bool:
@@ -450,7 +573,7 @@ def _summary(trainer: Trainer, out: Path, steps: int, training: float, drawing: 
         f"  {out / 'denoising.png'}  from noise to image: x_t above, prediction below",
         f"  {out / 'log.jsonl'}      the loss",
         f"  {out / 'ema.safetensors'}  the averaged weights",
-        f"next: {_next('sample', out, '--n', 64, '--steps', 100, '--seed', 1, '--out', 'grid.png')}",
+        f"next: {_next('sample', out, '--n', 64, '--steps', 100, '--seed', 1)}",
         f"      {_next('evaluate', out)}",
     ]
     return "\n".join(lines)
