@@ -148,19 +148,20 @@ def _overlaid(args: argparse.Namespace, config: Config) -> Config:
         config = config.overlaid(merged(*given.values(), options), args.size, levels)
         return config if schedule is None else config.scheduled(schedule)
     except ValueError as error:
-        named = ", ".join(_at_fault(given, config) or given)
-        raise ValueError(f"{named}: {error}" if given else str(error)) from error
+        raise ValueError(_blamed(str(error), given)) from error
 
 
-def _at_fault(given: Mapping[str, dict[str, Any]], config: Config) -> list[str]:
-    """Which of the settings are wrong by themselves."""
-    found = []
-    for name, tree in given.items():
-        try:
-            config.overlaid(tree)
-        except ValueError:
-            found.append(name)
-    return found
+def _blamed(fault: str, given: Mapping[str, Mapping[str, Any]]) -> str:
+    """A fault that begins with the name of a setting, after the options that say this setting; all, if none does."""
+    name = fault.partition(":")[0].partition("[")[0]
+    guilty = [option for option, tree in given.items() if any(_related(name, key) for key in flat_settings(tree))]
+    options = ", ".join(guilty or given)
+    return f"{options}: {fault}" if options else fault
+
+
+def _related(name: str, key: str) -> bool:
+    """Whether one setting is the other, or a section of it."""
+    return f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")
 
 
 @contextmanager
