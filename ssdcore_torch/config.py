@@ -550,7 +550,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     try:
         return kind(**values)
     except ValueError as error:
-        if re.match(r"\w+", str(error))[0] in fields and where:  # type: ignore[index]
+        if where and re.split(r"\W", str(error), maxsplit=1)[0] in fields:
             raise ValueError(f"{prefix}{error}") from error  # of a class that knows no section that it is in
         raise
 
