@@ -12,7 +12,7 @@ import numpy as np
 
 from ssdcore._arrays import Array, Constant, Memo, Namespace, Shape
 from ssdcore._times import look_up
-from ssdcore.operators import Blur, Identity, LinearOperator
+from ssdcore.operators import Blur, Identity, LinearOperator, Matrix
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.spectral import Modes
 
@@ -73,7 +73,7 @@ class Chain(Degradations):
             if op.in_shape != self._shapes[-1]:
                 raise ValueError(f"step {t}: {op} takes {op.in_shape}, but the state before it is {self._shapes[-1]}")
             self._shapes.append(op.out_shape)
-        self._products: dict[tuple[int, int], LinearOperator] = {}
+        self._products = Memo()
 
     def __repr__(self) -> str:
         kinds = {type(op).__name__: None for op in self._ops}
@@ -94,13 +94,23 @@ class Chain(Degradations):
         return self._shapes[self.stage(t)]
 
     def between(self, s: int, t: int) -> LinearOperator:
-        key = first, last = self.stage(s), self.stage(t)
-        if key not in self._products:
-            product: LinearOperator = Identity(self._shapes[first])
-            for op in self._ops[first:last]:
-                product = op @ product
-            self._products[key] = product
-        return self._products[key]
+        return self._products.get(self._product, self.stage(s), self.stage(t), sized=self._size)
+
+    def _product(self, first: int, last: int) -> LinearOperator:
+        product: LinearOperator = Identity(self._shapes[first])
+        for op in self._ops[first:last]:
+            product = op @ product
+        return product
+
+    def _size(self, product: LinearOperator) -> int:
+        """About how many bytes a product holds beside the operators of the chain themselves."""
+        if any(product is op for op in self._ops):
+            return 0
+        if isinstance(product, Matrix):
+            held = product.matrix
+            return 2 * int(held.nbytes if isinstance(held, np.ndarray) else 3 * held.data.nbytes)
+        axes = product.axis_matrices() or ()
+        return sum(32 * axis.constant.value.size for axis in axes)
 
     def step_norms(self) -> np.ndarray:
         norms = np.ones(self._steps)
@@ -136,7 +146,8 @@ class GrowingBlur(Degradations):
         return self._shape
 
     def between(self, s: int, t: int) -> LinearOperator:
-        return self._memo.get(self._blur, float(self._widths[s]), float(self._widths[t]))
+        size = sum(32 * n * n for n in self._shape)  # its matrices in two forms and two dtypes, once it is applied
+        return self._memo.get(self._blur, float(self._widths[s]), float(self._widths[t]), sized=lambda blur: size)
 
     def _blur(self, low: float, high: float) -> LinearOperator:
         if high == low:

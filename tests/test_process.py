@@ -1,6 +1,8 @@
 """Processes against brute-force conditioning of the joint Gaussian, and against DDPM's and DDIM's own formulas."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -398,3 +400,19 @@ def test_torch_tensors_give_the_same_posterior_in_their_own_dtype(dtype):
         assert g.mean.dtype == g.sample(low[2]).dtype == kind
         eps = max(torch.finfo(kind).eps, 0.0)
         np.testing.assert_allclose(g.sample(low[2]).double(), reference, atol=64 * eps * np.abs(reference).max())
+
+
+def test_what_a_process_keeps_is_bounded_in_bytes():
+    """Blurs of 512 samples hold 8 MiB each once applied, so eight of them fill the 64 MiB that are kept."""
+    steps = 60
+    noise = ssd.NoiseSchedule.linear(steps)
+    blur = ssd.LinearDiffusion.blur((512,), noise, np.linspace(0, 2, steps + 1))
+    rng = np.random.default_rng(0)
+    half = np.kron(np.eye(3), np.full((200, 200), 0.004))  # products of three 600 × 600 matrices, 5.5 MiB each
+    dense = ssd.LinearDiffusion.from_operators([ssd.Matrix(half) for _ in range(steps)], noise)
+    for proc, most in ((blur, 8), (dense, 12)):
+        held = [weakref.ref(proc.operator(t - 3, t)) for t in range(3, steps + 1)]
+        gc.collect()
+        assert 1 <= sum(ref() is not None for ref in held) <= most
+        x = rng.standard_normal(proc.shape(0))
+        np.testing.assert_array_equal(proc.operator(0, 3)(x), proc.operator(0, 3)(x))  # what was dropped comes back
