@@ -154,6 +154,10 @@ class Constant:
     def __reduce__(self) -> tuple[Any, ...]:
         return Constant, (self.value,)
 
+    @property
+    def shape(self) -> Shape:
+        return self.value.shape
+
     def digest(self) -> bytes:
         """A fingerprint of shape and values."""
         if self._digest is None:

@@ -13,95 +13,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of, matmul_axis
-
-# A matrix along an axis this long or longer is applied block by block if its band makes that cheaper.
-_BAND_MIN_LENGTH = 192
-_BAND_BLOCK = 16
+from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of
+from ssdcore.axes import AxisMatrix, AxisSVD, Basis, analyse_axis, synthesise_axis
 
 
 class ConvergenceError(ArithmeticError):
     """An iterative result did not reach its tolerance; nothing approximate is returned in its place."""
 
 
-@dataclass(frozen=True, eq=False)
-class AxisSVD:
-    """Thin singular value decomposition A = U diag(s) Vᵀ of one axis' matrix: U (m, k), s (k,), V (n, k)."""
-
-    u: Constant
-    s: np.ndarray
-    v: Constant
-
-    @staticmethod
-    def of(matrix: np.ndarray) -> AxisSVD:
-        """Decompose in float64; singular values that rounding cannot tell from zero are set to zero."""
-        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-        s = np.where(s > max(matrix.shape) * np.finfo(np.float64).eps * s[0], s, 0.0)
-        return AxisSVD(Constant(u), s, Constant(vt.T))
-
-
-class AxisMatrix:
-    """A matrix (m, n) that acts along one axis, with its decomposition computed once and shared with its transpose."""
-
-    def __init__(self, matrix: np.ndarray, svd: AxisSVD | None = None) -> None:
-        self.constant = Constant(matrix)
-        self._known_svd = svd
-        self._transpose: AxisMatrix | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, n = self.constant.value.shape
-        return m, n
-
-    @functools.cached_property
-    def svd(self) -> AxisSVD:
-        if self._known_svd is not None:
-            return self._known_svd
-        if self._transpose is not None and "svd" in self._transpose.__dict__:
-            other = self._transpose.svd
-            return AxisSVD(other.v, other.s, other.u)
-        return AxisSVD.of(self.constant.value)
-
-    @property
-    def T(self) -> AxisMatrix:
-        if self._transpose is None:
-            svd = self._known_svd
-            flipped = AxisMatrix(self.constant.value.T, svd and AxisSVD(svd.v, svd.s, svd.u))
-            flipped._transpose, self._transpose = self, flipped
-        return self._transpose
-
-    @functools.cached_property
-    def bands(self) -> tuple[tuple[Constant, int, int], ...]:
-        """(block of rows, first column, end column) covering the matrix; empty where one dense product is cheaper."""
-        a = self.constant.value
-        m, n = a.shape
-        if max(m, n) < _BAND_MIN_LENGTH:
-            return ()
-        blocks = []
-        for row in range(0, m, _BAND_BLOCK):
-            rows = a[row : row + _BAND_BLOCK]
-            columns = np.flatnonzero(rows.any(axis=0))
-            low, high = (int(columns[0]), int(columns[-1]) + 1) if columns.size else (0, 1)
-            blocks.append((Constant(rows[:, low:high]), low, high))
-        work = sum(block.value.size for block, _, _ in blocks)
-        return tuple(blocks) if 2 * work <= a.size else ()
-
-    def apply(self, xp: Namespace, x: Array, axis: int) -> Array:
-        """The matrix times `x` along the negative `axis`."""
-        if not self.bands:
-            return matmul_axis(xp, self.constant.like(xp, x), x, axis)
-        index: list[object] = [slice(None)] * x.ndim
-        parts = []
-        for block, low, high in self.bands:
-            index[axis] = slice(low, high)
-            parts.append(matmul_axis(xp, block.like(xp, x), x[tuple(index)], axis))
-        return xp.concat(parts, axis=x.ndim + axis)
-
-
-def _completed(factor: Constant) -> Constant:
+def _completed(factor: Basis) -> Basis:
     """Orthonormal columns, followed by others that make them a basis."""
+    n, k = factor.shape
+    if k == n:
+        return factor
     q, _ = np.linalg.qr(factor.value, mode="complete")
-    k = factor.value.shape[1]
     return Constant(np.concatenate([factor.value, q[:, k:]], axis=1))
 
 
@@ -115,11 +40,11 @@ class Modes:
 
     shape: Shape
     grid: Shape
-    factors: tuple[Constant, ...]
+    factors: tuple[Basis, ...]
 
     @property
     def counts(self) -> Shape:
-        return tuple(f.value.shape[1] for f in self.factors) if self.factors else self.grid
+        return tuple(f.shape[1] for f in self.factors) if self.factors else self.grid
 
     @property
     def complete(self) -> bool:
@@ -130,7 +55,7 @@ class Modes:
         """Modes that span everything, of which these are the first an axis, and `values` with zeros for the others."""
         if self.complete:
             return self, values
-        factors = tuple(f if f.value.shape[0] == f.value.shape[1] else _completed(f) for f in self.factors)
+        factors = tuple(_completed(f) for f in self.factors)
         padding = [(0, n - k) for n, k in zip(self.grid, self.counts)]
         return Modes(self.shape, self.grid, factors), np.pad(np.broadcast_to(values, self.counts), padding)
 
@@ -140,7 +65,7 @@ class Modes:
             return x
         z = xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
         for i, factor in enumerate(self.factors):
-            z = matmul_axis(xp, factor.like(xp, x).T, z, i - len(self.grid))
+            z = analyse_axis(xp, factor, z, i - len(self.grid))
         return z
 
     def synthesise(self, xp: Namespace, z: Array) -> Array:
@@ -149,7 +74,7 @@ class Modes:
             return z
         batch = z.shape[: z.ndim - len(self.grid)]
         for i, factor in enumerate(self.factors):
-            z = matmul_axis(xp, factor.like(xp, z), z, i - len(self.grid))
+            z = synthesise_axis(xp, factor, z, i - len(self.grid))
         return xp.reshape(z, (*batch, *self.shape))
 
     def scale(self, xp: Namespace, x: Array, values: Array, rest: Array | float) -> Array:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ssdcore._arrays import Array, ArrayKind, Namespace, once_per_trace
+from ssdcore.axes import AxisMatrix
 from ssdcore.operators.linear_map import LinearMap
-from ssdcore.spectral import AxisMatrix, Decomposition, merged_sum
+from ssdcore.spectral import Decomposition, merged_sum
 
 if TYPE_CHECKING:
     import sympy

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from ssdcore._arrays import Array, Constant, Namespace, Shape
+from ssdcore.axes import LONG, AxisMatrix, Basis, FastBasis, Spectral
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.operators.separable import AxisOperator
-from ssdcore.spectral import AxisMatrix, AxisSVD
 
 if TYPE_CHECKING:
     import sympy
@@ -24,31 +24,37 @@ _BOUNDARIES = ("reflect", "periodic")
 
 
 @functools.lru_cache(maxsize=64)
-def spectral_basis(n: int, boundary: str) -> tuple[Constant, np.ndarray]:
+def spectral_basis(n: int, boundary: str) -> tuple[Basis, np.ndarray]:
     """Orthonormal basis (n, n), columns the modes, and their frequencies ω in radians a sample.
 
-    "reflect": DCT-II, ω = πk/n. "periodic": real Fourier, ω = 2πk/n for k up to n/2, cosines before sines.
+    "reflect": DCT-II, ω = πk/n. "periodic": real Fourier, ω = 2πk/n for k up to n/2, cosines before sines. A long one
+    is applied by fast transforms, and dense only where its `value` is asked for.
     """
-    j = np.arange(n)
+    k = np.arange(n)
+    frequencies = np.pi * k / n if boundary == "reflect" else 2 * np.pi * np.minimum(k, n - k) / n
+    if n >= LONG:
+        return FastBasis(n, boundary, _dense_basis), frequencies
+    return Constant(_dense_basis(n, boundary)), frequencies
+
+
+def _dense_basis(n: int, boundary: str) -> np.ndarray:
+    j, k = np.arange(n)[:, None], np.arange(n)
+    # Phases reduced to one turn in integers, so that large products lose nothing.
     if boundary == "reflect":
-        k = np.arange(n)
-        frequencies = np.pi * k / n
-        basis = np.cos(frequencies * (j[:, None] + 0.5))
+        basis = np.cos(np.pi * (((2 * j + 1) * k) % (4 * n)) / (2 * n))
     else:
-        k = np.minimum(np.arange(n), n - np.arange(n))
-        frequencies = 2 * np.pi * k / n
-        # Phases reduced modulo n in integers, so that large k·j lose nothing.
-        phase = 2 * np.pi * ((j[:, None] * k) % n) / n
-        basis = np.where(np.arange(n) <= n // 2, np.cos(phase), np.sin(phase))
-    return Constant(basis / np.linalg.norm(basis, axis=0)), frequencies
+        phase = 2 * np.pi * ((j * k) % n) / n
+        basis = np.where(k <= n // 2, np.cos(phase), -np.sin(phase))
+    return basis / np.linalg.norm(basis, axis=0)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=64)
 def _blur_axis(n: int, sigma: float, boundary: str) -> AxisMatrix:
     basis, frequencies = spectral_basis(n, boundary)
-    response = np.exp(-0.5 * (sigma * frequencies) ** 2)
-    matrix = (basis.value * response) @ basis.value.T if sigma > 0 else np.eye(n)
-    return AxisMatrix(matrix, AxisSVD(basis, response, basis))
+    if sigma == 0:
+        return AxisMatrix(Spectral(basis, Constant(np.ones(n))))
+    with np.errstate(under="ignore"):
+        return AxisMatrix(Spectral(basis, Constant(np.exp(-0.5 * (sigma * frequencies) ** 2))))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

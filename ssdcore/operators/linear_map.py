@@ -24,7 +24,8 @@ from ssdcore._arrays import (
     real_namespace,
     to_numpy,
 )
-from ssdcore.spectral import AxisMatrix, Decomposition, lanczos_function, lanczos_norm
+from ssdcore.axes import AxisMatrix
+from ssdcore.spectral import Decomposition, lanczos_function, lanczos_norm
 
 if TYPE_CHECKING:
     import sympy
@@ -63,9 +64,6 @@ class LinearMap(abc.ABC):
 
     def decompose(self) -> Decomposition | None:
         """Make the singular value decomposition that `decomposition` keeps; None if there is none at hand."""
-        axes = self.axis_matrices()
-        if axes is not None:
-            return Decomposition.separable(self.in_shape, self.out_shape, axes)
         n, m = math.prod(self.in_shape), math.prod(self.out_shape)
         if n * m > DENSE_MAX_ENTRIES or min(n, m) > DENSE_MAX_RANK:
             return None

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssdcore._arrays import Array, Constant, Namespace, Shape, device_of, digest
+from ssdcore.axes import AxisMatrix
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import finite_matrix, positive_shape
-from ssdcore.spectral import AxisMatrix, Decomposition
+from ssdcore.spectral import Decomposition
 
 if TYPE_CHECKING:
     import sympy

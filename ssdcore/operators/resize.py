@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssdcore._arrays import Shape
+from ssdcore.axes import LONG, AxisMatrix, Band
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.operators.separable import AxisOperator
-from ssdcore.spectral import AxisMatrix
 
 if TYPE_CHECKING:
     import sympy
@@ -62,24 +62,34 @@ def _resize_rows(n_in: int, n_out: int, kernel: str) -> list[dict[int, Any]]:
     function, support = _KERNELS[kernel]
     scale = Fraction(n_in, n_out)
     stretch = max(scale, Fraction(1))
+    period, shift = n_out // math.gcd(n_in, n_out), n_in // math.gcd(n_in, n_out)
+    inner: dict[int, tuple[int, dict[int, Any]]] = {}  # phase -> a row that no border cuts, and its index
     rows = []
     for i in range(n_out):
         centre = (i + Fraction(1, 2)) * scale
-        first = max(math.floor(centre - support * stretch), 0)
-        last = min(math.ceil(centre + support * stretch), n_in)
-        weights = {j: function((j + Fraction(1, 2) - centre) / stretch) for j in range(first, last)}
+        first, last = math.floor(centre - support * stretch), math.ceil(centre + support * stretch)
+        whole = first >= 0 and last <= n_in
+        if whole and i % period in inner:  # the same weights, some periods on
+            before, row = inner[i % period]
+            move = (i - before) // period * shift
+            rows.append({j + move: weight for j, weight in row.items()})
+            continue
+        within = range(max(first, 0), min(last, n_in))
+        weights = {j: function((j + Fraction(1, 2) - centre) / stretch) for j in within}
         total = sum(weights.values())
         rows.append({j: weight / total for j, weight in weights.items() if weight != 0})
+        if whole:
+            inner[i % period] = i, rows[-1]
     return rows
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def _resize_axis(n_in: int, n_out: int, kernel: str) -> AxisMatrix:
-    matrix = np.zeros((n_out, n_in))
-    for i, row in enumerate(_resize_rows(n_in, n_out, kernel)):
-        for j, weight in row.items():
-            matrix[i, j] = float(weight)
-    return AxisMatrix(matrix)
+    rows = _resize_rows(n_in, n_out, kernel)
+    index = np.repeat(np.arange(n_out), [len(row) for row in rows])
+    columns = np.array([j for row in rows for j in row])
+    band = Band.from_entries((n_out, n_in), index, columns, np.array([float(w) for row in rows for w in row.values()]))
+    return AxisMatrix(band if max(n_in, n_out) >= LONG else band.dense())
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import abc
 import functools
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ssdcore._arrays import Array, Namespace
+from ssdcore.axes import AxisMatrix
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import finite_matrix
-from ssdcore.spectral import AxisMatrix
+from ssdcore.spectral import Decomposition
 
 
 class AxisOperator(LinearOperator):
@@ -33,13 +35,24 @@ class AxisOperator(LinearOperator):
     def prepare(self) -> None:
         _ = self._axis_order
         for axis in self.axis_matrices():
-            _ = axis.bands, axis.T.bands
+            axis.prepare()
 
     def apply(self, xp: Namespace, x: Array) -> Array:
         return _apply_axes(xp, self.axis_matrices(), self._axis_order, x)
 
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return _apply_axes(xp, tuple(axis.T for axis in self.axis_matrices()), reversed(self._axis_order), y)
+
+    def norm(self) -> float:
+        """The largest singular value ‖M‖, the product of those of the axes."""
+        return math.prod(axis.norm() for axis in self.axis_matrices())
+
+    def decompose(self) -> Decomposition | None:
+        """By axes; None where one is longer than 4096 on its shorter side and has no modes known in advance."""
+        axes = self.axis_matrices()
+        if not all(axis.has_svd for axis in axes):
+            return None
+        return Decomposition.separable(self.in_shape, self.out_shape, axes)
 
     def after(self, inner: LinearOperator) -> LinearOperator | None:
         return _product(self.axis_matrices(), inner.axis_matrices())
@@ -51,13 +64,13 @@ class AxisOperator(LinearOperator):
         others = other.axis_matrices()
         if len(self.in_shape) > 1 or others is None:
             return None
-        return Separable([self.axis_matrices()[0].constant.value + others[0].constant.value])
+        return Separable([self.axis_matrices()[0] + others[0]])
 
 
 def _product(outer: tuple[AxisMatrix, ...] | None, inner: tuple[AxisMatrix, ...] | None) -> LinearOperator | None:
     if outer is None or inner is None or len(outer) != len(inner):
         return None
-    return Separable([b.constant.value @ a.constant.value for b, a in zip(outer, inner)])
+    return Separable([b @ a for b, a in zip(outer, inner)])
 
 
 def _apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int], x: Array) -> Array:
@@ -70,7 +83,7 @@ def _apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int
 class Separable(AxisOperator):
     """M = A_1 ⊗ A_2 ⊗ …: matrix A_i of shape (out_i, in_i) acts along trailing axis i.
 
-    matrices   one real, finite matrix an axis (anything numpy.asarray takes), kept in float64
+    matrices   one real, finite matrix an axis (anything numpy.asarray takes), kept in float64, or an `AxisMatrix`
 
     Raises ValueError or TypeError for an empty list, a non-finite entry, or anything that is not a real matrix.
 
@@ -86,7 +99,12 @@ class Separable(AxisOperator):
     def __init__(self, matrices: Sequence[Any]) -> None:
         if len(matrices) == 0:
             raise ValueError("Separable: expected at least one matrix, one for each trailing axis")
-        self._set(tuple(AxisMatrix(finite_matrix(a, f"Separable, axis {i}")) for i, a in enumerate(matrices)))
+        self._set(
+            tuple(
+                a if isinstance(a, AxisMatrix) else AxisMatrix(finite_matrix(a, f"Separable, axis {i}"))
+                for i, a in enumerate(matrices)
+            )
+        )
 
     def _set(self, axes: tuple[AxisMatrix, ...]) -> None:
         object.__setattr__(self, "axes", axes)
@@ -97,7 +115,7 @@ class Separable(AxisOperator):
         return self.axes
 
     def key(self) -> Hashable:
-        return tuple(axis.constant for axis in self.axes)
+        return tuple((axis.shape, axis.digest) for axis in self.axes)
 
     @functools.cached_property
     def _transposed(self) -> LinearOperator:

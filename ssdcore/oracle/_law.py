@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ssdcore._arrays import Constant
 from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
 from ssdcore.oracle._blocks import Coordinates, Structure
 from ssdcore.oracle._propagation import BlockLaw, Factors, Moments, diagonals, factor
 from ssdcore.process import LinearDiffusion
-from ssdcore.spectral import Constant, Modes
+from ssdcore.spectral import Modes
 
 
 def sampler_error(

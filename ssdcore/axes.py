@@ -1,0 +1,460 @@
+"""Matrices that act along one axis: dense, banded or diagonal in a fast basis, with what is computed of them once.
+
+An image operator is a few of these (see ``ssdcore.operators.AxisOperator``), so their structure is what its speed and
+memory come from: a long axis is applied by blocks of its band, a blur by fast cosine or Fourier transforms, a resize by
+a whole factor as a convolution where that is fastest, and a norm comes from the band alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssdcore._arrays import Array, Constant, Namespace, device_of, digest, matmul_axis
+
+_EPS = float(np.finfo(np.float64).eps)
+# A matrix along an axis this long or longer is applied block by block if its band makes that cheaper.
+_BAND_MIN_LENGTH = 192
+_BAND_BLOCK = 16
+# From this length on a cosine or Fourier basis is applied by fast transforms, and band matrices are never made dense.
+LONG = 1024
+# The singular value decomposition of one axis is taken up to this rank: seconds, and a few hundred megabytes.
+SVD_MAX_RANK = 4096
+_TRIED = 512  # values at once in a search for a norm: as quick as a few
+
+
+class FastBasis:
+    """The orthonormal cosine ("reflect") or real Fourier ("periodic") modes of a long axis, applied by fast transforms.
+
+    `value` is the dense matrix (n, n), columns the modes, made when it is asked for.
+    """
+
+    def __init__(self, n: int, boundary: str, dense: Callable[[int, str], np.ndarray]) -> None:
+        self.n, self.boundary, self._dense = n, boundary, dense
+        j, k = np.arange(n), np.arange(n)
+        if boundary == "reflect":
+            scale = np.sqrt(np.where(k == 0, 1.0, 2.0) / n)
+            angle = np.pi * k / (2 * n)
+            self._cos, self._sin = Constant(scale * np.cos(angle)), Constant(scale * np.sin(angle))
+            order = np.concatenate([j[::2], j[1::2][::-1]])
+            self._order, self._place = Constant(order), Constant(np.argsort(order))
+        else:
+            paired = (k > 0) & (2 * k != n)
+            scale = np.sqrt(np.where(paired, 2.0, 1.0) / n)
+            self._cos = Constant(np.where(2 * k <= n, scale, 0.0))
+            self._sin = Constant(np.where(2 * k <= n, 0.0, scale))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n, self.n
+
+    @functools.cached_property
+    def value(self) -> np.ndarray:
+        made = self._dense(self.n, self.boundary)
+        made.flags.writeable = False
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FastBasis) and (self.n, self.boundary) == (other.n, other.boundary)
+
+    def __hash__(self) -> int:
+        return hash((self.n, self.boundary))
+
+    def analyse(self, xp: Namespace, x: Array, axis: int) -> Array:
+        """Basisᵀ x along the negative `axis`."""
+        x = xp.moveaxis(x, axis, -1)
+        if self.boundary == "reflect":
+            x = xp.take(x, _index(xp, self._order, x), axis=-1)
+        spectrum = xp.fft.fft(xp.astype(x, _complex_of(xp, x)))
+        z = self._cos.like(xp, x) * xp.real(spectrum) + self._sin.like(xp, x) * xp.imag(spectrum)
+        return xp.moveaxis(z, -1, axis)
+
+    def synthesise(self, xp: Namespace, z: Array, axis: int) -> Array:
+        """Basis z along the negative `axis`."""
+        z = xp.moveaxis(z, axis, -1)
+        # The analysis is Re(w̄ F x) with w = cos + i sin; its inverse is its transpose Re(F w̄ z), F being symmetric.
+        real, imaginary = self._cos.like(xp, z) * z, self._sin.like(xp, z) * z
+        spectrum = xp.astype(real, _complex_of(xp, z)) - 1j * xp.astype(imaginary, _complex_of(xp, z))
+        x = xp.real(xp.fft.fft(spectrum))
+        if self.boundary == "reflect":
+            x = xp.take(x, _index(xp, self._place, x), axis=-1)
+        return xp.moveaxis(x, -1, axis)
+
+
+def _complex_of(xp: Namespace, x: Array) -> object:
+    return xp.complex128 if x.dtype == xp.float64 else xp.complex64
+
+
+def _index(xp: Namespace, constant: Constant, x: Array) -> Array:
+    return constant.on(xp, xp.int32, device_of(x))
+
+
+Basis = Constant | FastBasis  # orthonormal columns (n, k)
+
+
+def analyse_axis(xp: Namespace, basis: Basis, x: Array, axis: int) -> Array:
+    """Basisᵀ x along the negative `axis`."""
+    if isinstance(basis, FastBasis):
+        return basis.analyse(xp, x, axis)
+    return matmul_axis(xp, basis.like(xp, x).T, x, axis)
+
+
+def synthesise_axis(xp: Namespace, basis: Basis, z: Array, axis: int) -> Array:
+    """Basis z along the negative `axis`."""
+    if isinstance(basis, FastBasis):
+        return basis.synthesise(xp, z, axis)
+    return matmul_axis(xp, basis.like(xp, z), z, axis)
+
+
+@dataclass(frozen=True, eq=False)
+class AxisSVD:
+    """Thin singular value decomposition A = U diag(s) Vᵀ of one axis' matrix: U (m, k), s (k,), V (n, k)."""
+
+    u: Basis
+    s: np.ndarray
+    v: Basis
+
+    @staticmethod
+    def of(matrix: np.ndarray) -> AxisSVD:
+        """Decompose in float64; singular values that rounding cannot tell from zero are set to zero."""
+        if min(matrix.shape) >= _BAND_MIN_LENGTH:
+            quick = _by_gram(matrix)
+            if quick is not None:
+                return quick
+        u, s, vt = np.linalg.svd(matrix, full_matrices=False)
+        s = np.where(s > max(matrix.shape) * _EPS * s[0], s, 0.0)
+        return AxisSVD(Constant(u), s, Constant(vt.T))
+
+
+def _by_gram(matrix: np.ndarray) -> AxisSVD | None:
+    """The decomposition from the eigenvectors of the smaller Gram matrix: much faster, and as exact where the condition
+    number is below four (its square enters the error); else None."""
+    m, n = matrix.shape
+    wide = matrix if m <= n else matrix.T
+    values, u = _eigh(wide @ wide.T)
+    values, u = values[::-1], np.ascontiguousarray(u[:, ::-1])
+    if values[-1] <= values[0] / 16:
+        return None
+    s = np.linalg.norm(wide.T @ u, axis=0)
+    v = (wide.T @ u) / s
+    return AxisSVD(Constant(u), s, Constant(v)) if m <= n else AxisSVD(Constant(v), s, Constant(u))
+
+
+def _eigh(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, rising, and eigenvectors; by halves where reversing rows and columns changes nothing."""
+    n = len(gram)
+    if n % 2 or np.abs(gram - gram[::-1, ::-1]).max() > n * _EPS * np.abs(gram).max():
+        return np.linalg.eigh(gram)
+    h = n // 2
+    block, corner = gram[:h, :h], gram[:h, h:][:, ::-1]
+    parts = []
+    for sign in (1.0, -1.0):
+        values, half = np.linalg.eigh(block + sign * corner)
+        parts.append((values, np.concatenate([half, sign * half[::-1]]) / math.sqrt(2)))
+    values = np.concatenate([part[0] for part in parts])
+    order = np.argsort(values)
+    return values[order], np.concatenate([part[1] for part in parts], axis=1)[:, order]
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Rows (m, n) with their nonzero entries near each other: row i holds weights[i] from column first[i] on.
+
+    Columns outside 0 … n − 1 have weight 0.
+    """
+
+    n: int
+    first: np.ndarray
+    weights: np.ndarray
+
+    @staticmethod
+    def of(matrix: np.ndarray) -> Band:
+        occupied = matrix != 0
+        some = occupied.any(axis=1)
+        first = np.where(some, occupied.argmax(axis=1), 0)
+        last = np.where(some, matrix.shape[1] - 1 - occupied[:, ::-1].argmax(axis=1), 0)
+        columns = first[:, None] + np.arange(int((last - first).max()) + 1)
+        inside = columns < matrix.shape[1]
+        rows = np.arange(len(matrix))[:, None]
+        weights = np.where(inside, matrix[rows, np.minimum(columns, matrix.shape[1] - 1)], 0.0)
+        return Band(matrix.shape[1], first, weights)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.first), self.n
+
+    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows, columns, values) of the nonzero entries, row by row."""
+        columns = self.first[:, None] + np.arange(self.weights.shape[1])
+        held = self.weights != 0
+        rows = np.broadcast_to(np.arange(len(self.first))[:, None], held.shape)
+        return rows[held], columns[held], self.weights[held]
+
+    def dense(self) -> np.ndarray:
+        matrix = np.zeros(self.shape)
+        rows, columns, values = self._entries()
+        matrix[rows, columns] = values
+        return matrix
+
+    @property
+    def T(self) -> Band:
+        rows, columns, values = self._entries()
+        return Band.from_entries(self.shape[::-1], columns, rows, values)
+
+    @staticmethod
+    def from_entries(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Band:
+        """Entries at the same place are added."""
+        m, n = shape
+        first, last = np.full(m, n), np.zeros(m, dtype=np.int64)
+        np.minimum.at(first, rows, columns)
+        np.maximum.at(last, rows, columns)
+        first = np.minimum(first, last)
+        weights = np.zeros((m, int((last - first).max()) + 1))
+        np.add.at(weights, (rows, columns - first[rows]), values)
+        return Band(n, first, weights)
+
+    def __matmul__(self, inner: Band) -> Band:
+        rows, middle, values = self._entries()
+        columns = inner.first[middle][:, None] + np.arange(inner.weights.shape[1])
+        products = values[:, None] * inner.weights[middle]
+        held = products != 0
+        spread_rows = np.broadcast_to(rows[:, None], held.shape)
+        return Band.from_entries((self.shape[0], inner.n), spread_rows[held], columns[held], products[held])
+
+    def norm(self) -> float:
+        """The largest singular value, exact to rounding: where λ I − A Aᵀ stops having a Cholesky factor.
+
+        Many values of λ are tried at once, and the interval between two of them again, until it is narrow as rounding.
+        """
+        gram = self @ self.T if self.shape[0] <= self.n else self.T @ self
+        m = gram.shape[0]
+        bandwidth = int(max((np.arange(m) - gram.first).max(), 0))
+        lower = np.zeros((m, bandwidth + 1))  # lower[i, k] is entry (i, i − k)
+        rows, columns, values = gram._entries()
+        below = columns <= rows
+        lower[rows[below], (rows - columns)[below]] = values[below]
+        low, high = float(lower[:, 0].max()), float(np.abs(gram.weights).sum(axis=1).max())
+        high *= 1 + 4 * _EPS
+        while high - low > 4 * _EPS * high:
+            tried = low + (high - low) * np.arange(1, _TRIED) / _TRIED
+            with np.errstate(all="ignore"):  # whatever follows a pivot that is not positive
+                fits = np.flatnonzero(_definite(lower, tried))
+            index = int(fits[0]) if fits.size else _TRIED - 1
+            new_low = low if index == 0 else float(tried[index - 1])
+            new_high = high if index == _TRIED - 1 else float(tried[index])
+            if (new_low, new_high) == (low, high):
+                break
+            low, high = new_low, new_high
+        return math.sqrt(high)
+
+
+def _definite(lower: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """For each shift λ whether λ I − G is positive definite, G given by its band below the diagonal."""
+    m, width = lower.shape
+    b = width - 1
+    if b == 1:
+        pivot, least = np.ones(len(shifts)), np.full(len(shifts), np.inf)
+        for diagonal, squared in zip(lower[:, 0].tolist(), (lower[:, 1] ** 2).tolist()):
+            pivot = shifts - diagonal - squared / pivot
+            np.minimum(least, pivot, out=least)
+        return least > 0
+    good = np.ones(len(shifts), dtype=bool)
+    factor: list[np.ndarray] = []  # of the last b rows, (b + 1, shifts): unit lower entries times pivots, newest last
+    pivots: list[np.ndarray] = []
+    for i in range(m):
+        reach = min(b, i)
+        row = np.zeros((reach + 1, len(shifts)))  # row[k] is entry (i, i − reach + k) of L D
+        for k in range(reach):
+            j = i - reach + k
+            entry = np.full(len(shifts), -lower[i, i - j])
+            older = factor[k - reach]  # row j of L D
+            shared = min(k, len(older) - 1)
+            for p in range(1, shared + 1):
+                entry = entry - row[k - p] * older[len(older) - 1 - p] / pivots[k - p - reach]
+            row[k] = entry
+        pivot = shifts - lower[i, 0]
+        for k in range(reach):
+            pivot = pivot - row[k] ** 2 / pivots[k - reach]
+        good &= pivot > 0
+        pivot = np.where(good, pivot, 1.0)
+        row[reach] = pivot
+        factor, pivots = [*factor, row][-b:] if b else [], [*pivots, pivot][-b:] if b else []
+    return good
+
+
+@dataclass(frozen=True, eq=False)
+class Stencil:
+    """A = D C: C a convolution with `taps` at every `stride`-th place, zero outside, and D = diag(`scale`).
+
+    Row i holds scale[i] · taps from column i · stride − padding on.
+    """
+
+    taps: np.ndarray
+    stride: int
+    padding: int
+    scale: np.ndarray
+
+    @staticmethod
+    def of(band: Band) -> Stencil | None:
+        """The stencil of a band that has one to rounding, as an antialiased resize by a whole factor has."""
+        m, n = band.shape
+        if m < 8 or n % m or n == m:
+            return None
+        stride, middle = n // m, m // 2
+        row = np.flatnonzero(band.weights[middle])
+        taps = band.weights[middle, row[0] : row[-1] + 1]
+        padding = middle * stride - int(band.first[middle] + row[0])
+        if padding < 0 or (m - 1) * stride - padding + len(taps) > n + padding:
+            return None
+        columns = np.arange(m)[:, None] * stride - padding + np.arange(len(taps))
+        inside = (columns >= 0) & (columns < n)
+        present = np.where(inside, taps, 0.0)
+        total = present.sum(axis=1)
+        if not (np.abs(total) > 0).all():
+            return None
+        scale = band.weights.sum(axis=1) / total
+        rows = np.broadcast_to(np.arange(m)[:, None], columns.shape)
+        rebuilt = Band.from_entries((m, n), rows[inside], columns[inside], (scale[:, None] * present)[inside])
+        a, b = rebuilt._entries(), band._entries()
+        same = len(a[2]) == len(b[2]) and (a[0] == b[0]).all() and (a[1] == b[1]).all()
+        if not same or np.abs(a[2] - b[2]).max() > 16 * _EPS * np.abs(taps).max():
+            return None
+        return Stencil(taps, stride, padding, scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Spectral:
+    """B diag(response) Bᵀ in an orthonormal basis B (n, n), for responses >= 0."""
+
+    basis: Basis
+    response: Constant
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.basis.shape
+
+    @property
+    def T(self) -> Spectral:
+        return self
+
+    def dense(self) -> np.ndarray:
+        if (self.response.value == 1).all():
+            return np.eye(self.shape[0])
+        return (self.basis.value * self.response.value) @ self.basis.value.T
+
+    def apply(self, xp: Namespace, x: Array, axis: int) -> Array:
+        response = xp.reshape(self.response.like(xp, x), (-1, *(1,) * (-1 - axis)))
+        return synthesise_axis(xp, self.basis, response * analyse_axis(xp, self.basis, x, axis), axis)
+
+
+class AxisMatrix:
+    """A matrix (m, n) that acts along one axis, with its decomposition computed once and shared with its transpose.
+
+    form   the matrix: dense, a `Band`, or `Spectral`; `constant` is the dense matrix in any case
+    """
+
+    def __init__(self, form: np.ndarray | Band | Spectral) -> None:
+        self.form = form
+        self._transpose: AxisMatrix | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, n = self.form.shape
+        return m, n
+
+    @functools.cached_property
+    def constant(self) -> Constant:
+        """The dense matrix."""
+        return Constant(self.form if isinstance(self.form, np.ndarray) else self.form.dense())
+
+    @functools.cached_property
+    def band(self) -> Band | None:
+        """The rows as a band where that holds much less than the dense matrix, else None."""
+        if isinstance(self.form, Spectral):
+            return None
+        band = self.form if isinstance(self.form, Band) else Band.of(self.form)
+        return band if 4 * band.weights.shape[1] <= band.n else None
+
+    @functools.cached_property
+    def svd(self) -> AxisSVD:
+        if isinstance(self.form, Spectral):
+            return AxisSVD(self.form.basis, self.form.response.value, self.form.basis)
+        if self._transpose is not None and "svd" in self._transpose.__dict__:
+            other = self._transpose.svd
+            return AxisSVD(other.v, other.s, other.u)
+        return AxisSVD.of(self.constant.value)
+
+    @property
+    def has_svd(self) -> bool:
+        """Whether the decomposition is known, or small enough to be taken."""
+        return isinstance(self.form, Spectral) or min(self.shape) <= SVD_MAX_RANK
+
+    def norm(self) -> float:
+        """The largest singular value: from the band of a long matrix, without its decomposition."""
+        if max(self.shape) >= LONG and "svd" not in self.__dict__ and self.band is not None:
+            return self.band.norm()
+        return float(self.svd.s.max())
+
+    @property
+    def T(self) -> AxisMatrix:
+        if self._transpose is None:
+            flipped = AxisMatrix(self.form.T)
+            flipped._transpose, self._transpose = self, flipped
+        return self._transpose
+
+    def __matmul__(self, inner: AxisMatrix) -> AxisMatrix:
+        if max(*self.shape, *inner.shape) >= LONG and self.band is not None and inner.band is not None:
+            return AxisMatrix(self.band @ inner.band)
+        return AxisMatrix(self.constant.value @ inner.constant.value)
+
+    def __add__(self, other: AxisMatrix) -> AxisMatrix:
+        return AxisMatrix(self.constant.value + other.constant.value)
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """A fingerprint of the values."""
+        if isinstance(self.form, Band):
+            return digest(np.concatenate([self.form.first[:, None], self.form.weights], axis=1))
+        return self.constant.digest()
+
+    @functools.cached_property
+    def bands(self) -> tuple[tuple[Constant, int, int], ...]:
+        """(block of rows, first column, end column) covering the matrix; empty where one dense product is cheaper."""
+        m, n = self.shape
+        if max(m, n) < _BAND_MIN_LENGTH or self.band is None:
+            return ()
+        band, blocks = self.band, []
+        for row in range(0, m, _BAND_BLOCK):
+            first, weights = band.first[row : row + _BAND_BLOCK], band.weights[row : row + _BAND_BLOCK]
+            low, high = int(first.min()), min(int(first.max()) + weights.shape[1], n)
+            block = np.zeros((len(first), int(first.max()) + weights.shape[1] - low))
+            block[np.arange(len(first))[:, None], first[:, None] - low + np.arange(weights.shape[1])] = weights
+            blocks.append((Constant(block[:, : high - low]), low, high))
+        work = sum(block.value.size for block, _, _ in blocks)
+        return tuple(blocks) if 2 * work <= m * n else ()
+
+    @functools.cached_property
+    def stencil(self) -> Stencil | None:
+        """The matrix as a strided convolution with scaled rows, where it is one."""
+        return None if self.band is None else Stencil.of(self.band)
+
+    def prepare(self) -> None:
+        """Fill the caches that `apply` reads, here and for the transpose."""
+        _ = self.bands, self.T.bands
+
+    def apply(self, xp: Namespace, x: Array, axis: int) -> Array:
+        """The matrix times `x` along the negative `axis`."""
+        if isinstance(self.form, Spectral) and isinstance(self.form.basis, FastBasis):
+            return self.form.apply(xp, x, axis)
+        if not self.bands:
+            return matmul_axis(xp, self.constant.like(xp, x), x, axis)
+        index: list[object] = [slice(None)] * x.ndim
+        parts = []
+        for block, low, high in self.bands:
+            index[axis] = slice(low, high)
+            parts.append(matmul_axis(xp, block.like(xp, x), x[tuple(index)], axis))
+        return xp.concat(parts, axis=x.ndim + axis)
