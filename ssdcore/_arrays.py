@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -17,6 +17,7 @@ Array = Any  # an array of any array-API namespace
 Namespace = Any  # the namespace itself: a module
 Shape = tuple[int, ...]
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _is_torch(x: Array) -> bool:
@@ -251,9 +252,20 @@ class Memo:
     def __reduce__(self) -> tuple[Any, ...]:
         return Memo, (self._entries, self._bytes)
 
+    @staticmethod
+    def entry(make: Callable[..., Any], *key: Hashable) -> Hashable:
+        """The name under which make(*key) is kept: of numbers a string, which torch.compile guards by value."""
+        if all(isinstance(part, (int, float)) for part in key):
+            return f"{make.__name__}{key!r}"
+        return make.__name__, key
+
+    def kept(self, entry: Hashable) -> Any:
+        """What `get` has just made, for torch.compile to read while tracing: with its guards, and without a lock."""
+        return self._results[entry][0]
+
     def get(self, make: Callable[..., Any], *key: Hashable, sized: Callable[[Any], int] = lambda result: 0) -> Any:
         """make(*key), computed once while it is kept."""
-        entry = (make.__name__, *key)
+        entry = self.entry(make, *key)
         with self._lock:
             found = self._results.pop(entry, None)
             if found is not None:
@@ -273,7 +285,13 @@ class Memo:
         return made
 
 
-def once_per_trace(prepare: Callable[P, None]) -> Callable[P, None]:
+def is_tracing() -> bool:
+    """Whether torch.compile is tracing the caller."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_compiling()
+
+
+def once_per_trace(prepare: Callable[P, R]) -> Callable[P, R]:
     """Mark a method that only fills caches: torch.compile then runs it while tracing instead of tracing into it."""
     prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return prepare
@@ -286,3 +304,20 @@ def matmul_axis(xp: Namespace, matrix: Array, x: Array, axis: int) -> Array:
     if axis == -2:
         return matrix @ x
     return xp.moveaxis(xp.moveaxis(x, axis, -1) @ matrix.T, -1, axis)
+
+
+def add_scaled(xp: Namespace, x: Array, scale: float, y: Array) -> Array:
+    """x + scale · y: a new array, by one pass where the library has one. Never in place: `x` may be the user's."""
+    if _is_torch(x):
+        return sys.modules["torch"].add(x, y, alpha=scale)
+    return x + scale * y
+
+
+def add_to(xp: Namespace, x: Array, scale: float, y: Array) -> Array:
+    """x + scale · y where `x` is an array of our own, in place if that can be: large temporaries cost most."""
+    if _is_torch(x):
+        return x.add_(y, alpha=scale)
+    if isinstance(x, np.ndarray):
+        x += y if scale == 1 else scale * y
+        return x
+    return x + scale * y

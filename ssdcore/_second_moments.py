@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssdcore import _pytrees
 from ssdcore._arrays import Array, Constant, Namespace, Shape, namespace_of
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.operators import LinearOperator
@@ -36,12 +37,6 @@ class SumCovariance(Covariance):
         xp = namespace_of(x)
         return self.base(x) + self.through(xp, self.clean(self.through(xp, x)))
 
-    def _prepare(self) -> None:
-        """Nothing is kept."""
-
-    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
-        return self.apply_power(xp, x, power)
-
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         if power == 1:
             return self._apply(x)
@@ -56,6 +51,9 @@ class SumCovariance(Covariance):
             raise ValueError(f"Covariance: a dense matrix over {n} elements is too large to build")
         basis = np.eye(n).reshape(n, *self.shape)
         return np.ascontiguousarray(self._apply(basis).reshape(n, n).T)
+
+
+_pytrees.register_static(SumCovariance)
 
 
 def widened(

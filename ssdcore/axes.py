@@ -335,7 +335,8 @@ class Spectral:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.basis.shape
+        m, n = self.basis.shape
+        return m, n
 
     @property
     def T(self) -> Spectral:
@@ -442,13 +443,19 @@ class AxisMatrix:
         """The matrix as a strided convolution with scaled rows, where it is one."""
         return None if self.band is None else Stencil.of(self.band)
 
+    @property
+    def _is_fast(self) -> bool:
+        return isinstance(self.form, Spectral) and isinstance(self.form.basis, FastBasis)
+
     def prepare(self) -> None:
         """Fill the caches that `apply` reads, here and for the transpose."""
-        _ = self.bands, self.T.bands
+        for matrix in (self, self.T):
+            if not (matrix._is_fast or matrix.bands):
+                _ = matrix.constant
 
     def apply(self, xp: Namespace, x: Array, axis: int) -> Array:
         """The matrix times `x` along the negative `axis`."""
-        if isinstance(self.form, Spectral) and isinstance(self.form.basis, FastBasis):
+        if isinstance(self.form, Spectral) and self._is_fast:
             return self.form.apply(xp, x, axis)
         if not self.bands:
             return matmul_axis(xp, self.constant.like(xp, x), x, axis)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ssdcore import _pytrees
 from ssdcore._arrays import Array, Constant, Namespace, Shape, namespace_of
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.spectral import Modes
@@ -31,10 +32,7 @@ class BatchedCovariance(Covariance):
     def shape(self) -> Shape:  # type: ignore[override]
         return self.modes.shape
 
-    def _prepare(self) -> None:
-        """Nothing is kept."""
-
-    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
+    def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         values, rest = (self._power(xp, v, x, power) for v in (self.values, self.rest))
         if not self.modes.factors:
             return values * x
@@ -76,3 +74,13 @@ class BatchedCovariance(Covariance):
             raise ValueError("BatchedCovariance: it has one matrix an item; take the items at their own times")
         spectrum = np.asarray(self.values).reshape(self.values.shape[self.values.ndim - len(self.modes.counts) :])
         return SpectralCovariance(self.modes, spectrum, float(np.asarray(self.rest).reshape(-1)[0])).as_matrix()
+
+
+def _unflatten(modes: Modes, children: Any) -> BatchedCovariance:
+    made = BatchedCovariance.__new__(BatchedCovariance)
+    for name, value in zip(("modes", "values", "rest"), (modes, *children)):
+        object.__setattr__(made, name, value)
+    return made
+
+
+_pytrees.register(BatchedCovariance, lambda c: ((c.values, c.rest), c.modes), _unflatten)

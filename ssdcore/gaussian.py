@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from ssdcore import _pytrees
 from ssdcore._arrays import (
     Array,
     Constant,
@@ -20,6 +21,7 @@ from ssdcore._arrays import (
     check_trailing,
     computing_dtype,
     device_of,
+    digest,
     full_precision,
     once_per_trace,
     real_namespace,
@@ -109,8 +111,32 @@ class Covariance(abc.ABC):
         return SpectralCovariance(decomposition.input, np.broadcast_to(variances, shape), float(rest))
 
     @abc.abstractmethod
-    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
-        """C^power x, for power 1 or 1/2, or −1 where C is invertible."""
+    def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
+        """C^power x, for power 1 or 1/2, or −1 where C is invertible: what a subclass implements."""
+
+    def prepare(self, power: float) -> None:  # noqa: B027 - there may be nothing to prepare
+        """Fill the caches that `apply_power` reads; torch.compile runs it, untraced, while tracing."""
+
+    def key(self) -> Hashable | None:
+        """What covariances that are the same by construction have in common; None: equal to itself only."""
+        return None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        _pytrees.ensure()
+        return super().__new__(cls)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other or type(self) is not type(other):
+            return self is other
+        key = self.key()
+        return key is not None and key == other.key()
+
+    def __hash__(self) -> int:
+        try:
+            key = self.key()
+        except AttributeError:  # torch.compile hashes objects that are still being made
+            key = None
+        return object.__hash__(self) if key is None else hash((type(self), key))
 
     @abc.abstractmethod
     def log_determinant(self) -> float:
@@ -149,16 +175,16 @@ class Covariance(abc.ABC):
         """Number of elements n that the covariance is over."""
         return math.prod(self.shape)
 
-    @abc.abstractmethod
-    def _prepare(self) -> None:
-        """Fill the caches that applying the covariance reads."""
+    @once_per_trace
+    def _prepared(self, power: float) -> None:
+        self.prepare(power)
 
     def _run(self, x: Array, power: float) -> Array:
         xp = real_namespace(x, "Covariance")
         check_trailing(x, self.shape, "Covariance")
-        self._prepare()
+        self._prepared(power)
         with full_precision(x):
-            y = self._function(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False), power)
+            y = self.apply_power(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False), power)
         return xp.astype(y, x.dtype, copy=False)
 
 
@@ -182,7 +208,9 @@ class SpectralCovariance(Covariance):
                 f"Covariance: not positive semi-definite, its smallest eigenvalue is {least:.6g} "
                 f"(mode {where} of the spectrum shaped {values.shape}); the largest is {largest:.6g}"
             )
-        object.__setattr__(self, "values", np.maximum(values, 0.0))
+        values = np.maximum(values, 0.0)
+        values.flags.writeable = False
+        object.__setattr__(self, "values", values)
         object.__setattr__(self, "rest", max(self.rest, 0.0))
 
     @property
@@ -191,19 +219,23 @@ class SpectralCovariance(Covariance):
 
     @functools.cached_property
     def _powers(self) -> dict[float, tuple[Constant, float]]:
-        with np.errstate(divide="ignore"):
-            return {
-                power: (Constant(self.values**power), float(np.float64(self.rest) ** power))
-                for power in (1.0, 0.5, -1.0)
-            }
+        return {}
 
-    @once_per_trace
-    def _prepare(self) -> None:
-        _ = self._powers
+    def prepare(self, power: float) -> None:
+        if power not in self._powers:
+            with np.errstate(all="ignore"):
+                self._powers[power] = Constant(self.values**power), float(np.float64(self.rest) ** power)
 
-    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
+    def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         values, rest = self._powers[power]
         return self.modes.scale(xp, x, values.like(xp, x), rest)
+
+    def key(self) -> Hashable:
+        return self.modes, self._digest, self.rest
+
+    @functools.cached_property
+    def _digest(self) -> bytes:
+        return digest(self.values)
 
     def affine(self, scale: float, shift: float) -> Covariance:
         """scale · C + shift · I."""
@@ -214,7 +246,7 @@ class SpectralCovariance(Covariance):
         if not self.modes.factors and self.values.size == 1:
             value = float(self.values.item())
             return np.full((1,) * len(modes.counts), value), value
-        if self.modes.grid == modes.grid and self.modes.factors == modes.factors:
+        if self.modes == modes:
             return self.values, self.rest
         return None
 
@@ -253,11 +285,10 @@ class OperatorCovariance(Covariance):
     def shape(self) -> Shape:  # type: ignore[override]
         return self.operator.in_shape
 
-    @once_per_trace
-    def _prepare(self) -> None:
+    def prepare(self, power: float) -> None:
         self.operator.prepare()
 
-    def _function(self, xp: Namespace, x: Array, power: float) -> Array:
+    def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         def function(eigenvalues: Array) -> Array:
             variance = self.variance(eigenvalues)
             return xp.where(variance > 0, variance, xp.zeros_like(variance)) ** power
@@ -273,12 +304,31 @@ class OperatorCovariance(Covariance):
         raise ValueError(f"Covariance: a dense matrix over {self.size} elements is too large to build")
 
 
-@dataclass(frozen=True, eq=False)
+class Draws(Protocol):
+    """A law that has a quicker way to its mean and draws than mean + Σ^(1/2) noise; `Gaussian.of_draws` takes one."""
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the mean."""
+
+    @property
+    def like(self) -> Array:
+        """An array of the namespace, dtype and device of the mean."""
+
+    def mean(self) -> Array:
+        """The mean, computed when it is asked for."""
+
+    def draw(self, noise: Array) -> Array:
+        """mean + Σ^(1/2) noise with the symmetric root."""
+
+
 class Gaussian:
     """N(mean, covariance) for each leading index of `mean`; the covariance is over the trailing axes and shared.
 
     mean         (*batch, *covariance.shape)
     covariance   a Covariance; ``g.covariance(x)`` applies it
+
+    Immutable, and a pytree of jax and torch with the mean as leaf.
 
     >>> g = ssd.Gaussian(np.zeros((2, 3)), ssd.Covariance.isotropic(3, variance=4.0))
     >>> g.sample(np.ones((2, 3)))
@@ -290,23 +340,60 @@ class Gaussian:
     array([0.375, 0.375])
     """
 
-    mean: Array
     covariance: Covariance
+    _mean: Array | None
+    _draws: Draws | None
 
-    def __post_init__(self) -> None:
-        real_namespace(self.mean, "Gaussian mean")
-        check_trailing(self.mean, self.covariance.shape, "Gaussian mean")
+    def __init__(self, mean: Array, covariance: Covariance) -> None:
+        real_namespace(mean, "Gaussian mean")
+        check_trailing(mean, covariance.shape, "Gaussian mean")
+        self._set(mean, covariance, None)
+
+    @classmethod
+    def of_draws(cls, draws: Draws, covariance: Covariance) -> Gaussian:
+        """The law whose mean and draws `draws` computes, and whose covariance is `covariance`."""
+        made = cls.__new__(cls)
+        made._set(None, covariance, draws)
+        return made
+
+    def _set(self, mean: Array | None, covariance: Covariance, draws: Draws | None) -> None:
+        _pytrees.ensure()
+        object.__setattr__(self, "_mean", mean)
+        object.__setattr__(self, "_draws", draws)
+        object.__setattr__(self, "covariance", covariance)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Gaussian is immutable: make another one instead of setting {name!r}")
+
+    @property
+    def mean(self) -> Array:
+        """(*batch, *covariance.shape)."""
+        if self._draws is not None and self._mean is None:
+            object.__setattr__(self, "_mean", self._draws.mean())
+        return self._mean
+
+    def __repr__(self) -> str:
+        return f"Gaussian(mean={self.mean!r}, covariance={self.covariance!r})"
 
     def sample(self, noise: Array) -> Array:
         """mean + Σ^(1/2) noise, with the symmetric root.
 
         noise   standard normal, shaped like the mean, or with more leading axes for that many independent draws
 
-        The caller draws the noise: there is no hidden randomness. Raises ValueError for another shape or device.
+        The caller draws the noise: there is no hidden randomness. A numpy mean (as of a `prior`) follows noise of
+        another library. Raises ValueError for another shape or device.
         """
-        check_same_backend(self.mean, noise, "Gaussian.sample")
-        check_trailing(noise, tuple(self.mean.shape), "Gaussian.sample: the noise, shaped like the mean")
-        return self.mean + self.covariance.root(noise)
+        if self._draws is not None:
+            check_same_backend(self._draws.like, noise, "Gaussian.sample")
+            check_trailing(noise, self._draws.shape, "Gaussian.sample: the noise, shaped like the mean")
+            return self._draws.draw(noise)
+        mean = self.mean
+        if isinstance(mean, np.ndarray) and not isinstance(noise, np.ndarray):
+            xp = real_namespace(noise, "Gaussian.sample")
+            mean = Constant(mean).like(xp, noise)
+        check_same_backend(mean, noise, "Gaussian.sample")
+        check_trailing(noise, tuple(mean.shape), "Gaussian.sample: the noise, shaped like the mean")
+        return mean + self.covariance.root(noise)
 
     def log_prob(self, x: Array) -> Array:
         """log density at x (*batch, *shape), in nats: an array (*batch). Raises ValueError if Σ is singular."""
@@ -359,4 +446,22 @@ def _trace_ratio(p: Covariance, q: Covariance) -> float:
             ratio = values / shared[0]
             multiplicity = multiplicity * values.size // ratio.size
             return float(multiplicity * ratio.sum()) + (others * rest / shared[1] if others else 0.0)
+        shared = p.in_modes(q.modes)
+        if shared is not None:  # p is a multiple of the identity: tr(Q⁻¹ P) = p tr(Q⁻¹)
+            values, multiplicity, rest, others = q.eigenvalues
+            ratio = shared[0] / values
+            multiplicity = multiplicity * values.size // ratio.size
+            return float(multiplicity * ratio.sum()) + (others * shared[1] / rest if others else 0.0)
     return float(np.trace(np.linalg.solve(q.as_matrix(), p.as_matrix())))
+
+
+def _unflatten(aux: Any, children: Any) -> Gaussian:
+    made = Gaussian.__new__(Gaussian)
+    mean, covariance = children
+    made._set(mean, covariance, None)  # unchecked: transforms put all kinds of things in place of arrays
+    return made
+
+
+_pytrees.register_static(SpectralCovariance)
+_pytrees.register_static(OperatorCovariance)
+_pytrees.register(Gaussian, lambda g: ((g.mean, g.covariance), None), _unflatten)

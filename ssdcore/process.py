@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import html
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,10 +19,12 @@ from ssdcore._arrays import (
     Constant,
     Memo,
     Shape,
+    add_scaled,
     check_same_backend,
     check_trailing,
     computing_dtype,
     full_precision,
+    is_tracing,
     namespace_of,
     once_per_trace,
     real_namespace,
@@ -30,9 +33,11 @@ from ssdcore._gains import posterior_gains, posterior_share
 from ssdcore._second_moments import widened
 from ssdcore._timed import check_items, degraded, level_of, levels, size_name, state_shape
 from ssdcore._times import one_time, times_of
+from ssdcore.axes import LONG
 from ssdcore.conditioning import InadmissibleProcess
 from ssdcore.degradations import Chain, Degradations, GrowingBlur
 from ssdcore.gaussian import Covariance, Gaussian, OperatorCovariance, SpectralCovariance
+from ssdcore.lifted import Lift, LiftedLaw
 from ssdcore.operators import Blur, LinearOperator, Resize
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
@@ -361,7 +366,7 @@ class LinearDiffusion:
         s, t = self._time(s), self._time(t)
         if s >= t:
             raise ValueError(f"expected times s < t, got s = {s}, t = {t}")
-        return s, t
+        return operator.index(s), operator.index(t)  # numbers where torch.compile has made symbols of them
 
     def _original(self, t: int) -> int:
         t = self._time(t)
@@ -378,17 +383,11 @@ class LinearDiffusion:
         s, t = self._time(s), self._time(t)
         if s > t:
             raise ValueError(f"expected times s <= t, got s = {s}, t = {t}")
-        self._prepare(s, t)
-        return self.degradations.between(self._original(s), self._original(t))
+        return self._numbers("_between", s, t)
 
     def stage(self, t: int) -> int:
         """A number that two times share exactly if R_{0→t} is the same for both."""
         return self.degradations.stage(self._original(t))
-
-    @once_per_trace
-    def _prepare(self, s: int, t: int) -> None:
-        """Fill the caches of R_{s→t}, so that torch.compile finds the product of operators ready."""
-        self.degradations.between(self._original(s), self._original(t))
 
     def _signal_ratio(self, s: int, t: int) -> float:
         alpha_s = self.alpha(s)
@@ -446,7 +445,8 @@ class LinearDiffusion:
         check_same_backend(x0, noise, "add_noise")
         check_trailing(x0, self.shape(0), "add_noise: x0")
         if isinstance(time, int):
-            clean, shape = self.operator(0, time)(x0), self.shape(time)
+            operator = self.operator(0, time)
+            clean, shape = operator(x0), operator.out_shape
             alpha, sigma = self.noise.at(time)
         else:
             shape = state_shape(self, time, noise, "add_noise")
@@ -478,9 +478,8 @@ class LinearDiffusion:
         time = times_of(t, self.steps)
         if not isinstance(time, int):
             return _timed.marginal(self, x0, time)
-        t = time
-        mean = self.degradation(0, t)(x0) if t else self.degrade(x0, 0)
-        return Gaussian(mean, Covariance.isotropic(self.shape(t), self.sigma(t) ** 2))
+        operator, covariance = self._numbers("_marginal", time)
+        return Gaussian(operator(x0), covariance)
 
     def transition(self, x_s: Array, s: Any, t: Any) -> Gaussian:
         """q(x_t | x_s) for any s < t, theorem 1 of the paper.
@@ -502,7 +501,8 @@ class LinearDiffusion:
         if not (isinstance(times[0], int) and isinstance(times[1], int)):
             return _timed.transition(self, x_s, *map(_timed.as_times, times))
         s, t = self._pair(s, t)
-        return Gaussian(self.degradation(s, t)(x_s), self._memo.get(self._transition_covariance, s, t))
+        operator, covariance = self._numbers("_transition", s, t)
+        return Gaussian(operator(x_s), covariance)
 
     def posterior(
         self,
@@ -557,26 +557,34 @@ class LinearDiffusion:
             return _timed.posterior(self, x_t, clean_s, first, last, float(eta), clean_covariance)
         s, t = self._pair(s, t)
         check_same_backend(x_t, clean_s, "posterior")
-        check_trailing(x_t, self.shape(t), f"posterior: x_t at t = {t}")
-        check_trailing(clean_s, self.shape(s), f"posterior: clean_s at s = {s}")
+        step = self._numbers("_posterior", s, t, float(eta))
+        operator, lift, alpha_s = step.operator, step.lift, step.alpha_s
+        check_trailing(x_t, operator.out_shape, f"posterior: x_t at t = {t}")
+        check_trailing(clean_s, operator.in_shape, f"posterior: clean_s at s = {s}")
         xp = real_namespace(x_t, "posterior: x_t")
         real_namespace(clean_s, "posterior: clean_s")
-        operator, lift, covariance = self._memo.get(self._posterior, s, t, float(eta))
         dtype = computing_dtype(xp, x_t.dtype)
         clean = xp.astype(clean_s, dtype, copy=False)
         with full_precision(x_t):
-            innovation = xp.astype(x_t, dtype, copy=False) - self.alpha(t) * operator(clean)
-            if isinstance(lift, float):
+            innovation = add_scaled(xp, xp.astype(x_t, dtype, copy=False), -step.alpha_t, operator(clean))
+            if isinstance(lift, Lift):
+                law = LiftedLaw(lift, alpha_s * clean, innovation, x_t)
+                if clean_covariance is None:
+                    return Gaussian.of_draws(law, step.covariance)
+                mean = law.mean()
+            elif isinstance(lift, float):
                 mean = operator.T(lift * innovation)
             else:
-                operator.prepare_spectrum()
                 decomposition = operator.decomposition()
                 assert decomposition is not None  # _posterior refuses eta < 1 otherwise
                 mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
-            mean += self.alpha(s) * clean  # in place: large temporaries cost most
-        if clean_covariance is not None:
-            covariance = self._memo.get(self._widened, s, t, float(eta), clean_covariance)
-        return Gaussian(xp.astype(mean, x_t.dtype, copy=False), covariance)
+            if not isinstance(lift, Lift):
+                mean = add_scaled(xp, mean, alpha_s, clean)
+        mean = xp.astype(mean, x_t.dtype, copy=False)
+        if clean_covariance is None:
+            return Gaussian(mean, step.covariance)
+        widened_by = self._memo.get(self._widened, s, t, float(eta), clean_covariance, sized=_held_bytes)
+        return Gaussian(mean, widened_by)
 
     def prior(self, mean: Array | None = None, covariance: Any = None) -> Gaussian:
         """The law of x_T that sampling starts from, N(α_T m, α_T² C + σ_T² I).
@@ -643,14 +651,42 @@ class LinearDiffusion:
         operator = self.degradation(s, t).T
         return self._covariance(operator, lambda m2: variance_t - variance_s * m2, variance_t)
 
-    def _posterior(self, s: int, t: int, eta: float) -> tuple[LinearOperator, float | Constant, Covariance]:
-        """(R, what lifts the innovation, covariance): a factor of Rᵀ at eta = 1, weights on R's modes below."""
+    def _numbers(self, kind: str, *key: float) -> Any:
+        """What the method `kind` makes of times, kept. Where torch.compile traces, it is made untraced, and then read
+        where the guards see it: the graph of one time, or process, is never taken for another's."""
+        if is_tracing():
+            # index makes a number of what torch.compile has turned into a symbol
+            entry = self._made(kind, *[k if isinstance(k, float) else operator.index(k) for k in key])
+            return self._memo.kept(entry)
+        return self._memo.get(getattr(self, kind), *key, sized=_held_bytes)
+
+    @once_per_trace
+    def _made(self, kind: str, *key: float) -> Any:
+        make = getattr(self, kind)
+        self._memo.get(make, *key, sized=_held_bytes)
+        return Memo.entry(make, *key)
+
+    def _between(self, s: int, t: int) -> LinearOperator:
+        return self.degradations.between(self._original(s), self._original(t))
+
+    def _marginal(self, t: int) -> tuple[LinearOperator, Covariance]:
+        operator = self.degradation(0, t) if t else self.operator(0, 0)
+        return operator, Covariance.isotropic(self.shape(t), self.sigma(t) ** 2)
+
+    def _transition(self, s: int, t: int) -> tuple[LinearOperator, Covariance]:
+        return self.degradation(s, t), self._transition_covariance(s, t)
+
+    def _posterior(self, s: int, t: int, eta: float) -> _PosteriorStep:
+        alphas = self.alpha(s), self.alpha(t)
         unscaled, ratio = self.operator(s, t), self._signal_ratio(s, t)
         sigma_s, sigma_t = self.sigma(s), self.sigma(t)
         rho = (sigma_s / sigma_t) ** 2
         if eta == 1:
             covariance = self._covariance(ratio * unscaled, lambda m2: sigma_s**2 * (1 - rho * m2), sigma_s**2)
-            return unscaled, rho * ratio, covariance
+            unscaled.prepare()
+            lift = Lift.of(unscaled, sigma_s, ratio, rho)
+            return _PosteriorStep(*alphas, unscaled, rho * ratio if lift is None else lift, covariance)
+        unscaled.prepare_spectrum()
         decomposition = unscaled.decomposition()
         if decomposition is None:
             raise ValueError(
@@ -661,7 +697,7 @@ class LinearDiffusion:
         share = np.where(kept, posterior_share(eta, rho, (ratio * decomposition.singular_values) ** 2), 0.0)
         weights = Constant((sigma_s / sigma_t) * np.sqrt(np.maximum(share, 0.0)))
         covariance = Covariance.of_modes(unscaled, np.maximum(sigma_s**2 * (1 - share), 0.0), sigma_s**2)
-        return unscaled, weights, covariance
+        return _PosteriorStep(*alphas, unscaled, weights, covariance)
 
     def _widened(self, s: int, t: int, eta: float, clean_covariance: Covariance) -> Covariance:
         if not isinstance(clean_covariance, Covariance) or clean_covariance.shape != self.shape(s):
@@ -676,12 +712,41 @@ class LinearDiffusion:
             b, _ = posterior_gains(np, eta, alpha_s, sigma_s, alpha_t, sigma_t, r)
             return np.asarray(levels[0] - levels[2] * b * r)
 
-        _, _, covariance = self._memo.get(self._posterior, s, t, eta)
+        covariance = self._memo.get(self._posterior, s, t, eta, sized=_held_bytes).covariance
         return widened(covariance, self.operator(s, t), levels[0], gain, clean_covariance)
 
     @functools.cached_property
     def _memo(self) -> Memo:
         return Memo()
+
+
+@dataclass(frozen=True, eq=False)
+class _PosteriorStep:
+    """The numbers of `posterior` for one pair of times.
+
+    operator   R
+    lift       what raises the innovation: a `Lift` or a factor of Rᵀ at eta = 1, else weights on the modes of R
+    """
+
+    alpha_s: float
+    alpha_t: float
+    operator: LinearOperator
+    lift: Lift | float | Constant
+    covariance: Covariance
+
+
+def _held_bytes(made: Any) -> int:
+    """About what the numbers of a step come to hold: spectra in a few forms, and the matrices of a blur, its own."""
+    parts = made if isinstance(made, tuple) else (made,)
+    if isinstance(made, _PosteriorStep):
+        parts = (made.operator, made.covariance, made.covariance)
+    held = 0
+    for part in parts:
+        if isinstance(part, SpectralCovariance):
+            held += 3 * part.values.nbytes
+        elif isinstance(part, Blur):
+            held += sum(32 * n * n for n in part.in_shape if n < LONG)
+    return held
 
 
 _pytrees.register_static(LinearDiffusion)

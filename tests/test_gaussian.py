@@ -134,9 +134,19 @@ def test_bad_input_is_refused(make, error, message):
 
 def test_mixed_namespaces_are_refused():
     torch = pytest.importorskip("torch")
-    g = ssd.Gaussian(np.ones(3), ssd.Covariance.isotropic((3,), 1.0))
+    g = ssd.Gaussian(torch.ones(3, dtype=torch.float64), ssd.Covariance.isotropic((3,), 1.0))
     with pytest.raises(TypeError, match="two namespaces"):
-        g.sample(torch.ones(3, dtype=torch.float64))
+        g.sample(np.ones(3))
+    with pytest.raises(TypeError, match="two namespaces"):
+        g.log_prob(np.ones(3))
+
+
+def test_a_numpy_mean_follows_the_noise():
+    torch = pytest.importorskip("torch")
+    g = ssd.Gaussian(np.array([1.0, 2.0]), ssd.Covariance.isotropic((2,), 4.0))
+    drawn = g.sample(torch.ones(3, 2))
+    assert drawn.dtype == torch.float32
+    np.testing.assert_array_equal(drawn, [[3.0, 4.0]] * 3)
 
 
 def test_mixed_devices_are_refused():

@@ -87,6 +87,110 @@ def test_torch_compile(name: str, dynamic: bool | None) -> None:
     assert op(torch.tensor(x, dtype=torch.float64)).dtype == torch.float64
 
 
+PAIRS: dict[str, Callable[[float], ssd.LinearOperator]] = {
+    "resize": lambda v: ssd.Resize((6, 4), (3, 2), "bilinear" if v == 1 else "bicubic"),
+    "blur": lambda v: ssd.Blur((6, 4), v),
+    "fast blur": lambda v: ssd.Blur((1024,), v),
+    "separable": lambda v: ssd.Separable([v * a for a in FACTORS]),
+    "dense": lambda v: ssd.Matrix(v * DENSE, (6, 4)),
+    "sparse": lambda v: ssd.Matrix(v * COARSEN, (6, 4)),
+    "banded": lambda v: ssd.Resize(256, 128, "bilinear" if v == 1 else "bicubic"),
+    "scaled": lambda v: -v * ssd.Resize((6, 4), (3, 2)),
+    "composition": lambda v: ssd.Matrix(COARSEN, (6, 4)) @ ssd.Blur((6, 4), v),
+    "sum": lambda v: ssd.Blur((6, 4), v) + ssd.Blur((6, 4), v, "periodic"),
+    "gram operator": lambda v: ssd.Resize((6, 4), (3, 2)).gram_operator(lambda e: v + e),
+    "functional": lambda v: ssd.Functional(lambda x: v * x[..., 1:], None, (6,), (5,), torch),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_torch_compile_never_takes_one_operator_for_another(name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda op, x: op(x), fullgraph=True, backend="eager")
+    for value in (1.0, 5.0, 1.0, 3.0):  # new objects each time
+        op = PAIRS[name](value)
+        x = torch.tensor(example(op))
+        torch.testing.assert_close(compiled(op, x), op(x), rtol=1e-5, atol=1e-5)
+
+
+def test_torch_compile_never_takes_one_module_for_another() -> None:
+    class Holder(torch.nn.Module):
+        def __init__(self, op: ssd.LinearOperator) -> None:
+            super().__init__()
+            self.op = op
+
+        def forward(self, x: Any) -> Any:
+            return self.op(x)
+
+    torch._dynamo.reset()
+    for seed in range(3):
+        module = Holder(ssd.Matrix(np.random.default_rng(seed).standard_normal((3, 4))))
+        x = torch.ones(2, 4)
+        compiled = torch.compile(module, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), module(x))
+
+
+LAWS: dict[str, Callable[..., Any]] = {
+    "marginal": lambda proc, x, y, z, s, t: proc.marginal(x, s).sample(z),
+    "transition": lambda proc, x, y, z, s, t: proc.transition(x, s, s + 3).sample(z),
+    "posterior": lambda proc, x, y, z, s, t: proc.posterior(y, x, s, t).sample(z),
+    "posterior at eta 0.5": lambda proc, x, y, z, s, t: proc.posterior(y, x, s, t, 0.5).sample(z),
+}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+def test_torch_compile_takes_the_numbers_of_each_time_and_process(law: Any) -> None:
+    torch._dynamo.reset()
+    levels = ssd.ResolutionSchedule.thresholds([50])
+    processes = [ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(100), levels, m) for m in (True, False)]
+    generator = torch.Generator().manual_seed(0)
+    x, y, z = (torch.randn(2, *shape, generator=generator) for shape in ((8, 8), (4, 4), (8, 8)))
+    compiled = torch.compile(law, fullgraph=True, backend="eager")
+    for proc, s, t in ((processes[0], 40, 60), (processes[0], 10, 99), (processes[1], 40, 60), (processes[0], 40, 60)):
+        torch.testing.assert_close(compiled(proc, x, y, z, s, t), law(proc, x, y, z, s, t))
+
+
+def test_operators_and_laws_cross_the_borders_of_jax() -> None:
+    traces: list[int] = []
+
+    @jax.jit
+    def apply(op: ssd.LinearOperator, x: Any) -> Any:
+        traces.append(1)
+        return op(x)
+
+    x = jnp.ones((6, 4))
+    for sigma in (1.0, 1.0, 2.0):
+        op = ssd.Blur((6, 4), sigma)
+        np.testing.assert_allclose(apply(op, x), op(x), atol=1e-6)
+    assert len(traces) == 2  # equal operators share what has been compiled
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(100), ssd.ResolutionSchedule.thresholds([50]))
+    law = jax.jit(lambda y, c: proc.posterior(y, c, 49, 50))(jnp.ones((4, 4)), jnp.ones((8, 8)))
+    same = proc.posterior(jnp.ones((4, 4)), jnp.ones((8, 8)), 49, 50)
+    np.testing.assert_allclose(law.mean, same.mean, atol=1e-6)
+    assert law.covariance == same.covariance
+    drawn = jax.jit(lambda law, z: law.sample(z))(law, jnp.ones((8, 8)))
+    np.testing.assert_allclose(drawn, same.sample(jnp.ones((8, 8))), atol=1e-5)
+    assert jax.vmap(lambda v: proc.marginal(v, 5))(jnp.ones((3, 8, 8))).mean.shape == (3, 8, 8)
+    gradient = jax.grad(lambda law: law.log_prob(jnp.zeros((8, 8))))(proc.marginal(jnp.ones((8, 8)), 5))
+    assert isinstance(gradient, ssd.Gaussian)
+    carried, _ = jax.lax.scan(
+        lambda law, z: (ssd.Gaussian(law.sample(z), law.covariance), None), same, jnp.zeros((2, 8, 8))
+    )
+    np.testing.assert_allclose(carried.mean, same.mean, atol=1e-6)
+
+
+def test_operators_and_laws_cross_the_borders_of_torch() -> None:
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(100), ssd.ResolutionSchedule.thresholds([50]))
+    x = torch.ones(3, 8, 8)
+    law = torch.func.vmap(lambda v: proc.marginal(v, 5))(x)
+    torch.testing.assert_close(law.mean, proc.marginal(x, 5).mean)
+    drawn = torch.func.vmap(lambda law, z: law.sample(z))(law, x)
+    torch.testing.assert_close(drawn, proc.marginal(x, 5).sample(x))
+    lifted = torch.func.vmap(lambda y, z: proc.posterior(y, x[0], 49, 50).sample(z), in_dims=(0, None))
+    y = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(lifted(y, x[1]), proc.posterior(y, x, 49, 50).sample(x))
+
+
 @every_operator
 def test_torch_compile_backward(name: str) -> None:
     torch._dynamo.reset()

@@ -174,7 +174,10 @@ class LinearOperator(LinearMap):
         return key is not None and key == other.key()
 
     def __hash__(self) -> int:
-        key = self.key()
+        try:
+            key = self.key()
+        except AttributeError:  # torch.compile hashes objects that are still being made
+            key = None
         return object.__hash__(self) if key is None else hash((type(self), key))
 
     def __repr__(self) -> str:

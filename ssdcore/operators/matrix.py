@@ -163,7 +163,7 @@ class Matrix(LinearOperator):
     def prepare(self) -> None:
         for side in (self._rows, self._columns):
             if isinstance(side, AxisMatrix):
-                _ = side.bands
+                side.prepare()
 
     def apply(self, xp: Namespace, x: Array) -> Array:
         return _apply_flat(xp, self._rows, x, self.in_shape, self.out_shape)

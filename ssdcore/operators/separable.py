@@ -11,6 +11,7 @@ from typing import Any
 
 from ssdcore._arrays import Array, Namespace
 from ssdcore.axes import AxisMatrix
+from ssdcore.operators._convolution import Convolution
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import finite_matrix
 from ssdcore.spectral import Decomposition
@@ -32,15 +33,23 @@ class AxisOperator(LinearOperator):
         shrinks = [m / n for n, m in zip(self.in_shape, self.out_shape)]
         return tuple(sorted(range(len(shrinks)), key=shrinks.__getitem__))
 
+    @functools.cached_property
+    def _convolution(self) -> Convolution | None:
+        return Convolution.of(self.axis_matrices())
+
     def prepare(self) -> None:
-        _ = self._axis_order
+        _ = self._axis_order, self._convolution
         for axis in self.axis_matrices():
             axis.prepare()
 
     def apply(self, xp: Namespace, x: Array) -> Array:
+        if self._convolution is not None and Convolution.serves(xp, x):
+            return self._convolution.apply(xp, x)
         return _apply_axes(xp, self.axis_matrices(), self._axis_order, x)
 
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        if self._convolution is not None and Convolution.serves(xp, y):
+            return self._convolution.apply_adjoint(xp, y)
         return _apply_axes(xp, tuple(axis.T for axis in self.axis_matrices()), reversed(self._axis_order), y)
 
     def norm(self) -> float:

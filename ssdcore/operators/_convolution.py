@@ -1,0 +1,77 @@
+"""Resizes by whole factors as convolutions, for torch on a CPU in float32: two to three times as fast when large."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from ssdcore._arrays import Array, Constant, Namespace
+from ssdcore.axes import AxisMatrix, Stencil
+
+_MIN_LENGTH = 64  # below it matrix products win
+
+
+class Convolution:
+    """⊗ A_i = D C for axes that are stencils: all items and channels as the channels of one depthwise convolution."""
+
+    def __init__(self, stencils: tuple[Stencil, ...], ins: tuple[int, ...]) -> None:
+        kernel = functools.reduce(np.multiply.outer, [stencil.taps for stencil in stencils])
+        scale = functools.reduce(np.multiply.outer, [stencil.scale for stencil in stencils])
+        self.kernel, self.scale = Constant(kernel[None, None]), Constant(scale)
+        self.ins, self.outs = ins, tuple(len(stencil.scale) for stencil in stencils)
+        self.strides = tuple(stencil.stride for stencil in stencils)
+        self.paddings = tuple(stencil.padding for stencil in stencils)
+        # What a transposed convolution would leave out at the far end.
+        self.rest = tuple(
+            n - ((m - 1) * s.stride - 2 * s.padding + len(s.taps)) for n, m, s in zip(ins, self.outs, stencils)
+        )
+
+    @staticmethod
+    def of(axes: tuple[AxisMatrix, ...]) -> Convolution | None:
+        """The convolution that the axes are, where it is worth it."""
+        if len(axes) > 2 or min(axis.shape[1] for axis in axes) < _MIN_LENGTH:
+            return None
+        stencils = [axis.stencil for axis in axes]
+        found = tuple(stencil for stencil in stencils if stencil is not None)
+        if len(found) < len(axes):
+            return None
+        made = Convolution(found, tuple(axis.shape[1] for axis in axes))
+        return made if all(0 <= rest < stride for rest, stride in zip(made.rest, made.strides)) else None
+
+    @staticmethod
+    def serves(xp: Namespace, x: Array) -> bool:
+        """Whether convolutions are the faster way for `x`."""
+        if xp.__name__ != "array_api_compat.torch":
+            return False
+        torch = sys.modules["torch"]
+        return (
+            not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+        )
+
+    def apply(self, xp: Namespace, x: Array) -> Array:
+        y = self._run(xp, x, self.ins, self._forward)
+        return y * self.scale.like(xp, x)
+
+    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
+        return self._run(xp, y * self.scale.like(xp, y), self.outs, self._backward)
+
+    def _run(self, xp: Namespace, x: Array, trailing: tuple[int, ...], convolve: Callable[..., Array]) -> Array:
+        batch = x.shape[: x.ndim - len(trailing)]
+        groups = math.prod(batch)
+        kernel = self.kernel.like(xp, x).expand(groups, *(-1,) * (len(trailing) + 1))
+        y = convolve(x.reshape(1, groups, *trailing), kernel, groups)
+        return y.reshape(*batch, *y.shape[2:])
+
+    def _forward(self, x: Array, kernel: Array, groups: int) -> Array:
+        functional = sys.modules["torch"].nn.functional
+        convolve = functional.conv2d if len(self.ins) == 2 else functional.conv1d
+        return convolve(x, kernel, stride=self.strides, padding=self.paddings, groups=groups)
+
+    def _backward(self, y: Array, kernel: Array, groups: int) -> Array:
+        functional = sys.modules["torch"].nn.functional
+        convolve = functional.conv_transpose2d if len(self.ins) == 2 else functional.conv_transpose1d
+        return convolve(y, kernel, stride=self.strides, padding=self.paddings, output_padding=self.rest, groups=groups)
