@@ -27,7 +27,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ssdcore_torch.checkpoint import checkpoints, load_run, read_config, save_config
+from ssdcore_torch import load_run
+from ssdcore_torch.checkpoint import checkpoints, read_config, save_config
 from ssdcore_torch.config import Config, preset
 
 CALLS = ("fsync", "rename", "replace", "link", "unlink", "rmdir", "mkdir")

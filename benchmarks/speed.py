@@ -46,7 +46,7 @@ from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate
 from ssdcore_torch.config import preset
 from ssdcore_torch.data import ImageSet
 from ssdcore_torch.denoisers.unet import level_sizes
-from ssdcore_torch.diffusion import Batch, Objective, paths_of
+from ssdcore_torch.diffusion import Batch, Objective
 from ssdcore_torch.diffusion import Path as TimePath
 from ssdcore_torch.distributed import World
 from ssdcore_torch.training import Trainer, plan
@@ -257,7 +257,7 @@ def recomputation(bench: Bench, model: Model, batch_size: int) -> list[Row]:
     torch.manual_seed(0)
     side = Ours(model, bench.device, compiled=False)
     side.net.checkpoint_activations()
-    batch = draw(paths_of(model.process())[0], batch_size)
+    batch = draw(model.process().paths[0], batch_size)
     speed = batch_size / bench.seconds(lambda: side.train_step(batch))
     rows = [Row(f"train {model}, batch {batch_size}, {model.size} px steps recomputed", "images/s", speed, None, None)]
     if bench.device.type == "cuda":
@@ -349,7 +349,7 @@ class Ours:
 
     def train_step(self, batch: Batch) -> Tensor:
         noise = torch.randn(batch.noise_shape(3), device=self.device)
-        out_level = self.net.config.level_sizes.index((batch.path.out_size[0], batch.path.out_size[1]))
+        out_level = self.net.config.level_sizes.index((batch.path.target_shape[0], batch.path.target_shape[1]))
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast:
             loss = self.objective(self.net, self.images[: len(batch)], batch, noise, out_level)

@@ -129,6 +129,16 @@ class GrowingBlur(Degradations):
         self._stages = np.searchsorted(np.unique(widths), widths).tolist()
         self._memo = Memo()
 
+    @property
+    def widths(self) -> np.ndarray:
+        """(T + 1,) the standard deviations at t = 0 … T, in samples."""
+        return self._widths
+
+    @property
+    def boundary(self) -> str:
+        """What lies beyond the edges, as for `Blur`."""
+        return self._boundary
+
     def __repr__(self) -> str:
         return f"blur up to {self._widths[-1]:.4g} samples, {self._boundary}"
 
@@ -170,3 +180,72 @@ class GrowingBlur(Degradations):
 
     def step_norms(self) -> np.ndarray:
         return np.ones(len(self._widths) - 1)  # the mean passes every blur unchanged
+
+
+class BlurredResize(Degradations):
+    """A chain whose states are blurred besides: R_{0→t} shows x_0 blurred by widths[t], in pixels of the full size.
+
+        R_{s→t} = B_k(w_s', w_t) C_k ⋯ C_{j+1} B_j(w_s, w_{t_{j+1}})
+
+    for states of level j at s and k at t: within a level it blurs by the variance that the widths have gained there,
+    scaled to the level's pixels; where `inner` changes the state at t, it blurs up to widths[t] first.
+
+    inner   the chain, changing at few times
+    widths  (T + 1,) standard deviations, widths[0] = 0, never falling
+    """
+
+    def __init__(self, inner: Degradations, widths: Sequence[float] | np.ndarray, boundary: str = "reflect") -> None:
+        w = np.array(widths, dtype=np.float64)
+        if w.shape != (inner.steps + 1,) or not np.isfinite(w).all() or w[0] != 0 or (np.diff(w) < 0).any():
+            raise ValueError(
+                f"BlurredResize: expected {inner.steps + 1} finite widths for t = 0 … {inner.steps} that start at 0 "
+                f"and never fall, got the shape {w.shape}"
+            )
+        w.flags.writeable = False
+        self.inner, self.widths, self.boundary = inner, w, boundary
+        self._starts = [t for t in range(1, inner.steps + 1) if inner.stage(t) != inner.stage(t - 1)]
+        pairs = zip([inner.stage(t) for t in range(inner.steps + 1)], w.tolist())
+        numbers: dict[tuple[int, float], int] = {}
+        self._stages = [numbers.setdefault(pair, len(numbers)) for pair in pairs]
+        self._memo = Memo()
+
+    def __repr__(self) -> str:
+        return f"{self.inner!r} with blur up to {self.widths[-1]:.4g} pixels"
+
+    @property
+    def steps(self) -> int:
+        return self.inner.steps
+
+    def key(self) -> Hashable:
+        return self.inner, self.widths.tobytes(), self.boundary
+
+    def shape(self, t: int) -> Shape:
+        return self.inner.shape(t)
+
+    def stage(self, t: int) -> int:
+        return self._stages[t]
+
+    def between(self, s: int, t: int) -> LinearOperator:
+        size = sum(32 * n * n for n in self.shape(s))  # its matrices in two forms and two dtypes, once it is applied
+        return self._memo.get(self._between, s, t, sized=lambda operator: size)
+
+    def _between(self, s: int, t: int) -> LinearOperator:
+        product: LinearOperator = Identity(self.shape(s))
+        now = s
+        for change in (*(c for c in self._starts if s < c <= t), None):
+            until = t if change is None else change
+            high, low = self.widths[until], self.widths[now]
+            if high > low:
+                scale = math.prod(a / b for a, b in zip(self.shape(now), self.shape(0))) ** (1 / len(self.shape(0)))
+                width = scale * math.sqrt((high - low) * (high + low))
+                product = Blur(self.shape(now), width, self.boundary) @ product
+            if change is not None:
+                product = self.inner.between(change - 1, change) @ product
+                now = change
+        return product
+
+    def step_norms(self) -> np.ndarray:
+        norms = np.array(self.inner.step_norms())  # the mean passes every blur unchanged
+        for t in self._starts:
+            norms[t - 1] = self.between(t - 1, t).norm()
+        return norms

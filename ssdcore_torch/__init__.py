@@ -5,12 +5,14 @@ try:
 except ImportError as error:
     raise ImportError('ssdcore_torch needs torch: pip install "ssdcore[torch]"') from error
 
-from ssdcore_torch.checkpoint import Run, load_run
+from ssdcore_torch.denoisers import Denoiser, wrap
 from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig
 from ssdcore_torch.restoration import restore
+from ssdcore_torch.runs import Run, load_run
 from ssdcore_torch.sampling import decode, encode, generate, interpolate
 
 __all__ = [
+    "Denoiser",
     "FlexiUNet",
     "FlexiUNetConfig",
     "Run",
@@ -20,4 +22,5 @@ __all__ = [
     "interpolate",
     "load_run",
     "restore",
+    "wrap",
 ]

@@ -17,12 +17,15 @@ import yaml
 
 import ssdcore as ssd
 from ssdcore_torch.data import EMBEDDED, Choices
-from ssdcore_torch.denoisers.unet import FlexiUNetConfig, level_sizes
+from ssdcore_torch.denoisers import FlexiUNetConfig, NetworkConfig
+from ssdcore_torch.denoisers.unet import level_sizes
 from ssdcore_torch.diffusion import Weighting
+from ssdcore_torch.processes import ProcessConfig
+from ssdcore_torch.suggest import did_you_mean
 from ssdcore_torch.text import printable
 
-# Far beyond what anyone trains; a damaged config.json is refused before it asks for memory.
-MOST_STEPS, LARGEST_SIZE = 1_000_000, 16_384
+LARGEST_SIZE = 16_384
+"""Far beyond what anyone trains: a damaged config.json is refused before it asks for memory."""
 
 
 MOST_WORKERS, LARGEST_SEED = 1024, 2**63 - 1
@@ -96,42 +99,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ProcessConfig:
-    """The forward process; its sizes are the network's levels.
-
-    steps     T of DDPM's linear β schedule
-    schedule  shape of `ssdcore.ResolutionSchedule`: how long each level lasts; "thresholds": as `starts` says
-    gamma     its exponent; None for "equal" and "thresholds", which have none
-    matched   True: scale-matched noise; False: the paper's, the same noise-to-signal ratio at every size
-    kernel    of the resize
-    starts    the time at which level 1, 2, … starts; None unless the schedule is "thresholds"
-    times     the sampling times that a schedule was designed for (`ssdcore.oracle.design_levels`), or None
-    """
-
-    schedule: Literal["equal", "convex", "sigmoid", "tanh", "thresholds"]
-    gamma: float | None
-    matched: bool
-    steps: int = 1000
-    kernel: str = "bilinear"
-    starts: tuple[int, ...] | None = None
-    times: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.steps <= MOST_STEPS:
-            raise ValueError(f"process.steps: expected 2 to {MOST_STEPS}, got {self.steps}")
-        if (self.starts is None) != (self.schedule != "thresholds"):
-            raise ValueError(
-                f"process.starts: schedule {self.schedule!r} takes "
-                f"{'a list of times' if self.starts is None else 'none (null)'}, got {self.starts}"
-            )
-        if (self.gamma is None) != (self.schedule in ("equal", "thresholds")):
-            raise ValueError(
-                f"process.gamma: schedule {self.schedule!r} takes {'none (null)' if self.gamma else 'a number'}, "
-                f"got {self.gamma}"
-            )
-
-
-@dataclass(frozen=True)
 class TrainConfig:
     """The optimisation.
 
@@ -148,7 +115,8 @@ class TrainConfig:
                    average of any width can be made afterwards (`python -m ssdcore_torch.ema`)
     snapshots      how many of them, evenly over the run
     label_dropout  share of the labels left out, of a class-conditional network, so that it can be guided
-    weighting      of the loss: "min_snr", min(SNR, snr_clamp), or "edm", EDM's loss (`Objective`)
+    weighting      of the loss: "min_snr", min(SNR, snr_clamp); "snr", the error of the noise; "edm", EDM's loss
+                   (`Objective`)
     snr_clamp      of "min_snr"
     pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
     change_share   share of the batches that train a size-increasing step; None: as uniform times give it,
@@ -254,7 +222,7 @@ class Config:
     preset: str
     seed: int
     data: DataConfig
-    network: FlexiUNetConfig
+    network: NetworkConfig
     process: ProcessConfig
     train: TrainConfig
 
@@ -268,24 +236,31 @@ class Config:
             ssd.Resize((2,), (1,), kernel=self.process.kernel)
         except ValueError as error:  # which names the operator
             raise ValueError(f"process.kernel: {str(error).rpartition(': ')[2]}") from error
-        height, width = self.network.level_sizes[0]
-        if height != width:
-            raise ValueError(f"network.level_sizes: the trainer's images are square, got {height}×{width}")
         names = self.data.class_names
         if names and (unknown := [name for name in self.data.classes if name not in names]):
             raise ValueError(f"data.classes: {unknown[0]!r:.60} is not among data.class_names")
-        if height > LARGEST_SIZE:
-            raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels a side, got {height}")
-        if self.network.preconditioned_times not in (None, self.process.steps):
+        full = self.network.level_sizes[0]
+        if len(full) != 2:
+            raise ValueError(f"network.level_sizes: the trainer's data are images of two axes, got sizes {full}")
+        if max(full) > LARGEST_SIZE:
+            raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels a side, got {max(full)}")
+        times = self.network.preconditioned_times if isinstance(self.network, FlexiUNetConfig) else None
+        if times not in (None, self.process.steps):
             raise ValueError(
                 f"network.preconditioned_times: expected process.steps, {self.process.steps}, or none (null), got "
-                f"{self.network.preconditioned_times}"
+                f"{times}"
             )
 
     @property
     def size(self) -> int:
-        """Height and width of the images."""
+        """Height of the images."""
         return self.network.level_sizes[0][0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        height, width = self.network.level_sizes[0]
+        return height, width
 
     def trained_labels(self) -> list[int]:
         """The classes that training saw images of, as far as the run knows; of `data.classes` in their order. None of a
@@ -319,16 +294,7 @@ class Config:
 
     def build_process(self) -> ssd.LinearDiffusion:
         """The forward process. Raises ssdcore.InadmissibleProcess where the schedule admits none."""
-        p, sizes = self.process, self.network.level_sizes
-        if p.starts is not None:
-            levels = ssd.ResolutionSchedule.thresholds(p.starts, p.steps)
-        else:
-            make = getattr(ssd.ResolutionSchedule, p.schedule)
-            gamma = {} if p.gamma is None else {"gamma": p.gamma}
-            levels = make(steps=p.steps, levels=len(sizes), **gamma)
-        return ssd.LinearDiffusion.resize(
-            sizes[0], ssd.NoiseSchedule.linear(p.steps), levels, matched=p.matched, kernel=p.kernel, sizes=sizes
-        )
+        return self.process.build(self.network.level_sizes)
 
     def resized(self, size: int | None = None, levels: int | None = None) -> Config:
         """Another image size or number of levels, each half the last. Raises ValueError if the network cannot."""
@@ -336,10 +302,15 @@ class Config:
         levels = len(self.network.level_sizes) if levels is None else levels
         if size < 1 or levels < 1:
             raise ValueError(f"expected size >= 1 and levels >= 1, got size {size} and {levels} levels")
-        net = self.network
+        net = self._own_network("size and levels")
         sizes = level_sizes(size, levels, stages=net.stages, flexi=net.flexi)
         attention = None if net.attention_sizes is None else tuple(size >> k for k in net.attention_stages)
         return replace(self, network=replace(net, level_sizes=sizes, attention_sizes=attention))
+
+    def _own_network(self, what: str) -> FlexiUNetConfig:
+        if not isinstance(self.network, FlexiUNetConfig):
+            raise ValueError(f"{what}: those of a network of one's own are the process's; leave them out")
+        return self.network
 
     def overlaid(self, settings: Mapping[str, Any], size: int | None = None, levels: int | None = None) -> Config:
         """This configuration with some settings of the tree replaced: {"train": {"clip": 1.0}, "seed": 3}.
@@ -351,6 +322,7 @@ class Config:
         """
         tree = _overlay(json.loads(self.to_json()), settings, "")
         if size is not None or levels is not None:
+            own = self._own_network("size and levels")
             network = tree["network"]
             sizes = _read(tuple[tuple[int, int], ...], network["level_sizes"], "network.level_sizes")
             stages = len(_read(tuple[float, ...], network["channel_multipliers"], "network.channel_multipliers"))
@@ -361,23 +333,18 @@ class Config:
             halved = level_sizes(full, len(sizes) if levels is None else levels, stages=stages, flexi=flexi)
             network["level_sizes"] = [list(each) for each in halved]
             if network["attention_sizes"] is not None and "attention_sizes" not in settings.get("network", {}):
-                network["attention_sizes"] = [full >> k for k in self.network.attention_stages if k < stages]
+                network["attention_sizes"] = [full >> k for k in own.attention_stages if k < stages]
         return _read(Config, tree, "")
 
     def scheduled(self, schedule: ssd.oracle.Schedule) -> Config:
         """The process of a designed schedule in place of this one's.
 
-        Raises ValueError for a schedule of other sizes than the network's levels, or of another noise than this
-        trainer's linear one.
+        Raises ValueError for a schedule of other sizes than the network's levels.
         """
         sizes = self.network.level_sizes
         if schedule.sizes != sizes:
             given, wanted = (", ".join("×".join(map(str, size)) for size in some) for some in (schedule.sizes, sizes))
             raise ValueError(f"the schedule has the sizes {given}, this network {wanted}; design one for these sizes")
-        if schedule.noise != "linear":
-            raise ValueError(
-                f"the schedule is for {schedule.noise} noise, the trainer's is linear; design one for that"
-            )
         return self.overlaid(designed(schedule))
 
     def to_json(self) -> str:
@@ -422,7 +389,14 @@ def setting(text: str) -> dict[str, Any]:
 def designed(schedule: ssd.oracle.Schedule) -> dict[str, Any]:
     """The settings of a designed schedule's process, for `Config.overlaid`."""
     process = ProcessConfig(
-        "thresholds", None, schedule.matched, schedule.steps, schedule.kernel, schedule.starts, schedule.times
+        "thresholds",
+        None,
+        schedule.matched,
+        schedule.steps,
+        schedule.kernel,
+        schedule.starts,
+        schedule.times,
+        noise=schedule.noise,
     )
     return {"process": json.loads(json.dumps(dataclasses.asdict(process)))}
 
@@ -455,7 +429,8 @@ def _overlay(tree: Mapping[str, Any], settings: Mapping[str, Any], where: str) -
     merged = dict(tree)
     for key, value in settings.items():
         if key not in tree:
-            raise ValueError(f"{where}{key}: unknown setting; known here: {', '.join(tree)}")
+            meant = did_you_mean(str(key), (f"{where}{name}" for name in flat_settings(tree)))
+            raise ValueError(f"{where}{key}: unknown setting{meant or ';'} known here: {', '.join(tree)}")
         if isinstance(tree[key], dict):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}{key}: expected settings by name, got {value!r}")
@@ -514,10 +489,14 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_dataclass(kind, value, where)
     if origin in (typing.Union, types.UnionType):
         others = [k for k in arguments if k is not type(None)]
-        return None if value is None else _read(others[0], value, where)
+        return None if value is None and types.NoneType in arguments else _read(_kind_of(others, value), value, where)
     if origin is Literal:
         if value not in arguments:
             raise ValueError(f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}")
+        return value
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: expected values by name, got {value!r:.60}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
@@ -532,6 +511,16 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not abs(value) <= sys.float_info.max:
         raise ValueError(f"{where}: expected a finite number, got {value!r:.60}")
     return value
+
+
+def _kind_of(kinds: Sequence[Any], value: Any) -> Any:
+    """Of several dataclasses the one whose required fields are there; else the first."""
+
+    def fits(kind: Any) -> bool:
+        needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+        return isinstance(value, dict) and needed <= value.keys()
+
+    return next((kind for kind in reversed(kinds) if len(kinds) > 1 and fits(kind)), kinds[0])
 
 
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:

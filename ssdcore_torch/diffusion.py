@@ -6,34 +6,21 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.denoisers.unet import DATA_STD, FlexiUNetConfig, forward_flops
+from ssdcore.process import Path
+from ssdcore_torch.denoisers import DATA_STD, operations
 from ssdcore_torch.devices import to_device
 from ssdcore_torch.randomness import Purpose, keyed
 
-Weighting = Literal["min_snr", "edm"]
+Weighting = Literal["min_snr", "snr", "edm"]
 EDM_LOG_NOISE = (-1.2, 1.2)
 """Mean and deviation of ln(σ/α) in EDM's training (its table 1)."""
-
-
-@dataclass(frozen=True)
-class Path:
-    """All times t whose states share a size and whose states at t − 1 share one too: what may share a batch.
-
-    times      increasing times t
-    size       (h, w) of x_t
-    out_size   (h, w) of x_{t−1}, the size that the network predicts at
-    """
-
-    times: tuple[int, ...]
-    size: tuple[int, ...]
-    out_size: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,47 +40,39 @@ class Batch:
         return Batch(self.path, self.times[part])
 
     def noise_shape(self, channels: int) -> tuple[int, ...]:
-        """(*times.shape, channels, *path.size): of the noise that these images take."""
-        return (*self.times.shape, channels, *self.path.size)
+        """(*times.shape, channels, *path.shape): of the noise that these images take."""
+        return (*self.times.shape, channels, *self.path.shape)
 
 
-def paths_of(process: ssd.LinearDiffusion) -> tuple[Path, ...]:
-    """Every path, in order of its first time."""
-    return tuple(Path(path.times, path.shape, path.target_shape) for path in process.paths)
-
-
-def equal_cost_repeats(process: ssd.LinearDiffusion, network: FlexiUNetConfig) -> tuple[int, ...]:
+def equal_cost_repeats(process: ssd.LinearDiffusion, net: Any) -> tuple[int, ...]:
     """How often each path can take every image, so that no step costs more than one at full size.
 
-    By the operations of the network's forward pass: a step at a low level then takes an image at several times, with
-    noise of its own for each, and all steps cost about the same. The order of the images is not touched, so what a step
-    takes remains a function of (seed, step).
+    By the operations of the forward pass of `net`, a `Denoiser`: a step at a low level then takes an image at several
+    times, with noise of its own for each, and all steps cost about the same. The order of the images is not touched, so
+    what a step takes remains a function of (seed, step).
     """
-    level = {size: k for k, size in enumerate(network.level_sizes)}
-    paths = paths_of(process)
-    costs = [forward_flops(network, level[_plane(path.size)], level[_plane(path.out_size)]) for path in paths]
-    full = forward_flops(network, 0)
+    level = {size: k for k, size in enumerate(net.sizes)}
+    full = operations(net, 0, 0)
+    costs = [operations(net, level[path.shape], level[path.target_shape]) for path in process.paths]
     return tuple(max(1, full // cost) for cost in costs)
-
-
-def _plane(size: tuple[int, ...]) -> tuple[int, int]:
-    height, width = size
-    return height, width
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The training objective: mean over a batch of w_t · mean over pixels of (x̂(x_t, t) − R_{0→t−1} x_0)².
+    """The training objective: mean over a batch of w_t · mean over pixels of (x̂(x_t, t) − x_0)².
+
+    x̂ has the size of the state at t − 1, and x_0 is compared with it as it is degraded at the first time of that size:
+    a resize process's R_{0→t−1} x_0, a blur's x_0 itself. Every image is degraded by its own time.
 
         w_t = min(α_t²/σ_t², snr_clamp)   "min_snr", the paper's (Hang et al. 2023)
+        w_t = α_t²/σ_t²                   "snr": the error of the noise within a size, DDPM's loss (Ho et al. 2020)
         w_t = (α_t²/σ_t² + 1/s²) · p_t    "edm" (Karras et al. 2022), s = `DATA_STD`. The first factor is 1/c_out² of
                                           `FlexiUNet.precondition`: all times ask as much of its layers. The second
                                           turns uniform times into EDM's draw, ln(σ/α) ~ N(−1.2, 1.2²), by the ratio
                                           of the densities: times of nearly pure noise weigh little
         times the share of the full-size pixels that the target has, if pixel_share
 
-    The process must degrade alike at all times of one size (a resize process does). The share turns means over pixels
-    into sums, so that a coarse mode weighs the same at every level.
+    The share turns means over pixels into sums, so that a coarse mode weighs the same at every level.
 
     change_share   share of the batches on size-changing paths, which have one time each; None: the paper's
                    batches (a time drawn uniformly decides the path; if its size equals that of t − 1, the batch is
@@ -122,15 +101,15 @@ class Objective:
     @functools.cached_property
     def paths(self) -> tuple[Path, ...]:
         """Every path, in order of its first time."""
-        return paths_of(self.process)
+        return self.process.paths
 
     @functools.cached_property
     def path_probabilities(self) -> np.ndarray:
         """Probability of each of `paths`."""
         counts = np.array([len(path.times) for path in self.paths], dtype=np.float64)
-        pixels = np.array([np.prod(path.out_size) for path in self.paths])
+        pixels = np.array([np.prod(path.target_shape) for path in self.paths])
         shares = counts * (pixels / pixels.max()) ** self.size_bias
-        changes = np.array([path.size != path.out_size for path in self.paths])
+        changes = np.array([path.shape != path.target_shape for path in self.paths])
         if self.change_share is None or not changes.any():
             return shares / shares.sum()
         keeping, changing = np.where(changes, 0.0, shares), np.where(changes, shares, 0.0)
@@ -174,7 +153,7 @@ class Objective:
 
         x0         (batch, channels, *full size) clean images in [−1, 1]
         noise      standard normal, shaped `batch.noise_shape(channels)`
-        out_level  the network's level of `batch.path.out_size`
+        out_level  the network's level of `batch.path.target_shape`
         labels     (batch,) int64 class labels, the network's null label among them; None for a network without classes
         rows       what `rows` gives for the batch's times; None: made here
 
@@ -188,21 +167,35 @@ class Objective:
         repeats = batch.times.size // len(batch)
         with torch.autocast(x0.device.type, enabled=False):
             t, alpha, sigma, weight = (self.rows(batch.times, x0.device) if rows is None else rows).flatten(1)
-            first = batch.path.times[0]
-            seen = target = self.process.clean(x0, first)
-            if batch.path.size != batch.path.out_size:
-                target = self.process.clean(x0, first - 1)
-            if repeats > 1:
-                seen, target = seen.repeat_interleave(repeats, 0), target.repeat_interleave(repeats, 0)
-            x_t = alpha[:, None, None, None] * seen + sigma[:, None, None, None] * noise.view(seen.shape)
-        condition = {} if labels is None else {"label": labels.repeat_interleave(repeats)}
+            seen, target = self._degraded(x0, batch, repeats)
+            over = (-1, *[1] * (seen.ndim - 1))
+            x_t = alpha.view(over) * seen + sigma.view(over) * noise.view(seen.shape)
+        condition = {} if labels is None else {"label": _repeated(labels, repeats)}
         prediction = net(x_t, t, out_level=out_level, **condition)
-        error = (prediction.float() - target).square().mean(dim=(1, 2, 3))
+        if prediction.shape != target.shape:
+            raise ValueError(f"the network must give {tuple(target.shape)} here, got {tuple(prediction.shape)}")
+        error = (prediction.to(x0.dtype) - target).square().mean(dim=tuple(range(1, x0.ndim)))
         return (weight * error).view(batch.times.shape)
 
     def rows(self, times: np.ndarray, device: torch.device) -> Tensor:
         """(4, *times.shape): time, α, σ, weight; copied without waiting for the device."""
         return to_device(self._table[:, times], device)
+
+    def _degraded(self, x0: Tensor, batch: Batch, repeats: int) -> tuple[Tensor, Tensor]:
+        """(what the states show of x_0, each at its own time; what the network is to predict)."""
+        process, path = self.process, batch.path
+        first = next(t for t in (0, *process.size_changes) if process.shape(t) == path.target_shape)
+        stage, least, most = (self._stage(t) for t in (first, path.times[0], path.times[-1]))
+        if least != most:  # within a path it never falls
+            seen = process.degrade(_repeated(x0, repeats), batch.times.reshape(-1))
+            return seen, _repeated(process.degrade(x0, first), repeats)
+        seen = process.degrade(x0, path.times[0])
+        target = seen if stage == least else process.degrade(x0, first)
+        return _repeated(seen, repeats), _repeated(target, repeats)
+
+    def _stage(self, t: int) -> int:
+        """A number that two times share if an image is degraded alike at both."""
+        return self.process.degradations.stage((0, *self.process.times)[t])
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -213,20 +206,30 @@ class Objective:
         weight = np.zeros(proc.steps + 1)
         snr = (alpha[1:] / sigma[1:]) ** 2
         if self.weighting == "edm":
-            weight[1:] = (snr + DATA_STD**-2) * self._edm_density(-0.5 * np.log(snr))
+            with np.errstate(divide="ignore"):
+                weight[1:] = (snr + DATA_STD**-2) * self._edm_density(-0.5 * np.log(snr))
+        elif self.weighting == "snr":
+            weight[1:] = snr
         else:
             weight[1:] = np.minimum(snr, self.snr_clamp)
         if self.pixel_share:
             pixels = np.array([np.prod(proc.shape(max(t - 1, 0))) for t in times])
             weight *= pixels / pixels[0]
-        return np.stack([np.array(times), alpha, sigma, weight]).astype(np.float32)
+        # a network is told the times of the process that it was trained on
+        return np.stack([np.array((0, *proc.times)), alpha, sigma, weight]).astype(np.float32)
 
     def _edm_density(self, log_noise: np.ndarray) -> np.ndarray:
         """(T,): EDM's density of ln(σ/α) over that of uniform times, which is 1/(T · its increase in a step)."""
         times = np.arange(1, self.process.steps + 1)
         # ln(σ/α) may jump where the size changes, and t = 1 has no step before it: the nearest other steps count.
-        known = times[~np.isin(times, [1, *self.process.size_changes])]
-        increase = np.interp(times, known, np.diff(log_noise, prepend=np.nan)[known - 1]) if len(known) else 1.0
+        # Without signal it is infinite: that time has no density.
+        rises = np.diff(log_noise, prepend=np.nan)
+        known = times[~np.isin(times, [1, *self.process.size_changes]) & np.isfinite(rises)]
+        increase = np.interp(times, known, rises[known - 1]) if len(known) else 1.0
         mean, deviation = EDM_LOG_NOISE
         normal = np.exp(-0.5 * ((log_noise - mean) / deviation) ** 2) / (deviation * math.sqrt(2 * math.pi))
         return np.asarray(self.process.steps * increase * normal)
+
+
+def _repeated(x: Tensor, repeats: int) -> Tensor:
+    return x if repeats == 1 else x.repeat_interleave(repeats, 0)

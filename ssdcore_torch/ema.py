@@ -43,11 +43,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdcore_torch.checkpoint import Tensors, load_tensors, save_tensors
 from ssdcore_torch.config import NARROWEST
-from ssdcore_torch.denoisers.unet import FlexiUNet
 
 WIDEST = 12**-0.5
 _SNAPSHOT = re.compile(r"power-.+-\d{8,18}\.safetensors")
@@ -68,10 +67,12 @@ def exponent(width: float) -> float:
 class Averages:
     """Averages of a network's parameters, by name: "ema-RATE" for each rate, then "power-WIDTH" for each width.
 
+    Buffers that a network saves (the statistics of a batch norm) are not averaged: each average has the newest.
+
     The first is the one that samples are drawn with: `network`, in evaluation mode.
     """
 
-    def __init__(self, net: FlexiUNet, rates: Sequence[float], widths: Sequence[float] = ()) -> None:
+    def __init__(self, net: nn.Module, rates: Sequence[float], widths: Sequence[float] = ()) -> None:
         """All start as `net`. Raises ValueError for no average, the same one twice, or a value that cannot be one."""
         self._rates = {f"ema-{rate}": rate for rate in rates}
         self._exponents = {f"power-{width}": exponent(width) for width in widths}
@@ -83,12 +84,14 @@ class Averages:
             raise ValueError(f"expected rates in [0, 1), got {rates}")
         self.network = copy.deepcopy(net).eval().requires_grad_(False)
         first = dict(self.network.named_parameters())
+        saved = self.network.state_dict()
+        self._buffers = {name: saved[name] for name in saved if name not in first}
         self._averages = {names[0]: first} | {
             name: {key: parameter.clone() for key, parameter in first.items()} for name in names[1:]
         }
 
     @torch.no_grad()
-    def update(self, net: FlexiUNet, step: int) -> None:
+    def update(self, net: nn.Module, step: int) -> None:
         """Follow `net` after optimizer step number `step`, counted from 0; each average is one call on all tensors."""
         self.follow(net, self.shares(step))
 
@@ -97,7 +100,7 @@ class Averages:
         return [self._share(name, step) for name in self._averages]
 
     @torch.no_grad()
-    def follow(self, net: FlexiUNet, shares: Sequence[float | Tensor]) -> None:
+    def follow(self, net: nn.Module, shares: Sequence[float | Tensor]) -> None:
         """`update` by these shares, numbers or tensors of one on the weights' device."""
         parameters = [parameter.detach() for parameter in net.parameters()]
         for average, share in zip(self._averages.values(), shares):
@@ -105,6 +108,10 @@ class Averages:
                 torch._foreach_lerp_(list(average.values()), parameters, [share] * len(parameters))
             else:
                 torch._foreach_lerp_(list(average.values()), parameters, share)
+        if self._buffers:
+            newest = net.state_dict()
+            for name, buffer in self._buffers.items():
+                buffer.copy_(newest[name])
 
     def _share(self, name: str, step: int) -> float:
         """How much of the new weights an average takes: 1 − r' or 1 − β."""
@@ -113,8 +120,11 @@ class Averages:
         return 1 - (step / (step + 1)) ** (self._exponents[name] + 1)
 
     def state(self) -> dict[str, Tensors]:
-        """Each average by parameter name: the tensors themselves, which the next update changes."""
-        return {name: {key: x.detach() for key, x in average.items()} for name, average in self._averages.items()}
+        """Each average by parameter name, and the buffers: the tensors themselves, which the next update changes."""
+        return {
+            name: {key: x.detach() for key, x in average.items()} | self._buffers
+            for name, average in self._averages.items()
+        }
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -122,10 +132,10 @@ class Averages:
         if list(state) != list(self._averages):
             raise ValueError(f"expected the averages {', '.join(self._averages)}, got {', '.join(state)}")
         for name, average in self._averages.items():
-            if state[name].keys() != average.keys():
+            if state[name].keys() != average.keys() | self._buffers.keys():
                 raise ValueError(f"{name}: its parameters are not those of the network")
-            for key, parameter in average.items():
-                parameter.copy_(state[name][key])
+            for key, kept in (average | self._buffers).items():
+                kept.copy_(state[name][key])
 
 
 # ---- afterwards
@@ -216,14 +226,21 @@ def mixed_average(run: Path, width: float, at_step: int | None) -> tuple[Tensors
     kept = [snapshot for snapshot in kept if snapshot.step <= step]
     weights, distance = mixture([(snapshot.width, snapshot.step) for snapshot in kept], width, step)
     total: Tensors = {}
+    kinds: dict[str, torch.dtype] = {}
     for snapshot, weight in zip(kept, weights):
         tensors, _ = load_tensors(snapshot.path)
         if total and {k: x.shape for k, x in tensors.items()} != {k: x.shape for k, x in total.items()}:
             raise ValueError(f"{snapshot.path} is of another network than {kept[0].path.name}")
         for name, tensor in tensors.items():  # in float64: the weights have both signs
             term = tensor.double() * float(weight)
+            kinds[name] = tensor.dtype
             total[name] = total[name] + term if name in total else term
-    return {name: tensor.float() for name, tensor in total.items()}, step, len(kept), distance
+    return (
+        {name: x.float() if kinds[name].is_floating_point else x.to(kinds[name]) for name, x in total.items()},
+        step,
+        len(kept),
+        distance,
+    )
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.denoisers import Predictor, device_of, level_sizes_of
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
-    Denoiser,
     Draw,
     Noise,
     StepRecorder,
     Walk,
     defaults_of,
-    device_of,
     evaluating,
     fill_of,
-    level_sizes_of,
+    first_of_size,
 )
 
 _TOLERANCE = 1e-10  # of the conjugate gradients, relative to the right-hand side; they run in float64
@@ -29,7 +28,7 @@ _MAX_ITERATIONS = 1000
 
 
 def restore(
-    net: Denoiser,
+    net: Predictor,
     proc: ssd.LinearDiffusion,
     operator: ssd.LinearOperator,
     measurements: Tensor,
@@ -155,8 +154,9 @@ class _Guide:
 
     def __call__(self, x: Tensor, clean: Tensor, k: int) -> Tensor:
         """The prediction from x_t at step k, given y as well."""
-        image = self._lift(clean.double(), k - 1)
-        return clean + self.chain.clean(self._pull(image, k), k - 1).to(clean.dtype)
+        first = first_of_size(self.chain, k - 1)
+        image = self._lift(clean.double(), first)
+        return clean + self.chain.clean(self._pull(image, k), first).to(clean.dtype)
 
     def start(self, draw: Draw) -> Tensor:
         """x_T given y for Gaussian images: a joint draw of (x_0, y), moved by the regression of x_0 on y."""

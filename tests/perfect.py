@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.sampling._walk import Draw, Walk, level_sizes_of
+from ssdcore_torch.denoisers import level_sizes_of
+from ssdcore_torch.sampling._walk import Draw, Walk
 
 
 def power_law(shape: tuple[int, ...], variance: float = 0.25) -> np.ndarray:

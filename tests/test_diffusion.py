@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.denoisers.unet import FlexiUNetConfig, forward_flops
-from ssdcore_torch.diffusion import Batch, Objective, equal_cost_repeats, paths_of
+from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig, forward_flops
+from ssdcore_torch.diffusion import Batch, Objective, equal_cost_repeats
 
 
 def process(matched: bool = True) -> ssd.LinearDiffusion:
@@ -23,8 +23,8 @@ def test_paths_partition_the_times() -> None:
     assert sorted(t for path in paths for t in path.times) == list(range(1, 41))
     for path in paths:
         for t in path.times:
-            assert (proc.shape(t), proc.shape(t - 1)) == (path.size, path.out_size)
-    assert [(p.size[0], p.out_size[0], len(p.times)) for p in paths] == [
+            assert (proc.shape(t), proc.shape(t - 1)) == (path.shape, path.target_shape)
+    assert [(p.shape[0], p.target_shape[0], len(p.times)) for p in paths] == [
         (8, 8, 12),
         (4, 8, 1),
         (4, 4, 17),
@@ -84,12 +84,12 @@ def test_loss_is_the_weighted_error_of_the_marginal_draws(matched: bool, pixel_s
     seen: set[tuple[int, ...]] = set()
     for step in range(30):
         batch = objective.draw(4, seed=0, step=step)
-        noise = torch.randn(4, 3, *batch.path.size, generator=generator, dtype=torch.float64)
+        noise = torch.randn(4, 3, *batch.path.shape, generator=generator, dtype=torch.float64)
         calls: list[tuple[Tensor, Tensor, int]] = []
 
         def net(x: Tensor, t: Tensor, out_level: int, calls: list = calls, batch=batch) -> Tensor:
             calls.append((x, t, out_level))
-            return torch.full((4, 3, *batch.path.out_size), 0.25, dtype=x.dtype)
+            return torch.full((4, 3, *batch.path.target_shape), 0.25, dtype=x.dtype)
 
         loss = objective(net, x0, batch, noise, out_level=17)
         expected = []
@@ -104,7 +104,7 @@ def test_loss_is_the_weighted_error_of_the_marginal_draws(matched: bool, pixel_s
         assert calls[0][1].tolist() == batch.times.tolist()
         assert calls[0][2] == 17
         assert float(loss) == pytest.approx(np.mean(expected), rel=1e-5)
-        seen.add((*batch.path.size, *batch.path.out_size))
+        seen.add((*batch.path.shape, *batch.path.target_shape))
     assert len(seen) == 5
 
 
@@ -134,7 +134,7 @@ def test_slices_of_a_batch_have_the_losses_of_the_whole() -> None:
         number = objective.paths.index(batch.path)
         assert batch.times.shape == ((6,) if number == 0 else (6, number + 1))
         noise = torch.randn(batch.noise_shape(3), generator=torch.Generator().manual_seed(step))
-        level = net.sizes.index(batch.path.out_size)
+        level = net.sizes.index(batch.path.target_shape)
         whole = objective.losses(net, x0, batch, noise, level, labels)
         assert whole.shape == batch.times.shape
         parts = [
@@ -158,8 +158,8 @@ def test_slices_of_a_batch_have_the_losses_of_the_whole() -> None:
 def test_a_step_takes_low_levels_more_often_at_equal_cost() -> None:
     proc = process()
     config = FlexiUNetConfig(((8, 8), (4, 4), (2, 2)), base_channels=32, channel_multipliers=(1, 1, 1))
-    repeats = equal_cost_repeats(proc, config)
-    levels = [(config.level_sizes.index(p.size), config.level_sizes.index(p.out_size)) for p in paths_of(proc)]
+    repeats = equal_cost_repeats(proc, FlexiUNet(config))
+    levels = [(config.level_sizes.index(p.shape), config.level_sizes.index(p.target_shape)) for p in proc.paths]
     full = forward_flops(config, 0)
     for repeat, (level, out_level) in zip(repeats, levels):
         cost = forward_flops(config, level, out_level)
@@ -175,7 +175,7 @@ def test_the_network_is_given_full_precision_under_autocast() -> None:
     proc = process()
     objective, x0 = Objective(proc), images(4)
     batch = Objective(proc).draw(
-        4, seed=0, step=next(s for s in range(99) if objective.draw(4, 0, s).path.size == (2, 2))
+        4, seed=0, step=next(s for s in range(99) if objective.draw(4, 0, s).path.shape == (2, 2))
     )
     noise = torch.randn(batch.noise_shape(3), generator=torch.Generator().manual_seed(1))
     inputs: list[Tensor] = []

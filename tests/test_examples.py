@@ -107,3 +107,17 @@ def test_jax_learns_pulses_without_torch():
     assert figures["pulses"] > 0.9 > 0.5 > figures["pulses_gaussian"]
     assert figures["mean_error"] < 0.2 < figures["mean_error_noise"]
     assert figures["jit_error"] < 32 * np.finfo(np.float32).eps
+
+
+def test_a_network_of_diffusers_trains_resumes_samples_and_evaluates(example, tmp_path, monkeypatch):
+    for package in ("diffusers", "torchmetrics"):
+        pytest.importorskip(package)
+    from ssdcore_torch.training import pictures
+
+    monkeypatch.setattr(pictures, "SAMPLES", 2)
+    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    figures = example("any_network").main(tmp_path / "run", steps=4, samples=4)
+    assert np.isfinite(figures["frechet"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 4

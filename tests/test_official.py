@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import ssdcore as ssd
-from ssdcore_torch import checkpoint
+from ssdcore_torch import checkpoint, load_run
 from ssdcore_torch.commands import cli, convert, sample
 from ssdcore_torch.config import ProcessConfig
 from ssdcore_torch.convert import convert as write_run
@@ -420,7 +420,7 @@ def test_convert_then_sample(weights: dict[str, Tensor], tiny: FlexiUNet, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "levels of 16, 8, 4 px" in done.stdout
     assert [path.name for path in run.parent.iterdir()] == ["tiny"]
-    loaded = checkpoint.load_run(run)
+    loaded = load_run(run)
     assert loaded.step == 1234
     assert loaded.config.network == tiny.config
     for net in (loaded.net, loaded.ema):
@@ -440,7 +440,7 @@ def test_convert_options(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--levels", "2", "--factor", "4", "--steps", "50", "--schedule", "equal", "--matched", "--heads", "8"]
     assert convert.main([str(TINY), "--out", str(out), *options]) == 0
-    config = checkpoint.load_run(out).config
+    config = load_run(out).config
     assert config.process == ProcessConfig("equal", None, matched=True, steps=50)
     assert config.network.level_sizes == ((16, 16), (4, 4))
     assert config.network.heads == 8

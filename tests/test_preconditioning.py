@@ -18,7 +18,7 @@ from ssdcore_torch import checkpoint, load_run
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import ImageSet, open_images
 from ssdcore_torch.denoisers.unet import DATA_STD, FlexiUNet, FlexiUNetConfig, level_sizes
-from ssdcore_torch.diffusion import Objective, paths_of
+from ssdcore_torch.diffusion import Objective
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.training import Extras, Trainer, train
 from ssdcore_torch.training.parallel import used_parameters
@@ -220,7 +220,7 @@ def test_training_keeps_the_coefficients_and_resumes_bit_for_bit(tmp_path: Path)
 def test_a_step_has_no_gradient_of_the_coefficients() -> None:
     """So that processes that share a batch do not wait for one."""
     net = FlexiUNet(CONFIG)
-    used = [used_parameters(net, path) for path in paths_of(process())]
+    used = [used_parameters(net, path) for path in process().paths]
     assert len(used) == 3
     assert all(used)
     assert "coefficients" not in set(itertools.chain.from_iterable(used))

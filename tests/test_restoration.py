@@ -12,9 +12,10 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch import generate
+from ssdcore_torch.denoisers import level_sizes_of
 from ssdcore_torch.restoration import _Guide, _law, conjugate_gradients, restore
 from ssdcore_torch.sampling import sampling_times
-from ssdcore_torch.sampling._walk import Walk, level_sizes_of
+from ssdcore_torch.sampling._walk import Walk
 
 SHAPE = (8, 4)
 PIXELS = 32

@@ -68,7 +68,9 @@ def test_loss_falls_on_a_tiny_run() -> None:
             for step in range(1000, 1024):
                 batch = made.objective.draw(10, seed=1, step=step)
                 noise = torch.randn(batch.noise_shape(3), generator=torch.Generator().manual_seed(step))
-                total += made.objective(made.net.eval(), x0, batch, noise, made.sizes.index(batch.path.out_size)).item()
+                total += made.objective(
+                    made.net.eval(), x0, batch, noise, made.sizes.index(batch.path.target_shape)
+                ).item()
         made.net.train()
         return total / 24
 

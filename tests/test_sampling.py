@@ -111,7 +111,7 @@ def test_the_network_is_asked_with_exact_times_in_low_precision() -> None:
         return torch.zeros_like(x)
 
     proc = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(1000))
-    made = generate(denoiser, proc, 2, times=[3, 301, 857, 1000], dtype=torch.bfloat16)
+    made = generate(denoiser, proc, 2, times=[3, 301, 857, 1000], channels=3, dtype=torch.bfloat16)
     assert asked == [1000, 857, 301, 3]
     assert made.dtype == torch.bfloat16
 
@@ -254,7 +254,7 @@ def test_another_callable_gets_the_labels() -> None:
     def net(x: Tensor, t: Tensor, out_level: int, label: Tensor) -> Tensor:
         return (label / 10).view(-1, 1, 1, 1).expand(-1, 3, *SIZES[out_level])
 
-    images = generate(net, proc, 3, 4, labels=[5, 0, 7], batch_size=2)
+    images = generate(net, proc, 3, 4, labels=[5, 0, 7], channels=3, batch_size=2)
     torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([0.5, 0.0, 0.7]))
     with pytest.raises(ValueError, match='no label for "no class"'):
         generate(net, proc, 3, 4, labels=[5, 0, 7], guidance=1.5)
@@ -311,11 +311,13 @@ def test_prior_is_where_the_chain_starts(net: FlexiUNet) -> None:
 
 def test_predictions_are_clipped_and_the_module_left_as_it_was(net: FlexiUNet) -> None:
     proc = process()
-    images = generate(lambda x, t, out_level: torch.full((len(x), 3, *SIZES[out_level]), 5.0), proc, 2, steps=5)
+    images = generate(
+        lambda x, t, out_level: torch.full((len(x), 3, *SIZES[out_level]), 5.0), proc, 2, steps=5, channels=3
+    )
     assert torch.equal(images, torch.ones_like(images))
     modes: list[bool] = []
     net.train()
-    generate(net, proc, 1, steps=3, on_step=lambda *_: modes.append(net.training))
+    generate(net, proc, 1, steps=3, channels=3, on_step=lambda *_: modes.append(net.training))
     assert modes == [False] * 3
     assert net.training
     net.eval()
@@ -463,8 +465,8 @@ def test_clipping_can_be_left_out() -> None:
     def far(x: Tensor, t: Tensor, out_level: int) -> Tensor:
         return torch.full((len(x), 3, *SIZES[out_level]), 5.0)
 
-    assert generate(far, proc, 1, steps=5).max() == 1
-    assert generate(far, proc, 1, steps=5, clip=False).max() == 5
+    assert generate(far, proc, 1, steps=5, channels=3).max() == 1
+    assert generate(far, proc, 1, steps=5, channels=3, clip=False).max() == 5
 
 
 def test_the_chain_starts_from_the_joint_law_of_all_channels(net: FlexiUNet) -> None:

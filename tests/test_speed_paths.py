@@ -377,7 +377,7 @@ def test_a_training_step_waits_for_nothing() -> None:
         batch = objective.draw(2, seed=0, step=step)
         noise = torch.randn(batch.noise_shape(3))
         with NoWaiting():
-            loss = objective(net, x0, batch, noise, TINY.level_sizes.index(batch.path.out_size))
+            loss = objective(net, x0, batch, noise, TINY.level_sizes.index(batch.path.target_shape))
             loss.backward()
             optimizer.step()
         seen.add(batch.path)
@@ -533,8 +533,8 @@ def test_the_benchmark_weighs_paths_by_the_papers_steps(speed: Any) -> None:
     model = speed.Model(64, 4, (1, 2, 3, 4))
     assert model.network == FlexiUNetConfig(model.network.level_sizes)  # the paper's
     found, shares = speed.common_paths(model.process())
-    assert [path.size[0] for path in found] == [64, 32, 16, 8]
-    assert all(path.size == path.out_size for path in found)
+    assert [path.shape[0] for path in found] == [64, 32, 16, 8]
+    assert all(path.shape == path.target_shape for path in found)
     counts = [len(path.times) for path in found]
     np.testing.assert_allclose(shares, np.array(counts) / sum(counts))
     assert sum(counts) == 997

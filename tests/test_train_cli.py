@@ -31,6 +31,9 @@ from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import EMBEDDED, load_images
 from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.distributed import World
+from ssdcore_torch.runs import _begin as beginning
+from ssdcore_torch.runs import _run as runs_module
+from ssdcore_torch.runs import configure
 from ssdcore_torch.training import NotFiniteError, Trainer
 from ssdcore_torch.training import pictures as pictures_module
 
@@ -170,7 +173,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: 
         (["--levels", 7], "take at most"),
         (["--levels", 0], "at least 1"),
         (["--device", "abacus"], "--device abacus cannot be used"),
-        (["--speed", 3], "unrecognized arguments: --speed 3 (--help lists the options)"),
+        (["--speed", 3], "unrecognized arguments: --speed 3, did you mean --seed? (--help lists the options)"),
         (["--seed", -1], "at least 0"),
     ],
 )
@@ -329,7 +332,7 @@ def test_bad_settings_are_one_line(
 
 def asked(*options: object) -> Config:
     """The configuration that these options ask for."""
-    return train._config(train.parser().parse_args(list(map(str, options))), torch.device("cpu"), None)
+    return configure(train.asked_of(train.parser().parse_args(list(map(str, options)))), None, "cpu")
 
 
 def test_options_win_over_set_and_set_over_the_file(tmp_path: Path) -> None:
@@ -426,7 +429,7 @@ def test_an_error_that_is_not_of_the_run_folder_is_not_said_to_be(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(train, "train", fails)
+    monkeypatch.setattr(runs_module, "train", fails)
     with pytest.raises(cli.UserError, match=f"^{re.escape(str(error))}: nothing was saved"):
         train.main([*TINY, "--out", str(tmp_path / "run")])
 
@@ -461,7 +464,7 @@ def test_data_that_turns_out_broken_leaves_no_folder(
     def broken(*_: object) -> None:
         raise ValueError("too many pictures are broken")
 
-    monkeypatch.setattr(train, "fitted_prior", broken)
+    monkeypatch.setattr(beginning, "fitted_prior", broken)
     assert "too many pictures" in refusal(capsys, train.main, *TINY, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -470,16 +473,17 @@ def test_the_replay_of_a_shared_run_takes_its_batch_in_parts(tmp_path: Path, mon
     """One process holds no more images at once than each of four did."""
     world, out = World(0, 1, 0, torch.device("cpu")), tmp_path / "a run"
     arguments = train.parser().parse_args([*TINY, "--set", "train.accumulate=1", "--out", str(out)])
-    trainer, _ = train.prepare(arguments, world)
+    session = train.session_of(arguments, world)
+    trainer = session.trainer
     checkpoint.save_state(out, trainer.state())
     checkpoint.release(out)
 
     def fails(*_: object) -> None:
         raise NotFiniteError(3, "the loss is not finite")
 
-    monkeypatch.setattr(train, "train", fails)
+    monkeypatch.setattr(runs_module, "train", fails)
     with pytest.raises(cli.UserError) as caught:
-        train._work(arguments, replace(world, size=4), trainer, out)
+        train._work(arguments, replace(world, size=4), session)
     command = re.search(r"python -m ssdcore_torch.train (.*?)\. If", str(caught.value))
     assert command, caught.value
     words = shlex.split(command[1])
@@ -505,7 +509,7 @@ def test_pictures_that_cannot_be_drawn_do_not_hide_the_run(
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(train, "final_pictures", full)
+    monkeypatch.setattr(runs_module, "final_pictures", full)
     with pytest.raises(cli.UserError, match="the run is complete and saved in") as caught:
         train.main([*TINY, "--steps", "2", "--out", str(tmp_path / "a run")])
     assert f"ssdcore_torch.sample '{tmp_path / 'a run'}'" in str(caught.value)
@@ -577,18 +581,18 @@ def test_two_runs_begun_at_once_have_a_folder_each(
 ) -> None:
     """The second finds the name free, as the first has not made its folder yet."""
     monkeypatch.chdir(tmp_path)
-    world, build = World(0, 1, 0, torch.device("cpu")), train.Trainer
+    world, build = World(0, 1, 0, torch.device("cpu")), beginning.Trainer
     arguments = train.parser().parse_args(list(map(str, TINY)))
     meanwhile: list[Path] = []
 
     def slow(*things: Any) -> Trainer:
         if not meanwhile:
             meanwhile.append(Path("."))
-            meanwhile[0] = train.prepare(arguments, world)[1]
+            meanwhile[0] = train.session_of(arguments, world).out
         return build(*things)
 
-    monkeypatch.setattr(train, "Trainer", slow)
-    _, out = train.prepare(arguments, world)
+    monkeypatch.setattr(beginning, "Trainer", slow)
+    out = train.session_of(arguments, world).out
     assert sorted(map(str, (out, *meanwhile))) == ["runs/cpu", "runs/cpu-2"]
     named = train.parser().parse_args([*map(str, TINY), "--out", "mine"])
     meanwhile.clear()
@@ -596,12 +600,12 @@ def test_two_runs_begun_at_once_have_a_folder_each(
     def also(*things: Any) -> Trainer:
         if not meanwhile:
             meanwhile.append(Path("."))
-            train.prepare(named, world)
+            train.session_of(named, world)
         return build(*things)
 
-    monkeypatch.setattr(train, "Trainer", also)
+    monkeypatch.setattr(beginning, "Trainer", also)
     with pytest.raises(cli.UserError, match="mine"):
-        train.prepare(named, world)
+        train.session_of(named, world)
     for folder in ("runs/cpu", "runs/cpu-2", "mine"):
         assert (Path(folder) / "config.json").exists()
         checkpoint.release(Path(folder))

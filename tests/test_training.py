@@ -206,7 +206,7 @@ def test_labels_are_learned_and_some_left_out(monkeypatch: pytest.MonkeyPatch) -
 
 def test_equal_cost_takes_more_times_at_low_levels() -> None:
     trainer = Trainer(tiny_config(equal_cost=True), tiny_data(), WORLD)
-    repeats = dict(zip(((p.size, p.out_size) for p in trainer.objective.paths), trainer.objective.repeats))
+    repeats = dict(zip(((p.shape, p.target_shape) for p in trainer.objective.paths), trainer.objective.repeats))
     assert repeats[(8, 8), (8, 8)] == 1
     assert repeats[(4, 4), (4, 4)] > 1
     assert all(math.isfinite(loss) for loss in run(trainer, 8))
@@ -288,7 +288,7 @@ def test_a_plan_says_what_a_run_costs() -> None:
     assert made.parameters == parameters
     assert made.state_bytes == 4 * 5 * parameters
     assert sum(p.share for p in made.paths) == pytest.approx(1)
-    costs = {(p.path.size, p.path.out_size): p.gflop for p in made.paths}
+    costs = {(p.path.shape, p.path.target_shape): p.gflop for p in made.paths}
     assert costs[(4, 4), (4, 4)] < costs[(4, 4), (8, 8)] <= costs[(8, 8), (8, 8)]
     assert made.seconds == pytest.approx(1000 * sum(p.share * p.seconds for p in made.paths))
     for word in ("M parameters", "GFLOP", "4×4 → 8×8", "MiB"):
@@ -348,7 +348,7 @@ def test_a_plan_of_the_rarest_path_and_of_recomputed_activations() -> None:
 def test_used_parameters_are_those_with_gradients(number: int) -> None:
     trainer = Trainer(tiny_config(), tiny_data(), WORLD)
     path = trainer.objective.paths[number]
-    out = trainer.net(torch.zeros(2, 3, *path.size), torch.ones(2), trainer.sizes.index(path.out_size))
+    out = trainer.net(torch.zeros(2, 3, *path.shape), torch.ones(2), trainer.sizes.index(path.target_shape))
     out.sum().backward()
     assert used_parameters(trainer.net, path) == [
         name for name, p in trainer.net.named_parameters() if p.grad is not None

@@ -24,7 +24,6 @@ from ssdcore_torch import load_run
 from ssdcore_torch.checkpoint import Run
 from ssdcore_torch.data import open_images
 from ssdcore_torch.diffusion import Path as TimePath
-from ssdcore_torch.diffusion import paths_of
 from ssdcore_torch.distributed import connect
 from ssdcore_torch.metrics import draw, frechet_distance, measure, open_extractor, open_reference
 from ssdcore_torch.sampling import to_float
@@ -35,7 +34,7 @@ CUT = 1e-2  # singular values of a resize below this share of the largest count 
 
 
 def name_of(path: TimePath) -> str:
-    size, out = path.size[0], path.out_size[0]
+    size, out = path.shape[0], path.target_shape[0]
     return f"{size}" if size == out else f"{size} → {out}"
 
 
@@ -44,7 +43,7 @@ def replaced(run: Run, perfect: Denoiser, path: TimePath) -> Denoiser:
     sizes = run.config.network.level_sizes
 
     def net(x: Tensor, t: Tensor, out_level: int) -> Tensor:
-        here = tuple(x.shape[2:]) == path.size and sizes[out_level] == path.out_size
+        here = tuple(x.shape[2:]) == path.shape and sizes[out_level] == path.target_shape
         return perfect(x, t, out_level=out_level) if here else run.ema(x, t, out_level)
 
     return net
@@ -76,8 +75,8 @@ def path_errors(run: Run, perfect: Denoiser, images: Tensor) -> dict[str, tuple[
     sizes, process = run.config.network.level_sizes, run.process
     generator = torch.Generator().manual_seed(0)
     errors = {}
-    for path in paths_of(process):
-        level = sizes.index((path.out_size[0], path.out_size[1]))
+    for path in process.paths:
+        level = sizes.index((path.target_shape[0], path.target_shape[1]))
         picked = [path.times[round(i)] for i in np.linspace(0, len(path.times) - 1, min(ERROR_TIMES, len(path.times)))]
         rows = []
         for t in picked:
@@ -109,7 +108,7 @@ def main() -> None:
             print(f"| {name} | {network:.5f} | {least:.5f} | {network / max(least, 1e-12):.2f} |", flush=True)
 
     nets: dict[str, tuple[Denoiser, dict[str, object]]] = {"as it is, 25 ancestral steps": (run.ema, {"steps": 25})}
-    for path in paths_of(run.process):
+    for path in run.process.paths:
         nets[f"perfect {name_of(path)}"] = (replaced(run, perfect, path), {"steps": 25})
     if len(config.network.level_sizes) > 1:
         nets["size changes lifted"] = (lifted(run), {"steps": 25})

@@ -30,10 +30,8 @@ from arms import SUITES, Suite
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch import checkpoint, load_run
+from ssdcore_torch import FlexiUNet, checkpoint, load_run
 from ssdcore_torch.checkpoint import write_atomically
-from ssdcore_torch.commands.train import parser as train_parser
-from ssdcore_torch.commands.train import prepare
 from ssdcore_torch.config import Config
 from ssdcore_torch.data import ImageSet, ImageStream, open_images
 from ssdcore_torch.denoisers.unet import forward_flops
@@ -49,6 +47,7 @@ from ssdcore_torch.metrics import (
     open_extractor,
     open_reference,
 )
+from ssdcore_torch.runs import begin
 from ssdcore_torch.sampling import sampling_times
 from ssdcore_torch.training import Extras, Trainer, plan, train
 
@@ -87,12 +86,12 @@ def training_flops(config: Config) -> float:
 
 def _shares(config: Config) -> list[tuple[float, int]]:
     process, sizes = config.build_process(), config.network.level_sizes
-    repeats = equal_cost_repeats(process, config.network) if config.train.equal_cost else ()
+    repeats = equal_cost_repeats(process, FlexiUNet(config.network)) if config.train.equal_cost else ()
     train = config.train
     objective = Objective(process, change_share=train.change_share, repeats=repeats, size_bias=train.size_bias)
     rows = []
     for number, (path, share) in enumerate(zip(objective.paths, objective.path_probabilities)):
-        flops = forward_flops(config.network, _level(sizes, path.size), _level(sizes, path.out_size))
+        flops = forward_flops(config.network, _level(sizes, path.shape), _level(sizes, path.target_shape))
         rows.append((float(share), flops * (repeats[number] if repeats else 1)))
     return rows
 
@@ -150,8 +149,8 @@ def work(suite: Suite, arm: str, seed: int, args: argparse.Namespace, until: flo
 
 def train_slice(out: Path, world: World, until: float) -> bool:
     """Train until the end or until that time; whether the end was reached."""
-    options = train_parser().parse_args(["--out", str(out), "--resume", "--device", str(world.device)])
-    trainer, _ = prepare(options, world)
+    config = checkpoint.read_config(out)
+    trainer = begin(out, lambda saved: config, world, resume=True).trainer
     if trainer.step == trainer.config.train.steps:
         return True
     left = until - time.time()

@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -469,8 +469,10 @@ def discard(run: Path) -> None:
             _delete(path)
 
 
-def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:
+def load_state(run: Path, expected: Mapping[str, Tensor], buffers: Collection[str] = ()) -> State:
     """What to continue from: the newest sound checkpoint, for a network whose state dict is `expected`.
+
+    buffers   names in it that the optimizer does not know
 
     A damaged checkpoint is named in a warning and the one before it taken; so is another version of torch, with which
     training does not go on bit for bit. Raises FileNotFoundError if nothing was saved; ValueError for weights that
@@ -490,7 +492,8 @@ def load_state(run: Path, expected: Mapping[str, Tensor]) -> State:
             raise ValueError(f"{path}: unknown tensor {printable(key)}")
         parts[part][name] = tensor
     for part, found in parts.items():
-        like = {name: torch.empty(()) for name in expected} if part == "updates" else expected
+        trained = {name: tensor for name, tensor in expected.items() if name not in buffers}
+        like = {name: torch.empty(()) for name in trained} if part == "updates" else trained
         check_tensors(found, like, f"{path} ({part})")
     for name, found in tensors.items():
         check_tensors(found, expected, str(opened.folder / f"{name}.safetensors"))

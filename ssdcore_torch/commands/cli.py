@@ -23,6 +23,7 @@ from ssdcore_torch.distributed import World, code_version
 from ssdcore_torch.errors import UserError, out_of_memory
 from ssdcore_torch.images import picture_format
 from ssdcore_torch.streams import steady_output
+from ssdcore_torch.suggest import did_you_mean
 from ssdcore_torch.text import printable
 
 BAD_INPUT = 2
@@ -38,6 +39,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m {prog}", description=description)
 
     def error(self, message: str) -> NoReturn:
+        start, _, rest = message.partition("unrecognized arguments: ")
+        if not start and rest.startswith("--"):
+            word = rest.split()[0].partition("=")[0]
+            message += did_you_mean(word, (name for name in self._option_string_actions if name.startswith("--")))
         self.exit(BAD_INPUT, f"error: {printable(message)} (--help lists the options)\n")
 
 

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssdcore_torch import checkpoint
 from ssdcore_torch.commands import cli
 from ssdcore_torch.devices import open_device
 from ssdcore_torch.errors import UserError
 from ssdcore_torch.reports import write_report
+from ssdcore_torch.runs import load_run
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status."""
     args = parser().parse_args(argv)
     try:
-        run = checkpoint.load_run(args.run, open_device(args.device))
+        run = load_run(args.run, open_device(args.device))
         path = args.run / "report.html" if args.out is None else args.out
         write_report(run, path)
     except (ValueError, OSError) as error:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ssdcore_torch import checkpoint, images
 from ssdcore_torch.commands import cli
-from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.devices import memory_of
 from ssdcore_torch.distributed import World, connect
-from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, drawing_network, generate_shared, sampling_times, to_bytes
+from ssdcore_torch.runs import Drawing, Run, draw_images, labels_of, load_run
+from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, to_bytes
 
 CPU = torch.device("cpu")
 
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_sampling_options(options: argparse.ArgumentParser) -> None:
-    """What says how the images of a run are drawn: for `open_run` and `times_of`."""
+    """What says how the images of a run are drawn: for `open_run` and `drawing_of`."""
     add = options.add_argument
     add("--steps", type=cli.whole_number(1), help="network evaluations an image (default: 100)")
     add(
@@ -106,55 +106,24 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
     add("--batch-size", type=cli.whole_number(1), default=64, help="images through the network at once (default: 64)")
 
 
-def times_of(run: checkpoint.Run, args: argparse.Namespace) -> tuple[int, ...]:
-    """The sampling times. Raises ValueError for options that do not go together, before any work."""
-    if args.sampler == "multistep" and args.eta:
-        raise ValueError(f"--eta {args.eta:g}: --sampler multistep is the deterministic one; leave --eta out")
-    if args.placement != "design":
-        placement = args.placement or SAMPLERS[args.sampler].placement
-        return sampling_times(run.process, args.steps or 100, placement)
-    times = run.config.process.times
-    if times is None:
-        raise ValueError(
-            "--placement design: this run has no designed times; train one with --schedule, or choose time or log_snr"
-        )
-    if args.steps is not None and args.steps != len(times):
-        raise ValueError(f"--steps {args.steps}: the run's schedule was designed for {len(times)}; leave --steps out")
-    return times
+def drawing_of(args: argparse.Namespace) -> Drawing:
+    """What the options of `add_sampling_options` say. Raises ValueError for options that do not go together."""
+    return Drawing(
+        args.steps,
+        args.sampler,
+        args.eta,
+        args.placement,
+        args.guidance,
+        args.seed,
+        args.precision,
+        args.batch_size,
+    )
 
 
-def labels_of(run: checkpoint.Run, wanted: Sequence[str] | None, n: int) -> list[int] | None:
-    """Numbers of the classes `wanted` by name or number, taking turns over n images; of all classes for None.
-
-    Raises ValueError for an unknown class, or for any of a run without classes.
-    """
-    count, names = run.config.network.num_classes, run.config.data.class_names
-    if count is None:
-        if wanted:
-            raise ValueError(f"--label {wanted[0]}: this run knows no classes; train one with --conditional")
-        return None
-    if not wanted:
-        return run.config.labels_in_turn(n)
-    numbers = []
-    for name in wanted:
-        if name in names:
-            numbers.append(names.index(name))
-        elif name.isdecimal() and int(name) < count:
-            numbers.append(int(name))
-        else:
-            known = ", ".join(names) if names else f"0..{count - 1}"
-            raise ValueError(f"--label {name}: this run's classes are {known}")
-    try:
-        run.config.check_conditions(numbers, 1)
-    except ValueError as error:
-        raise ValueError(f"--label: {error}") from error
-    return [numbers[i % len(numbers)] for i in range(n)]
-
-
-def check_count(run: checkpoint.Run, n: int, device: torch.device) -> None:
+def check_count(run: Run, n: int, device: torch.device) -> None:
     """Raises ValueError for more images than fit the memory."""
     height, width = run.process.shape(0)
-    size, room = 4 * n * run.net.config.in_channels * height * width, min(memory_of(device), memory_of(CPU))
+    size, room = 4 * n * run.config.network.in_channels * height * width, min(memory_of(device), memory_of(CPU))
     if size > room:
         raise ValueError(
             f"--n {n}: so many images of {height}×{width} take {size / 2**30:.3g} GiB, and there are "
@@ -175,45 +144,27 @@ def save_array(drawn: Tensor, labels: list[int] | None, path: Path) -> None:
     checkpoint.write_atomically(path, write)
 
 
-def open_run(args: argparse.Namespace, device: torch.device) -> checkpoint.Run:
-    """The run, with the weights asked for. Raises ValueError for guidance of a run that never saw images without a
-    class, too."""
-    run = checkpoint.load_run(args.run, device)
-    network = run.config.network
-    if args.guidance != 1 and network.num_classes is None:
-        raise ValueError(f"--guidance {args.guidance:g}: this run knows no classes; train one with --conditional")
-    if args.guidance != 1 and network.null_label is None:
-        raise ValueError(
-            f'--guidance {args.guidance:g}: this run has no label for "no class" to compare with (the paper\'s '
-            "released weights have none); leave --guidance out"
-        )
-    try:
-        run.config.check_conditions(None, args.guidance)
-    except ValueError as error:
-        raise ValueError(f"--{error}") from error
+def open_run(args: argparse.Namespace, device: torch.device) -> Run:
+    """The run, with the weights asked for."""
+    run = load_run(args.run, device)
     if args.weights is not None:
         checkpoint.load_weights(run.ema, args.weights)
     return run
 
 
-def network_of(run: checkpoint.Run, args: argparse.Namespace, device: torch.device) -> FlexiUNet:
-    """The run's average as it draws fastest with these options."""
-    net = drawing_network(run.ema, in_bfloat16(run, args, device))
-    return net.compile_paths() if args.compile else net
-
-
-def in_bfloat16(run: checkpoint.Run, args: argparse.Namespace, device: torch.device) -> bool:
-    """What --precision means for the network's arithmetic on this device."""
-    return args.precision == "bfloat16" or (args.precision == "auto" and run.config.train.in_bfloat16(device.type))
+def _pixels(run: Run) -> str:
+    height, width = run.config.shape
+    return str(height) if height == width else f"{height}×{width}"
 
 
 def _run(args: argparse.Namespace, world: World) -> int:
     try:
         cli.agree(world, args)
-        run = open_run(args, world.device)
-        times = times_of(run, args)
+        how, run = drawing_of(args), open_run(args, world.device)
+        how.check(run.config)
+        times = how.times(run.process, run.config.process.times)
         check_count(run, args.n, world.device)
-        labels = labels_of(run, args.label, args.n)
+        labels = labels_of(run.config, args.label, args.n)
         out: Path = args.out or args.run / "grid.png"
         if world.leader:
             cli.check_outputs(args.force, out=out, gif=args.gif)
@@ -226,21 +177,8 @@ def _run(args: argparse.Namespace, world: World) -> int:
             chain.append((t, x_t, prediction))
 
     started = time.perf_counter()
-    drawn = generate_shared(
-        world,
-        network_of(run, args, world.device),
-        run.process,
-        args.n,
-        labels=labels,
-        guidance=args.guidance,
-        eta=args.eta,
-        seed=args.seed,
-        sampler=args.sampler,
-        times=times,
-        prior=run.prior,
-        batch_size=args.batch_size,
-        on_step=None if args.gif is None else record,
-    )
+    on_step = None if args.gif is None else record
+    drawn = draw_images(run, world, args.n, how, args.label, on_step, args.compile)
     seconds = time.perf_counter() - started
     if not world.leader:
         return 0
@@ -256,7 +194,7 @@ def _run(args: argparse.Namespace, world: World) -> int:
     written = str(out)
     if args.gif is not None:
         written += f", {args.gif}"
-    print(f"{args.n} images of {run.config.size} px from step {run.step} in {seconds:.1f} s: {written}")
+    print(f"{args.n} images of {_pixels(run)} px from step {run.step} in {seconds:.1f} s: {written}")
     return 0
 
 

@@ -17,11 +17,15 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.checkpoint import load_run, load_tensors
+from ssdcore_torch.checkpoint import load_tensors
 from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig
 from ssdcore_torch.interop.diffusers_scheduler import SSDScheduler
+from ssdcore_torch.runs import load_run
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._walk import Noise
+
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+"""What diffusers calls the noise of a run."""
 
 
 class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -186,17 +190,23 @@ class SSDPipeline(DiffusionPipeline):
         weights     "ema": the moving average, which samples are drawn with; "model": the weights themselves
         scheduler   settings of `SSDScheduler` beside the process, such as sampler="multistep"
 
-        Raises what `load_run` raises, and ValueError for other weights.
+        Raises what `load_run` raises, and ValueError for other weights, and for a process that SSDScheduler has not.
         """
         if weights not in ("ema", "model"):
             raise ValueError(f"weights: expected ema or model, got {weights!r}")
         run = load_run(path, device)
         process = run.config.process
+        if process.noise not in BETA_SCHEDULES or process.degradation not in ("resize", "identity"):
+            raise ValueError(
+                f"SSDPipeline: SSDScheduler resizes, with the noise {' or '.join(BETA_SCHEDULES)}; the process of "
+                f"{path} is {process.degradation} with the noise {process.noise}: sample it with ssdcore_torch.Run"
+            )
         made = SSDScheduler(
             level_sizes=run.config.network.level_sizes,
             num_train_timesteps=process.steps,
             beta_start=0.1 / process.steps,
             beta_end=20 / process.steps,
+            beta_schedule=BETA_SCHEDULES[process.noise],
             level_schedule=process.schedule,
             level_gamma=process.gamma,
             level_starts=process.starts,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.denoisers import Predictor
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics._distances import (
     ClassBalance,
@@ -23,7 +24,7 @@ from ssdcore_torch.metrics._distances import (
 )
 from ssdcore_torch.metrics._features import Extractor
 from ssdcore_torch.metrics._reference import Measured, Reference, measure, progress
-from ssdcore_torch.sampling import Denoiser, generate, to_bytes
+from ssdcore_torch.sampling import generate, to_bytes
 from ssdcore_torch.text import printable
 
 log = logging.getLogger("ssdcore_torch")
@@ -124,7 +125,7 @@ class Samples:
 
 
 def draw(
-    net: Denoiser,
+    net: Predictor,
     process: ssd.LinearDiffusion,
     n: int,
     *,
@@ -164,7 +165,7 @@ def draw(
 
 
 def evaluate_network(
-    net: Denoiser,
+    net: Predictor,
     process: ssd.LinearDiffusion,
     reference: Reference,
     n: int,

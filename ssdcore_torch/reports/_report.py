@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ssdcore_torch.checkpoint import Run, write_atomically
+from ssdcore_torch.checkpoint import OpenRun, write_atomically
 from ssdcore_torch.config import PRESETS, differences, preset
 from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.reports import _page
@@ -34,7 +34,7 @@ TILE = 96
 Step = tuple[int, Tensor, Tensor]
 
 
-def write_report(run: Run, path: Path) -> None:
+def write_report(run: OpenRun, path: Path) -> None:
     """Write the report of a run as one HTML file, whole or not at all.
 
     Draws `SAMPLES` samples with the run's averaged network on its device. Raises ValueError for a name that does not
@@ -71,7 +71,7 @@ def _log_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _draw(run: Run, labels: Sequence[int] | None) -> tuple[Tensor, list[Step]]:
+def _draw(run: OpenRun, labels: Sequence[int] | None) -> tuple[Tensor, list[Step]]:
     """(samples, steps of the chain of all of them)."""
     chain: list[Step] = []
     device = next(run.ema.parameters()).device
@@ -89,7 +89,7 @@ def _draw(run: Run, labels: Sequence[int] | None) -> tuple[Tensor, list[Step]]:
     return drawn, chain
 
 
-def _head(run: Run) -> str:
+def _head(run: OpenRun) -> str:
     config = run.config
     sizes = " → ".join("×".join(map(str, shape)) for shape in run.process.shapes)
     parameters = sum(p.numel() for p in run.net.parameters())
@@ -106,7 +106,7 @@ def _head(run: Run) -> str:
     return _page.paragraph("; ".join(facts)) + _page.paragraph(f"Report made {made}.", note=True)
 
 
-def _samples(run: Run, drawn: Tensor, labels: Sequence[int] | None) -> str:
+def _samples(run: OpenRun, drawn: Tensor, labels: Sequence[int] | None) -> str:
     names = run.config.data.class_names
     figures = []
     for i, image in enumerate(drawn):
@@ -220,7 +220,7 @@ def _quality(folder: Path, log: Sequence[Mapping[str, Any]]) -> str:
     return "".join(parts)
 
 
-def _settings(run: Run) -> str:
+def _settings(run: OpenRun) -> str:
     config = run.config
     if config.preset not in PRESETS:
         return _page.code([config.to_json().rstrip()])
@@ -234,7 +234,7 @@ def _settings(run: Run) -> str:
     return _page.table(("setting", "this run", f"preset {config.preset}"), rows)
 
 
-def _commands(run: Run) -> str:
+def _commands(run: OpenRun) -> str:
     folder = shlex.quote(str(run.path))
     lines = [
         f"python -m ssdcore_torch.train --out {folder} --resume",

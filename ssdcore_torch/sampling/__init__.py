@@ -5,13 +5,12 @@ from ssdcore_torch.sampling._generate import LARGEST_FITTED_PRIOR, fit_moments, 
 from ssdcore_torch.sampling._placement import PLACEMENTS, Placement, sampling_times
 from ssdcore_torch.sampling._precision import drawing_network
 from ssdcore_torch.sampling._shared import generate_shared
-from ssdcore_torch.sampling._walk import SAMPLERS, Denoiser, StepRecorder, level_sizes_of
+from ssdcore_torch.sampling._walk import SAMPLERS, StepRecorder
 
 __all__ = [
     "LARGEST_FITTED_PRIOR",
     "PLACEMENTS",
     "SAMPLERS",
-    "Denoiser",
     "Encoding",
     "Placement",
     "StepRecorder",
@@ -22,7 +21,6 @@ __all__ = [
     "generate",
     "generate_shared",
     "interpolate",
-    "level_sizes_of",
     "sampling_times",
     "to_bytes",
     "to_float",

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.denoisers import Predictor, device_of, level_sizes_of
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
-    Denoiser,
     Draw,
     Noise,
     Walk,
-    device_of,
     evaluating,
     fill_of,
-    level_sizes_of,
 )
 
 _MAX_ITERATIONS = 100
@@ -42,7 +40,7 @@ class Encoding:
 
 
 def encode(
-    net: Denoiser,
+    net: Predictor,
     proc: ssd.LinearDiffusion,
     images: Tensor,
     steps: int = 100,
@@ -114,7 +112,7 @@ def _up(walk: Walk, images: Tensor, draw: Draw, tolerance: float) -> tuple[Tenso
     for k in range(2, chain.steps + 1):
         above = _solve(walk, x, chain.clean(images, k - 1), k, tolerance)
         if chain.shape(k) != chain.shape(k - 1):
-            mean = chain.posterior(above, walk.predict(above, k), k - 1, k, eta=0.0).mean
+            mean = chain.posterior(above, walk.given(walk.predict(above, k), k), k - 1, k, eta=0.0).mean
             details.insert(0, (x - mean) / chain.sigma(k - 1))
         x = above
     return x, details
@@ -144,7 +142,7 @@ def _solve(walk: Walk, x: Tensor, clean: Tensor, k: int, tolerance: float) -> Te
     above = state(clean)
     moving = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for _ in range(_MAX_ITERATIONS):
-        change = state(walk.predict(above, k)) - above
+        change = state(walk.given(walk.predict(above, k), k)) - above
         # A sample that has settled stays as it is, so that its encoding does not hang on the batch it shares.
         above = torch.where(moving.view(-1, *[1] * (x.ndim - 1)), above + relaxation * change, above)
         moving = moving & ~(change.flatten(1).abs().amax(1) <= tolerance)
@@ -157,7 +155,7 @@ def _solve(walk: Walk, x: Tensor, clean: Tensor, k: int, tolerance: float) -> Te
 
 
 def decode(
-    net: Denoiser,
+    net: Predictor,
     proc: ssd.LinearDiffusion,
     encoding: Encoding,
     seed: int | None = None,
@@ -198,7 +196,7 @@ def _held(details: Sequence[Tensor]) -> Draw:
 
 
 def interpolate(
-    net: Denoiser,
+    net: Predictor,
     proc: ssd.LinearDiffusion,
     first: Tensor,
     second: Tensor,

@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.denoisers import Predictor, channels_of, device_of, level_sizes_of
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
-    Denoiser,
     Noise,
     StepRecorder,
     Walk,
     defaults_of,
-    device_of,
     evaluating,
     fill_of,
-    level_sizes_of,
 )
 
 # A covariance of this many numbers squared is still small; a process whose smallest size has more has few levels, and
@@ -56,7 +53,7 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def generate(
-    net: Denoiser,
+    net: Predictor,
     proc: ssd.LinearDiffusion,
     n: int,
     steps: int = 100,
@@ -90,21 +87,21 @@ def generate(
     ones. A small or briefly trained network, inaccurate at little noise, does better with placement="time" or a later
     first time, ``times=sampling_times(proc, steps, "log_snr", first=…)``.
 
-    net         a FlexiUNet, or any callable net(x, t, out_level=…) that predicts clean images (and takes label=…,
+    net         a `Denoiser`, or any callable net(x, t, out_level=…) that predicts clean images (and takes label=…,
                 (batch,) int64, where labels are given)
     steps       network evaluations an image
     eta         factor on the posterior's noise where a change of size does not force it: 1 (the default of "ancestral")
                 all of it, 0 (that of "multistep", which takes no other) none
-    labels      class of each sample, n of them or one for all, `config.null_label` meaning none; None: no class
+    labels      class of each sample, n of them or one for all, `net.null_label` meaning none; None: no class
     guidance    w of classifier-free guidance (Ho and Salimans, 2022): x̂_t = x̂_null + w (x̂_label − x̂_null), both
-                predicted in one batch. 1: x̂_label alone. Else labels and a FlexiUNet with a null label are needed.
+                predicted in one batch. 1: x̂_label alone. Else labels and a denoiser with a null label are needed.
     first       make samples first … first + n − 1 of the seed, so that several calls or ranks share one set
     placement   how `sampling_times` spreads the steps: "time" (the default of "ancestral") or "log_snr" ("multistep")
     times       increasing times to visit instead, T and those at which the size changes among them (`steps` and
                 `placement` are then of no effect)
     prior       law of x_T as `proc.prior` gives it, over (h, w) or (channels, h, w) at the smallest size;
                 None: N(0, σ_T² I)
-    channels    of the images; None: as many as a FlexiUNet takes, 3 of another callable
+    channels    of the images; None: as many as the denoiser says, or the prior is over
     batch_size  images that go through the network at once (through a compiled network always, also where fewer are
                 left or asked for: another size would be another compilation)
     clip        clip every prediction to [−1, 1], the range of images
@@ -124,8 +121,9 @@ def generate(
     own = defaults_of(sampler)
     chain = chain_of(proc, steps, own.placement if placement is None else placement, times)
     device = device_of(net)
-    if channels is None:
-        channels = net.config.in_channels if isinstance(net, FlexiUNet) else 3
+    if channels is None and prior is not None and len(prior.mean.shape) > len(proc.shape(proc.steps)):
+        channels = int(prior.mean.shape[-1 - len(proc.shape(proc.steps))])
+    channels = channels_of(net, channels)
     law = chain.prior(torch.zeros(chain.shape(chain.steps), dtype=dtype, device=device)) if prior is None else prior
     law = ssd.Gaussian(torch.as_tensor(law.mean, dtype=dtype, device=device), law.covariance)
     parts = []

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.denoisers import Predictor, channels_of
 from ssdcore_torch.distributed import World
 from ssdcore_torch.sampling._generate import generate
 
 
 def generate_shared(
     world: World,
-    net: FlexiUNet,
+    net: Predictor,
     process: ssd.LinearDiffusion,
     n: int,
     *,
@@ -25,7 +25,7 @@ def generate_shared(
     """`ssdcore_torch.generate` with its n samples drawn by all ranks together; every rank gets all, and the same ones
     as a world of one. `on_step` sees this rank's only."""
     mine = world.share(n)
-    shape = (len(mine), net.config.in_channels, *process.shape(0))
+    shape = (len(mine), channels_of(net, options.get("channels")), *process.shape(0))
     drawn = torch.empty(shape, device=world.device)
     if mine:
         chosen = None if labels is None else [labels[i] for i in mine]

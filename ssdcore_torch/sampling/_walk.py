@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ssdcore as ssd
 from ssdcore.multistep import extrapolated
-from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.denoisers import Predictor, classes_of, compiled
 from ssdcore_torch.randomness import sample_noise
 from ssdcore_torch.sampling._placement import Placement
 
@@ -31,8 +31,6 @@ SAMPLERS: Mapping[str, Defaults] = {
     "multistep": Defaults(eta=0.0, placement="log_snr"),  # its extrapolation is in log-SNR
 }
 
-Denoiser = Callable[..., Tensor]
-"""net(x, t, out_level=…[, label=…]) -> clean images; a FlexiUNet or any other callable."""
 StepRecorder = Callable[[int, Tensor, Tensor], None]
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Noise of a trailing shape, (batch, channels, *shape): a `Noise`, or what stands for one."""
@@ -45,26 +43,13 @@ def defaults_of(sampler: str) -> Defaults:
     return SAMPLERS[sampler]
 
 
-def level_sizes_of(net: Denoiser, proc: ssd.LinearDiffusion) -> list[tuple[int, ...]]:
-    """The size of each of the network's levels: those it was built for, or the process's for another callable."""
-    if isinstance(net, FlexiUNet):
-        return list(net.config.level_sizes)
-    return list(proc.shapes)
-
-
-def device_of(net: Denoiser) -> torch.device:
-    """Where the network's parameters are; the CPU for a callable that has none."""
-    first = next(net.parameters(), None) if isinstance(net, nn.Module) else None
-    return torch.device("cpu") if first is None else first.device
-
-
-def fill_of(net: Denoiser, batch_size: int) -> int:
+def fill_of(net: Predictor, batch_size: int) -> int:
     """`Walk.fill` for samples in batches: their size if the network is compiled."""
-    return batch_size if isinstance(net, FlexiUNet) and net.compiled else 0
+    return batch_size if compiled(net) else 0
 
 
 @contextmanager
-def evaluating(net: Denoiser) -> Iterator[None]:
+def evaluating(net: Predictor) -> Iterator[None]:
     """Inside, a module is in evaluation mode and nothing keeps gradients."""
     module = net if isinstance(net, nn.Module) else nn.Module()
     was_training = module.training
@@ -105,6 +90,21 @@ class Noise:
 _AT_ONCE = 2**21  # numbers: 100 MB while they are made
 
 
+def first_of_size(chain: ssd.LinearDiffusion, k: int) -> int:
+    """The first step of the chain whose state has the size of step k: 0 at full size."""
+    return (
+        0
+        if chain.shape(k) == chain.shape(0)
+        else next(j for j in chain.size_changes if chain.shape(j) == chain.shape(k))
+    )
+
+
+def degraded_further(chain: ssd.LinearDiffusion, clean: Tensor, k: int) -> Tensor:
+    """R from the first step of a size to step k, which has the size too, on clean images of the first."""
+    first = first_of_size(chain, k)
+    return clean if first == k else chain.operator(first, k)(clean)
+
+
 @dataclass(frozen=True)
 class Walk:
     """A denoiser, the chain of times that it is asked at, and how one state follows from another.
@@ -114,14 +114,15 @@ class Walk:
     sampler  one of SAMPLERS
     eta      of the posteriors
     clip     clip every prediction to [−1, 1]
-    correct  makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None
+    correct  makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None. Its
+             prediction, as every one, is the clean image as degraded at step `first_of_size(chain, k − 1)`
     labels   (batch,) class labels on the network's device, or None
     guidance weight w of classifier-free guidance: x̂ = x̂_null + w (x̂_label − x̂_null), before clipping; 1: x̂_label
     fill     show the network batches of at least this many samples, adding some whose predictions are dropped: for
              compiled networks, where another batch size costs another compilation
     """
 
-    net: Denoiser
+    net: Predictor
     sizes: Sequence[tuple[int, ...]]
     chain: ssd.LinearDiffusion
     sampler: str = "ancestral"
@@ -143,10 +144,15 @@ class Walk:
 
     @property
     def null_label(self) -> int | None:
-        return self.net.config.null_label if isinstance(self.net, FlexiUNet) else None
+        known = classes_of(self.net)
+        return None if known is None else known[1]
 
     def predict(self, x: Tensor, k: int) -> Tensor:
-        """The clean image at the size of step k − 1, predicted from the state x at step k."""
+        """The clean image at the size of step k − 1, predicted from the state x at step k.
+
+        It is degraded as at the first time of its size: by a resize to that size, but by no blur within it. `given`
+        makes of it what the posterior takes.
+        """
         count, missing = len(x), max(0, self.fill - len(x))
         state, labels = x, self.labels
         if missing:
@@ -165,6 +171,10 @@ class Walk:
             clean = clean.clamp(-1, 1)
         return clean if self.correct is None else self.correct(x, clean, k)
 
+    def given(self, clean: Tensor, k: int) -> Tensor:
+        """The clean image as degraded at step k − 1, from a prediction: expectations pass through linear maps."""
+        return degraded_further(self.chain, clean, k - 1)
+
     def _evaluate(self, x: Tensor, labels: Tensor | None, k: int) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16 has only some of the whole numbers above 256
         times = torch.full((len(x),), float(self.chain.times[k - 1]), dtype=wide, device=x.device)
@@ -181,7 +191,7 @@ class Walk:
                 on_step(chain.times[k - 1], x, clean)
             if k == 1:
                 break
-            used = clean
+            used = clean = self.given(clean, k)
             if self.sampler == "multistep":
                 used = extrapolated(chain, k - 1, k, k + 1, clean, previous)
                 previous = clean

@@ -2,7 +2,7 @@
 
 from ssdcore_torch.training.loop import Extras, train
 from ssdcore_torch.training.pictures import final_pictures
-from ssdcore_torch.training.plan import plan
+from ssdcore_torch.training.plan import plan, steps_within
 from ssdcore_torch.training.prior import fitted_prior
 from ssdcore_torch.training.replay import replay
 from ssdcore_torch.training.trainer import NotFiniteError, Trainer
@@ -15,5 +15,6 @@ __all__ = [
     "fitted_prior",
     "plan",
     "replay",
+    "steps_within",
     "train",
 ]

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from ssdcore.process import Path
 from ssdcore_torch.data import ImageBatch
-from ssdcore_torch.diffusion import Path
 from ssdcore_torch.graphs import Pool
 from ssdcore_torch.training.draws import Draw
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 from ssdcore_torch.config import Config
-from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig
 from ssdcore_torch.devices import memory_of
 
 
 def check_memory(config: Config, device: torch.device, processes: int = 1) -> None:
     """Raises ValueError for a network or a batch that takes more than all the memory of the device: by a lower bound,
-    so that what passes may still not fit."""
+    so that what passes may still not fit. A network of the user's own is there already, and is not looked at."""
+    if not isinstance(config.network, FlexiUNetConfig):
+        return
     with torch.device("meta"):
         parameters = sum(p.numel() for p in FlexiUNet(config.network).parameters())
     train, room = config.train, memory_of(device)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssdcore_torch.denoisers.unet import FlexiUNet
-from ssdcore_torch.diffusion import Path
+from ssdcore.process import Path
+from ssdcore_torch.denoisers import asked, shadow
 from ssdcore_torch.distributed import World
 
 
@@ -24,7 +24,7 @@ class PathNetworks:
     network itself is called.
     """
 
-    def __init__(self, net: FlexiUNet, paths: tuple[Path, ...], world: World) -> None:
+    def __init__(self, net: Any, paths: tuple[Path, ...], world: World) -> None:
         self._net = net
         self._wrapped: dict[Path, DistributedDataParallel] = {}
         if world.size == 1:
@@ -47,7 +47,7 @@ class PathNetworks:
 class _PathParameters(nn.Module):
     """A network that owns up to some of its parameters only."""
 
-    def __init__(self, net: FlexiUNet, names: list[str]) -> None:
+    def __init__(self, net: Any, names: list[str]) -> None:
         super().__init__()
         self._call = net.forward  # a bound method is no submodule
         for i, name in enumerate(names):
@@ -57,14 +57,11 @@ class _PathParameters(nn.Module):
         return self._call(*args, **kwargs)
 
 
-def used_parameters(net: FlexiUNet, path: Path) -> list[str]:
+def used_parameters(net: Any, path: Path) -> list[str]:
     """Names of the parameters that a step on this path has gradients of; found on shapes alone."""
-    config = net.config
-    with torch.device("meta"):
-        twin = FlexiUNet(config)
-        x, t = torch.empty(1, config.in_channels, *path.size), torch.ones(1)
-        label = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
-        out = twin(x, t, config.level_sizes.index((path.out_size[0], path.out_size[1])), label)
-        trained = {name: parameter for name, parameter in twin.named_parameters() if parameter.requires_grad}
-        gradients = torch.autograd.grad(out.sum(), list(trained.values()), allow_unused=True)
+    sizes = list(net.sizes)
+    twin = shadow(net)
+    out = asked(twin, sizes.index(path.shape), sizes.index(path.target_shape))
+    trained = {name: parameter for name, parameter in twin.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(out.sum(), list(trained.values()), allow_unused=True)
     return [name for name, gradient in zip(trained, gradients) if gradient is not None]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from PIL import Image
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch import checkpoint, images
+from ssdcore_torch import images
 from ssdcore_torch.config import Config
-from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.denoisers import Predictor, device_of
 from ssdcore_torch.sampling import StepRecorder, drawing_network, generate
 from ssdcore_torch.training.trainer import Trainer
 
@@ -21,22 +23,24 @@ def sample_grid(trainer: Trainer) -> Image.Image:
     return images.grid(_drawn(trainer.averages.network, trainer.process, trainer.config, trainer.prior))
 
 
-def final_pictures(run: checkpoint.Run) -> None:
-    """samples.png and denoising.png, from the averaged weights."""
+def final_pictures(
+    folder: Path, config: Config, net: Predictor, process: ssd.LinearDiffusion, prior: ssd.Gaussian | None
+) -> None:
+    """samples.png and denoising.png, from the averaged weights `net`."""
     chain: list[tuple[int, Tensor, Tensor]] = []
-    drawn = _drawn(run.ema, run.process, run.config, run.prior, lambda *step: chain.append(step))
-    images.save(images.grid(drawn), run.path / "samples.png")
-    images.save(images.denoising_strip(chain), run.path / "denoising.png")
+    drawn = _drawn(net, process, config, prior, lambda *step: chain.append(step))
+    images.save(images.grid(drawn), folder / "samples.png")
+    images.save(images.denoising_strip(chain), folder / "denoising.png")
 
 
 def _drawn(
-    net: FlexiUNet,
+    net: Predictor,
     process: ssd.LinearDiffusion,
     config: Config,
     prior: ssd.Gaussian | None,
     on_step: StepRecorder | None = None,
 ) -> Tensor:
-    device = next(net.parameters()).device
+    device = device_of(net)
     return generate(
         drawing_network(net, config.train.in_bfloat16(device.type)),
         process,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssdcore.process import Path
 from ssdcore_torch.data import ImageBatch
-from ssdcore_torch.denoisers.unet import FlexiUNet
-from ssdcore_torch.denoisers.unet.network import forward_flops
-from ssdcore_torch.diffusion import Path
+from ssdcore_torch.denoisers import asked, operations, shadow
 from ssdcore_torch.training.trainer import Trainer
 
 TIMED = 3  # steps of each path that are timed, after one that is not
@@ -55,7 +55,7 @@ class Plan:
         )
         rows = [f"{'path':>16} {'steps':>9} {'GFLOP an image':>15} {'s a step':>9}"]
         for plan in self.paths:
-            size, out = (f"{h}×{w}" for h, w in (plan.path.size, plan.path.out_size))
+            size, out = ("×".join(map(str, shape)) for shape in (plan.path.shape, plan.path.target_shape))
             name = size if size == out else f"{size} → {out}"
             rows.append(f"{name:>16} {plan.share * self.steps:>9.0f} {plan.gflop:>15.3f} {plan.seconds:>9.3f}")
         return head + memory + "\n".join(rows)
@@ -64,14 +64,13 @@ class Plan:
 def plan(trainer: Trainer) -> Plan:
     """Measure a few steps of every path on random images. The trainer is used up: build another to train."""
     config, objective = trainer.config, trainer.objective
-    sizes = config.network.level_sizes
+    net, sizes = trainer.net, trainer.sizes
     images = _random_images(trainer)
     paths = []
     for path, share in zip(objective.paths, objective.path_probabilities):
         if share == 0:
             continue
-        level, out_level = (sizes.index((size[0], size[1])) for size in (path.size, path.out_size))
-        gflop = forward_flops(config.network, level, out_level) / 1e9
+        gflop = operations(net, sizes.index(path.shape), sizes.index(path.target_shape)) / 1e9
         paths.append(PathPlan(path, float(share), gflop, _seconds_a_step(trainer, images, path)))
     parameters = sum(p.numel() for p in trainer.net.parameters())
     copies = 4 + len(trainer.averages.state())
@@ -89,12 +88,23 @@ def plan(trainer: Trainer) -> Plan:
     )
 
 
-def saved_bytes(net: FlexiUNet, path: Path, recompute: bool = False) -> int:
+def steps_within(trainer: Trainer, seconds: float) -> int:
+    """How many steps take so long, as a few of each path take now; at least one. The trainer is used up. All ranks must
+    ask together, and get the same."""
+    images = _random_images(trainer)
+    shares = zip(trainer.objective.paths, trainer.objective.path_probabilities)
+    a_step = sum(float(share) * _seconds_a_step(trainer, images, path) for path, share in shares if share > 0)
+    count = torch.tensor([max(1, round(seconds / a_step))])
+    trainer.world.copy_from_leader([count])
+    return int(count)
+
+
+def saved_bytes(net: Any, path: Path, recompute: bool = False) -> int:
     """Bytes that one image's forward pass keeps for the backward pass in float32, found on shapes alone.
 
     recompute   as `FlexiUNet.checkpoint_activations` does: what is kept until a block is computed again
     """
-    config, sizes = net.config, net.config.level_sizes
+    sizes = list(net.sizes)
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -103,21 +113,20 @@ def saved_bytes(net: FlexiUNet, path: Path, recompute: bool = False) -> int:
         return tensor  # alive until the graph is gone, so that no address comes twice
 
     back: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
-    with torch.device("meta"):
-        twin = FlexiUNet(config).checkpoint_activations(recompute)
-        weights = {p.untyped_storage()._cdata for p in twin.parameters()}
-        x, t = torch.empty(1, config.in_channels, *path.size), torch.ones(1)
-        label = None if config.num_classes is None else torch.zeros(1, dtype=torch.int64)
-        with torch.autograd.graph.saved_tensors_hooks(note, back):
-            out = twin(x, t, sizes.index((path.out_size[0], path.out_size[1])), label)
-        del out
+    twin = shadow(net).train()
+    if hasattr(twin, "checkpoint_activations"):
+        twin.checkpoint_activations(recompute)
+    weights = {p.untyped_storage()._cdata for p in twin.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, back):
+        out = asked(twin, sizes.index(path.shape), sizes.index(path.target_shape))
+    del out
     return sum(size for storage, size in kept.items() if storage not in weights)
 
 
 def _random_images(trainer: Trainer) -> ImageBatch:
     config, device = trainer.config, trainer.world.device
     count = config.train.batch_size // trainer.world.size
-    shape = (count, config.network.in_channels, config.size, config.size)
+    shape = (count, config.network.in_channels, *config.shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     labels = None if config.network.num_classes is None else torch.zeros(count, dtype=torch.int64, device=device)
     return ImageBatch(images, labels, torch.arange(count).numpy())

@@ -22,7 +22,7 @@ def replay(trainer: Trainer, step: int) -> Iterator[str]:
         trainer.train_step(next(batches))
     trainer.check()
     images, drawn = next(batches), trainer.draw(step)
-    yield f"step {step}: {len(drawn.batch.times)} images of {drawn.batch.path.size} to {drawn.batch.path.out_size}"
+    yield f"step {step}: {len(drawn.batch.times)} images of {drawn.batch.path.shape} to {drawn.batch.path.target_shape}"
     for i, (index, t) in enumerate(zip(images.indices, drawn.batch.times)):
         with torch.no_grad():
             loss = trainer.part_loss(images, drawn, slice(i, i + 1)).item()

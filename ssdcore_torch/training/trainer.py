@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore.process import Path
 from ssdcore_torch import checkpoint
 from ssdcore_torch.config import Config
 from ssdcore_torch.data import Feed, ImageBatch, ImageSet, ImageStream
-from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.denoisers import NETWORKS, WrappedConfig, check_denoiser
 from ssdcore_torch.devices import to_device
-from ssdcore_torch.diffusion import Objective, Path, equal_cost_repeats
+from ssdcore_torch.diffusion import Objective, equal_cost_repeats
 from ssdcore_torch.distributed import World
 from ssdcore_torch.ema import Averages
 from ssdcore_torch.randomness import Purpose, keyed, torch_seed
-from ssdcore_torch.sampling import level_sizes_of, to_float
+from ssdcore_torch.sampling import to_float
 from ssdcore_torch.text import printable
 from ssdcore_torch.training.draws import Draw, StepNumbers
 from ssdcore_torch.training.graphs import StepGraphs
@@ -48,7 +49,18 @@ class Trainer:
     goes on as if it had not been stopped, and N processes train as one does.
     """
 
-    def __init__(self, config: Config, data: ImageSet | ImageStream, world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        data: ImageSet | ImageStream,
+        world: World,
+        process: ssd.LinearDiffusion | None = None,
+        network: Any = None,
+    ) -> None:
+        """
+        process   instead of the configuration's: one of the user's own, which the configuration only names
+        network   a `Denoiser` to train as it is, instead of a new one of the configuration's shape
+        """
         train, device = config.train, world.device
         parts = world.size * train.accumulate
         if train.batch_size % parts:
@@ -67,18 +79,19 @@ class Trainer:
                 f"{data.source} has {len(data)}; {advice}"
             )
         self.config, self.world = config, world
-        self.process = config.build_process()
+        self.process = config.build_process() if process is None else process
         torch.manual_seed(config.seed)
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.net = FlexiUNet(config.network).to(device).to(memory_format=layout)  # type: ignore[call-overload]
-        if config.network.preconditioned_times is not None:
-            self.net.precondition(self.process)
+        made = NETWORKS[type(config.network)](config.network, self.process) if network is None else network
+        if isinstance(config.network, WrappedConfig):
+            check_denoiser(made.to(device), self.process)
+        self.net = made.to(device).to(memory_format=layout).train()
         self.averages = Averages(self.net, train.ema, train.ema_widths)
         if train.recompute:
-            self.net.checkpoint_activations()
+            _able(self.net, "train.recompute", "checkpoint_activations")()
         if train.compile:
-            self.net.compile_paths()
-        repeats = equal_cost_repeats(self.process, config.network) if train.equal_cost else ()
+            _able(self.net, "train.compile", "compile_paths")()
+        repeats = equal_cost_repeats(self.process, self.net) if train.equal_cost else ()
         self.objective = Objective(
             self.process,
             train.snr_clamp,
@@ -106,7 +119,7 @@ class Trainer:
             workers=config.data.workers,
         )
         self.images = data.count
-        self.sizes = level_sizes_of(self.net, self.process)
+        self.sizes = list(self.net.sizes)
         self.step = 0
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=train.in_bfloat16(device.type))
         paths = len(self.objective.paths)
@@ -234,7 +247,7 @@ class Trainer:
                 x0,
                 drawn.batch[part],
                 drawn.noise[part],
-                self.sizes.index(path.out_size),
+                self.sizes.index(path.target_shape),
                 labels,
                 drawn.rows[:, part],
             )
@@ -390,7 +403,14 @@ def _numbers(values: object, count: int) -> bool:
 
 
 def _name(path: Path) -> str:
-    return "→".join("×".join(map(str, size)) for size in (path.size, path.out_size))
+    return "→".join("×".join(map(str, size)) for size in (path.shape, path.target_shape))
+
+
+def _able(net: Any, setting: str, method: str) -> Any:
+    """What the network can do besides predicting. Raises ValueError, naming the setting, where it cannot."""
+    if not hasattr(net, method):
+        raise ValueError(f"{setting}: a {type(net).__name__} has no {method}; leave the setting out")
+    return getattr(net, method)
 
 
 def _some(values: np.ndarray, count: int = 8) -> str:

@@ -6,7 +6,8 @@ and a shared head. When the output is larger than the input, the decoder stages 
 reached get no skip ("zero skip").
 """
 
+from ssdcore_torch.denoisers.predictions import DATA_STD
 from ssdcore_torch.denoisers.unet.config import FlexiUNetConfig, level_sizes
-from ssdcore_torch.denoisers.unet.network import DATA_STD, FlexiUNet, forward_flops
+from ssdcore_torch.denoisers.unet.network import FlexiUNet, forward_flops
 
 __all__ = ["DATA_STD", "FlexiUNet", "FlexiUNetConfig", "forward_flops", "level_sizes"]

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ssdcore as ssd
+from ssdcore_torch.denoisers.predictions import prediction_named
+from ssdcore_torch.denoisers.protocol import operations
 from ssdcore_torch.denoisers.unet.blocks import (
     Block,
     DecoderStage,
@@ -23,11 +25,8 @@ from ssdcore_torch.denoisers.unet.blocks import (
     Upsample,
     zeroed,
 )
-from ssdcore_torch.denoisers.unet.config import FlexiUNetConfig
+from ssdcore_torch.denoisers.unet.config import FlexiUNetConfig, Size
 from ssdcore_torch.graphs import Pool, Replayed
-
-DATA_STD = 0.5
-"""Standard deviation of an image's pixels, in [−1, 1], that preconditioning reckons with (EDM's σ_data)."""
 
 Path = Callable[..., Tensor]
 """`FlexiUNet._run` of one network, as it is or compiled."""
@@ -92,26 +91,38 @@ class FlexiUNet(nn.Module):
         self._compiler: Callable[[Path], Path] | None = None
         self._compiled: dict[tuple[object, ...], Path] = {}
 
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """(h, w) of every level, full size first."""
+        return self.config.level_sizes
+
+    @property
+    def channels(self) -> int:
+        return self.config.in_channels
+
+    @property
+    def num_classes(self) -> int | None:
+        return self.config.num_classes
+
+    @property
+    def null_label(self) -> int | None:
+        return self.config.null_label
+
     def precondition(self, process: ssd.LinearDiffusion) -> FlexiUNet:
         """Take the coefficients for states of this process; returns self.
 
-            c_in = 1/√v,   c_skip = α s²/v,   c_out = s σ/√v,   v = α² s² + σ²,   s = `DATA_STD`
-
-        c_skip x_t is the best linear prediction of white data of deviation s, c_out its error's deviation, and c_in
-        gives the layers an input of variance one, so at every time F is asked for something of that size.
-        Raises ValueError unless the network has `preconditioned_times` and the process as many.
+        They are those of the prediction "edm" (`ssdcore_torch.denoisers.predictions`): at every time F is asked for
+        something of deviation one. Raises ValueError unless the network has `preconditioned_times` and the process as
+        many.
         """
         if self.coefficients is None or self.config.preconditioned_times != process.steps:
             raise ValueError(
                 f"precondition: expected a network with preconditioned_times = {process.steps}, as many as the process "
                 f"has, got {self.config.preconditioned_times}"
             )
-        times = range(process.steps + 1)
-        alpha, sigma = (np.array([level(t) for t in times]) for level in (process.alpha, process.sigma))
-        variance = (alpha * DATA_STD) ** 2 + sigma**2
-        rows = [variance**-0.5, alpha * DATA_STD**2 / variance, DATA_STD * sigma * variance**-0.5]
+        c_in, c_skip, c_out, _ = prediction_named("edm").table("edm", process)
         with torch.no_grad():
-            self.coefficients.copy_(torch.from_numpy(np.stack(rows)))
+            self.coefficients.copy_(torch.from_numpy(np.stack([c_in, c_skip, c_out])))
         return self
 
     def compile_paths(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> FlexiUNet:
@@ -308,19 +319,18 @@ class FlexiUNet(nn.Module):
                 raise ValueError(f"label: expected labels in 0..{highest}, got {bad[:8]}")
 
 
+def build(config: FlexiUNetConfig, process: ssd.LinearDiffusion) -> FlexiUNet:
+    """The network of this shape, with new weights, preconditioned for the process if the shape says so."""
+    net = FlexiUNet(config)
+    return net if config.preconditioned_times is None else net.precondition(process)
+
+
 @functools.lru_cache(maxsize=256)
 def forward_flops(config: FlexiUNetConfig, level: int, out_level: int | None = None) -> int:
-    """Floating-point operations of one image's forward pass from `level` to `out_level`: twice the
-    multiply-adds of convolutions, linear layers and attention, counted on shapes alone."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+    """`operations` of the network of this shape, from `level` to `out_level` (None: the same)."""
     with torch.device("meta"):
-        net = FlexiUNet(config).eval()
-        x, t = torch.empty(1, config.in_channels, *config.level_sizes[level]), torch.ones(1)
-        label = None if config.num_classes is None else torch.zeros(1, dtype=torch.long)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            net(x, t, out_level, label)
-    return counter.get_total_flops()
+        net = FlexiUNet(config)
+    return operations(net, level, level if out_level is None else out_level)
 
 
 def _kind(value: object) -> str:
