@@ -51,6 +51,8 @@ def device_of(x: Array) -> Any:
 def real_namespace(x: Array, what: object) -> Namespace:
     """The namespace of `x`, after refusing anything but real floating-point arrays."""
     xp = namespace_of(x)
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{what}: a masked array would lose its mask; fill it first, for example with x.filled(0.0)")
     if not xp.isdtype(x.dtype, "real floating"):
         raise TypeError(
             f"{what}: expected a real floating-point array, got dtype {x.dtype}; "

@@ -415,6 +415,13 @@ class AxisMatrix:
     def __add__(self, other: AxisMatrix) -> AxisMatrix:
         return AxisMatrix(self.constant.value + other.constant.value)
 
+    def held_bytes(self) -> int:
+        """About how much memory it takes once it is used: the forms that it has, in two dtypes."""
+        if isinstance(self.form, Band):
+            return 64 * self.form.weights.size
+        m, n = self.shape
+        return 64 * n if self._is_fast else 32 * m * n
+
     @functools.cached_property
     def digest(self) -> bytes:
         """A fingerprint of the values."""

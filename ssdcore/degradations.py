@@ -12,7 +12,7 @@ import numpy as np
 
 from ssdcore._arrays import Array, Constant, Memo, Namespace, Shape
 from ssdcore._times import look_up
-from ssdcore.operators import Blur, Identity, LinearOperator, Matrix
+from ssdcore.operators import Blur, Identity, LinearOperator
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.spectral import Modes
 
@@ -106,11 +106,7 @@ class Chain(Degradations):
         """About how many bytes a product holds beside the operators of the chain themselves."""
         if any(product is op for op in self._ops):
             return 0
-        if isinstance(product, Matrix):
-            held = product.matrix
-            return 2 * int(held.nbytes if isinstance(held, np.ndarray) else 3 * held.data.nbytes)
-        axes = product.axis_matrices() or ()
-        return sum(32 * axis.constant.value.size for axis in axes)
+        return product.held_bytes()
 
     def step_norms(self) -> np.ndarray:
         norms = np.ones(self._steps)
@@ -156,8 +152,8 @@ class GrowingBlur(Degradations):
         return self._shape
 
     def between(self, s: int, t: int) -> LinearOperator:
-        size = sum(32 * n * n for n in self._shape)  # its matrices in two forms and two dtypes, once it is applied
-        return self._memo.get(self._blur, float(self._widths[s]), float(self._widths[t]), sized=lambda blur: size)
+        low, high = float(self._widths[s]), float(self._widths[t])
+        return self._memo.get(self._blur, low, high, sized=lambda blur: blur.held_bytes())
 
     def _blur(self, low: float, high: float) -> LinearOperator:
         if high == low:

@@ -59,6 +59,7 @@ class Covariance(abc.ABC):
     @staticmethod
     def dense(matrix: Any, shape: Shape | int | None = None) -> Covariance:
         """A dense symmetric matrix (n, n) over the trailing axes `shape` flattened in C order (default: one axis)."""
+        given = np.asarray(matrix).dtype
         a = finite_matrix(matrix, "Covariance.dense")
         n = a.shape[0]
         checked = positive_shape(n if shape is None else shape, "Covariance.dense")
@@ -68,11 +69,15 @@ class Covariance(abc.ABC):
             )
         scale = np.abs(a).max()
         asymmetry = np.abs(a - a.T).max()
-        if asymmetry > n * _ROUNDING * scale:
+        # Sums in single or half precision leave rounding of that precision.
+        unit = float(np.finfo(given).eps) if given.kind == "f" else float(np.finfo(np.float64).eps)
+        if asymmetry > 64 * n * unit * scale:
             raise ValueError(f"Covariance.dense: the matrix is not symmetric, |C − Cᵀ| reaches {asymmetry:.3g}")
         values, vectors = np.linalg.eigh((a + a.T) / 2)
-        # eigh leaves rounding of this size on eigenvalues that are zero.
-        values = np.where(np.abs(values) <= n * np.finfo(np.float64).eps * np.abs(values).max(), 0.0, values)
+        # eigh leaves rounding of this size on eigenvalues that are zero; lower precision leaves more below zero.
+        largest = np.abs(values).max()
+        rounding = (values < 0) & (values >= -64 * n * unit * largest) if unit > np.finfo(np.float64).eps else False
+        values = np.where(rounding | (np.abs(values) <= n * np.finfo(np.float64).eps * largest), 0.0, values)
         return SpectralCovariance(Modes(checked, (n,), (Constant(vectors),)), values, 0.0)
 
     @staticmethod

@@ -78,8 +78,11 @@ def to_pylops(op: LinearOperator, dtype: Any = np.float64) -> Any:
     return pylops.LinearOperator(Op=to_scipy(op, dtype), dims=op.in_shape, dimsd=op.out_shape)
 
 
-def from_pylops(operator: Any) -> Functional:
-    """A real PyLops operator as an ssdcore operator with in_shape = dims and out_shape = dimsd.
+def from_pylops(operator: Any, in_shape: Shape | int | None = None, out_shape: Shape | int | None = None) -> Functional:
+    """A real PyLops operator as an ssdcore operator.
+
+    in_shape, out_shape   trailing axes of what it takes and gives, flattened in C order; default: its dims and dimsd.
+                          ``from_pylops(pylops.Restriction(256, kept), in_shape=(16, 16))`` takes images
 
     Arrays of other libraries are treated, and errors raised, as by `from_scipy`.
     """
@@ -89,7 +92,8 @@ def from_pylops(operator: Any) -> Functional:
             f"from_pylops: expected a pylops.LinearOperator, got {_name(operator)}; "
             "from_scipy takes a scipy LinearOperator, ssdcore.Matrix a matrix"
         )
-    return _functional(operator, operator.dims, operator.dimsd, "from_pylops")
+    ins, outs = (operator.dims if in_shape is None else in_shape), (operator.dimsd if out_shape is None else out_shape)
+    return _functional(operator, ins, outs, "from_pylops")
 
 
 class _Columns:

@@ -33,7 +33,6 @@ from ssdcore._gains import posterior_gains, posterior_share
 from ssdcore._second_moments import widened
 from ssdcore._timed import check_items, degraded, level_of, levels, size_name, state_shape
 from ssdcore._times import one_time, times_of
-from ssdcore.axes import LONG
 from ssdcore.conditioning import InadmissibleProcess
 from ssdcore.degradations import Chain, Degradations, GrowingBlur
 from ssdcore.gaussian import Covariance, Gaussian, OperatorCovariance, SpectralCovariance
@@ -644,7 +643,10 @@ class LinearDiffusion:
         decomposition = operator.decomposition()
         if decomposition is None:
             return OperatorCovariance(operator, values)
-        return Covariance.of_modes(operator, values(decomposition.singular_values**2), rest)
+        variances = values(decomposition.singular_values**2)
+        # What is zero but for rounding is zero: such a law is a point in these modes, and has no density.
+        variances = np.where(variances <= _ROUNDING * rest, 0.0, variances)
+        return Covariance.of_modes(operator, variances, rest)
 
     def _transition_covariance(self, s: int, t: int) -> Covariance:
         variance_s, variance_t = self.sigma(s) ** 2, self.sigma(t) ** 2
@@ -736,7 +738,7 @@ class _PosteriorStep:
 
 
 def _held_bytes(made: Any) -> int:
-    """About what the numbers of a step come to hold: spectra in a few forms, and the matrices of a blur, its own."""
+    """About what the numbers of a step come to hold: spectra in a few forms, and the matrices of its operator."""
     parts = made if isinstance(made, tuple) else (made,)
     if isinstance(made, _PosteriorStep):
         parts = (made.operator, made.covariance, made.covariance)
@@ -744,8 +746,8 @@ def _held_bytes(made: Any) -> int:
     for part in parts:
         if isinstance(part, SpectralCovariance):
             held += 3 * part.values.nbytes
-        elif isinstance(part, Blur):
-            held += sum(32 * n * n for n in part.in_shape if n < LONG)
+        elif isinstance(part, LinearOperator):
+            held += part.held_bytes()
     return held
 
 

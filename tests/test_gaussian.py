@@ -141,6 +141,30 @@ def test_mixed_namespaces_are_refused():
         g.log_prob(np.ones(3))
 
 
+def test_covariances_of_few_float32_samples_are_accepted():
+    x = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
+    matrix = x.T @ x / np.float32(5)  # of rank 5: rounding leaves eigenvalues below zero
+    assert np.linalg.eigvalsh(matrix.astype(np.float64))[0] < -1e-9
+    covariance = ssd.Covariance.dense(matrix)
+    np.testing.assert_allclose(covariance.as_matrix(), matrix, atol=64 * 40 * 2**-23 * np.abs(matrix).max())
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        ssd.Covariance.dense(matrix - np.float32(0.01) * np.eye(40, dtype=np.float32))
+
+
+def test_a_variance_that_is_zero_but_for_rounding_has_no_density():
+    ops = [None, 0.3 * ssd.Identity((2,))]
+    noise = ssd.NoiseSchedule([1.0, 0.9, 0.9], [0.0, 0.7, 0.7 * 0.3])
+    proc = ssd.LinearDiffusion.from_operators(ops, noise)
+    law = proc.transition(np.ones(2), 1, 2)
+    with pytest.raises(ValueError, match="no density"):
+        law.log_prob(law.mean)
+
+
+def test_masked_arrays_are_refused():
+    with pytest.raises(TypeError, match="lose its mask"):
+        ssd.Resize((4,), (2,))(np.ma.masked_array(np.ones(4), [0, 1, 0, 0]))
+
+
 def test_a_numpy_mean_follows_the_noise():
     torch = pytest.importorskip("torch")
     g = ssd.Gaussian(np.array([1.0, 2.0]), ssd.Covariance.isotropic((2,), 4.0))

@@ -135,6 +135,19 @@ class WritesThenRestores(Plain):
         return 0.5 * y
 
 
+class ReusesBuffer(Plain):
+    """Every result of one shape is the same array."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[Any, Any] = {}
+
+    def apply(self, xp: Any, x: Any) -> Any:
+        y = super().apply(xp, x)
+        held = self.buffers.setdefault((y.shape, y.dtype), y)
+        held[...] = y
+        return held
+
+
 class HiddenNoise(Plain):
     def apply(self, xp: Any, x: Any) -> Any:
         y = super().apply(xp, x)
@@ -544,6 +557,7 @@ OPERATOR_MUTANTS = (
     operator("float64 computed in float32", "accuracy", HiddenDowncast),
     operator("float16 computed in float16", "accuracy", HalfArithmetic, dtypes="float16"),
     operator("input written to", "inputs_untouched", WritesInput),
+    operator("output buffer used again", "results_kept", ReusesBuffer, xp=np, dtypes="float64"),
     operator("input written to and restored", "inputs_untouched", WritesThenRestores),
     operator("hidden randomness", "repeatability", HiddenNoise),
     operator("global generator seeded", "global_rng", SeedsGlobal),

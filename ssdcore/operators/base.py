@@ -214,6 +214,9 @@ class Transpose(LinearOperator):
     def prepare(self) -> None:
         self.op.prepare()
 
+    def held_bytes(self) -> int:
+        return self.op.held_bytes()
+
     @property
     def array_kind(self) -> ArrayKind:
         return self.op.array_kind
@@ -274,6 +277,9 @@ class Scaled(LinearOperator):
     def prepare(self) -> None:
         self.op.prepare()
 
+    def held_bytes(self) -> int:
+        return self.op.held_bytes()
+
     @property
     def array_kind(self) -> ArrayKind:
         return self.op.array_kind
@@ -328,6 +334,9 @@ class Composition(LinearOperator):
         for part in self.parts:
             part.prepare()
 
+    def held_bytes(self) -> int:
+        return sum(part.held_bytes() for part in self.parts)
+
     @property
     def array_kind(self) -> ArrayKind:
         return _shared_kind(self.parts)
@@ -372,6 +381,9 @@ class Sum(LinearOperator):
     def prepare(self) -> None:
         for part in self.parts:
             part.prepare()
+
+    def held_bytes(self) -> int:
+        return sum(part.held_bytes() for part in self.parts)
 
     @property
     def array_kind(self) -> ArrayKind:

@@ -72,6 +72,10 @@ class LinearMap(abc.ABC):
     def prepare(self) -> None:  # noqa: B027 - there may be nothing to prepare
         """Fill the caches that applying the operator reads."""
 
+    def held_bytes(self) -> int:
+        """About how much memory its matrices take once they are used: what caches of operators are bounded by."""
+        return 0
+
     def sympy_matrix(self) -> sympy.Matrix:
         """The exact matrix, of any size (`as_sympy` refuses large ones)."""
         import sympy

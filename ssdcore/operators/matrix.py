@@ -182,6 +182,9 @@ class Matrix(LinearOperator):
     def key(self) -> Hashable:
         return self.in_shape, self.out_shape, self._digests
 
+    def held_bytes(self) -> int:
+        return 6 * int(self.matrix.data.nbytes) if self._is_sparse else 2 * int(self.matrix.nbytes)
+
     def after(self, inner: LinearOperator) -> LinearOperator | None:
         return self.times(inner) if isinstance(inner, Matrix) else None
 

@@ -52,6 +52,9 @@ class AxisOperator(LinearOperator):
             return self._convolution.apply_adjoint(xp, y)
         return _apply_axes(xp, tuple(axis.T for axis in self.axis_matrices()), reversed(self._axis_order), y)
 
+    def held_bytes(self) -> int:
+        return sum(axis.held_bytes() for axis in self.axis_matrices())
+
     def norm(self) -> float:
         """The largest singular value ‖M‖, the product of those of the axes."""
         return math.prod(axis.norm() for axis in self.axis_matrices())

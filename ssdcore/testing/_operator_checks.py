@@ -416,6 +416,17 @@ def repeatability(c: OperatorContext) -> Iterator[Measurement]:
             )
 
 
+def results_kept(c: OperatorContext) -> Iterator[Measurement]:
+    """What a call has returned must not change when the operator is applied again."""
+    for name, op in c.sides():
+        for what, call in ((name, op), (f"f({name}ᵀ{name})", lambda v, op=op: op.gram_function(lambda e: 1 + e, v))):
+            first = call(c.random((2, *op.in_shape)))
+            before = to_numpy(first)
+            call(c.random((2, *op.in_shape)))
+            kept = bool((to_numpy(first) == before).all())
+            yield exact(kept, f"{what} x changed when {what} was applied to another array: a buffer is used again")
+
+
 def unchanged_generators(call: Callable[[], object], what: str) -> Iterator[Measurement]:
     with advanced_generators():  # else seeding would go unnoticed where the state is already that of the seed
         before = generator_states()
@@ -511,6 +522,7 @@ OPERATOR_CHECKS: tuple[Check, ...] = (
     Check("precision_order", "a call in one dtype does not change later ones in another", precision_order),
     Check("namespace", "results stay in the namespace and on the device of their input", namespace),
     Check("repeatability", "the same input twice gives the same bits: no hidden randomness", repeatability),
+    Check("results_kept", "results stay as they are when the operator is applied again", results_kept),
     Check("global_rng", "global random states are left alone", global_rng),
     Check("inputs_untouched", "inputs are never written to", inputs_untouched),
     Check("noncontiguous", "strided, transposed, flipped and broadcast inputs", noncontiguous),
