@@ -107,7 +107,9 @@ def begin(
             if writes and world.leader:
                 with _writing(out):
                     checkpoint.hold(out)
-        started = saved is not None and out is not None and checkpoint.was_saved(out)  # else stopped before its first save
+        started = (
+            saved is not None and out is not None and checkpoint.was_saved(out)
+        )  # else stopped before its first save
         config = configuration(saved)
         _agree(config, world, {"--resume": resume, "--dry-run": dry_run, "--conditional": conditional})
         if replay is not None and replay >= config.train.steps:

@@ -15,6 +15,7 @@ from ssdcore_torch.data import EMBEDDED, absolute
 from ssdcore_torch.denoisers import FlexiUNetConfig, NetworkConfig
 from ssdcore_torch.processes import GO_WITH, ProcessConfig
 
+
 @dataclass(frozen=True)
 class Asked:
     """What is asked of a run.

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import Config
 from ssdcore_torch.distributed import World
-from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, StepRecorder, drawing_network, generate_shared, sampling_times
 
 PRECISIONS = ("auto", "float32", "bfloat16")

@@ -20,12 +20,12 @@ from torch import Tensor
 
 import ssdcore
 from ssdcore_torch import metrics
+from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import Config, DataConfig
 from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images, refuse_untyped
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.runs._draw import Drawing
-from ssdcore_torch.checkpoint import OpenRun
 
 log = logging.getLogger("ssdcore_torch")
 
@@ -128,7 +128,9 @@ def evaluate_run(
         "seed": drawing.seed,
     }
     subject = _Subject(config.shape, config.network.in_channels, None, real, samples, about)
-    return _evaluate(subject, world, n, features, held_out, cache, trust_features, drawing.batch_size, opened if own else None)
+    return _evaluate(
+        subject, world, n, features, held_out, cache, trust_features, drawing.batch_size, opened if own else None
+    )
 
 
 def evaluate_files(

@@ -270,7 +270,9 @@ class Run:
 
         Raises ValueError for what the run cannot do, TypeError for an unknown option.
         """
-        return draw_images(self, World(0, 1, 0, torch.device(self.device)), n, Drawing(steps, seed=seed, **drawing), label, on_step)
+        return draw_images(
+            self, World(0, 1, 0, torch.device(self.device)), n, Drawing(steps, seed=seed, **drawing), label, on_step
+        )
 
     def restore(
         self,
