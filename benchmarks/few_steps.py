@@ -115,7 +115,7 @@ def drawings_table(samples: int) -> None:
         denoiser = ssd.oracle.EmpiricalDenoiser(proc, images)
         for sampler, steps in ((ANCESTRAL, 100), (ANCESTRAL, 20), (COMPARED[2], 20), (MULTISTEP, 20), (MULTISTEP, 10)):
             started = time.perf_counter()
-            drawn = generate(denoiser, proc, samples, steps, prior=prior, batch_size=500, **sampler.options)
+            drawn = generate(denoiser, proc, samples, steps, channels=3, prior=prior, batch_size=500, **sampler.options)
             got = ssd.oracle.coverage(drawn.numpy(), images, labels)
             cells = [f"{v:.3f}" for v in (got.class_chi2, got.mode_chi2, got.mean_error, got.variance_ratio)]
             row(name, sampler.name, steps, *cells, f"{time.perf_counter() - started:.0f}")

@@ -18,7 +18,7 @@ import torch
 from commands import refusal
 from test_training import WORLD, tiny_config
 
-from ssdcore_torch import checkpoint, devices, ema
+from ssdcore_torch import checkpoint, devices, ema, load_run
 from ssdcore_torch.commands import cli, evaluate, sample, train
 from ssdcore_torch.commands import ema as ema_command
 from ssdcore_torch.data import EMBEDDED, load_images
@@ -315,21 +315,23 @@ def test_a_run_that_never_saved_is_replaced_or_gone_on_with_from_the_start(
     """As a kill before the first checkpoint leaves it."""
     arguments = train.parser().parse_args([*TRAIN.split()[1:-1], str(tmp_path / "run")])
     run = tmp_path / "run"
-    train.prepare(arguments, WORLD)
+    train.session_of(arguments, WORLD)
     checkpoint.release(run)
     (run / "log.jsonl").write_text('{"step": 1}\n')
     capsys.readouterr()
     again = train.parser().parse_args([*TRAIN.split()[1:-1], str(run), "--seed", "5"])
-    train.prepare(again, WORLD)
+    train.session_of(again, WORLD)
     checkpoint.release(run)
     assert "which was stopped before its first checkpoint, is replaced" in capsys.readouterr().err
     assert checkpoint.read_config(run).seed == 5
     assert not (run / "log.jsonl").exists()
-    trainer, _ = train.prepare(train.parser().parse_args(["--out", str(run), "--resume", "--device", "cpu"]), WORLD)
+    trainer = train.session_of(
+        train.parser().parse_args(["--out", str(run), "--resume", "--device", "cpu"]), WORLD
+    ).trainer
     assert "never saved a checkpoint: training begins at step 0" in capsys.readouterr().err
     checkpoint.save_state(run, replace(trainer.state(), step=3))
     checkpoint.release(run)
-    train.prepare(train.parser().parse_args(["--out", str(run), "--resume", "--device", "cpu"]), WORLD)
+    train.session_of(train.parser().parse_args(["--out", str(run), "--resume", "--device", "cpu"]), WORLD)
     checkpoint.release(run)
     assert "going on after step 3 of" in capsys.readouterr().err
     (run / "thesis.tex").touch()
@@ -337,7 +339,9 @@ def test_a_run_that_never_saved_is_replaced_or_gone_on_with_from_the_start(
 
 
 def _resumed(run: Path) -> Trainer:
-    trainer, _ = train.prepare(train.parser().parse_args(["--out", str(run), "--resume", "--device", "cpu"]), WORLD)
+    trainer = train.session_of(
+        train.parser().parse_args(["--out", str(run), "--resume", "--device", "cpu"]), WORLD
+    ).trainer
     checkpoint.release(run)
     return trainer
 
@@ -363,7 +367,7 @@ def test_a_prior_that_is_not_the_one_trained_with_is_refused_and_fitted_again(
     _resumed(run)
     assert "is fitted again" in capsys.readouterr().err
     assert path.read_bytes() == content
-    assert checkpoint.load_run(run).prior is not None
+    assert load_run(run).prior is not None
 
 
 def test_data_json_that_is_damaged_does_not_lock_the_run(place: Path, tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ def test_wrong_processes_and_configurations_are_refused() -> None:
         dataclasses.replace(CONFIG, released_behaviour=True)
     with pytest.raises(ValueError, match=r"network.preconditioned_times: expected process.steps, 1000, or none"):
         preset("cpu", "drawn by no one").overlaid({"network": {"preconditioned_times": 10}})
-    with pytest.raises(ValueError, match=r"train.weighting: expected one of 'min_snr', 'edm', got 'snr'"):
-        preset("cpu", "drawn by no one").overlaid({"train": {"weighting": "snr"}})
+    with pytest.raises(ValueError, match=r"train.weighting: expected one of 'min_snr', 'snr', 'edm', got 'sum'"):
+        preset("cpu", "drawn by no one").overlaid({"train": {"weighting": "sum"}})
 
 
 # ---- in training

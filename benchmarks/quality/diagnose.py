@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch import load_run
-from ssdcore_torch.checkpoint import Run
+from ssdcore_torch import Run, load_run
 from ssdcore_torch.data import open_images
 from ssdcore_torch.diffusion import Path as TimePath
 from ssdcore_torch.distributed import connect

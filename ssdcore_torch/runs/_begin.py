@@ -6,7 +6,6 @@ import copy
 import errno
 import itertools
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,8 +25,6 @@ from ssdcore_torch.training import Trainer, fitted_prior, steps_within
 from ssdcore_torch.training.log import summary_writer
 from ssdcore_torch.training.memory import check_memory
 
-log = logging.getLogger("ssdcore_torch")
-
 Images = ImageSet | ImageStream
 
 
@@ -37,12 +34,14 @@ class Session:
 
     saved    the run's configuration as it was, where it is resumed; None for a new run
     started  whether it goes on from a checkpoint
+    said     what was replaced or made again on the way
     """
 
     trainer: Trainer
     out: Path
     saved: Config | None
     started: bool
+    said: tuple[str, ...] = ()
 
     @property
     def data(self) -> Images:
@@ -50,7 +49,7 @@ class Session:
 
     def notes(self) -> list[str]:
         """What deserves to be said before training: files left out, settings that are no longer what they were."""
-        said = []
+        said = list(self.said)
         if skipped := self.data.skipped:
             name, reason = skipped[0]
             more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
@@ -98,7 +97,7 @@ def begin(
 
     Raises ValueError, OSError or ImportError; nothing is then left of a new run.
     """
-    made = False
+    made, said = False, list[str]()
     writes = not dry_run and replay is None
     try:
         saved = checkpoint.read_config(out) if resume and out is not None else None
@@ -159,7 +158,15 @@ def begin(
             moments = None if fitted else fitted_prior(opened, trainer.process)
             with _writing(out):
                 if saved is None:
-                    out = _claim(out if named else None, config, replaced)
+                    out = _claim(out if named else None, config)
+                    if replaced and checkpoint.never_saved(out):
+                        said.append(f"the run in {out}, which was stopped before its first checkpoint, is replaced")
+                        checkpoint.discard(out)
+                    elif (out / "config.json").exists():
+                        checkpoint.release(out)
+                        raise ValueError(
+                            f"--out {out} already holds a run, which began just now: choose another folder"
+                        )
                     made = True
                 checkpoint.save_data(out, opened.fingerprint)
                 checkpoint.save_config(out, config)
@@ -168,7 +175,7 @@ def begin(
                 if not fitted:
                     checkpoint.save_prior(out, moments)
                     if started:  # its checkpoint accounts for the prior that it was trained with
-                        log.warning("%s was missing or changed, and is fitted again", out / "prior.safetensors")
+                        said.append(f"{out / 'prior.safetensors'} was missing or changed, and is fitted again")
                         checkpoint.save_state(out, trainer.state(), config.train.keep)
                 if saved is None and network is not None:
                     # its weights are known to nobody else: a run that is killed before its first save has them
@@ -180,7 +187,7 @@ def begin(
         if out is not None:
             withdraw(out, made)
         raise
-    return Session(trainer, out, saved, started)
+    return Session(trainer, out, saved, started, tuple(said))
 
 
 def withdraw(out: Path, made: bool) -> None:
@@ -334,22 +341,15 @@ def _free_names(config: Config) -> Iterator[Path]:
         yield Path("runs") / f"{config.preset}-{count}"
 
 
-def _claim(out: Path | None, config: Config, replaced: bool) -> Path:
+def _claim(out: Path | None, config: Config) -> Path:
     """Make the folder of a new run, and hold it; None: under the first free name, whoever takes them meanwhile.
 
-    replaced   there was a run already, which never saved: it is deleted
-    Raises ValueError if another run took the folder asked for.
+    Raises ValueError if another process holds the folder asked for.
     """
     folder = _first_free(config) if out is None else out
     if out is not None:
         folder.mkdir(parents=True, exist_ok=True)  # the lock decides who has it
     checkpoint.hold(folder)
-    if replaced and checkpoint.never_saved(folder):
-        log.warning("the run in %s, which was stopped before its first checkpoint, is replaced", folder)
-        checkpoint.discard(folder)
-    elif (folder / "config.json").exists():
-        checkpoint.release(folder)
-        raise ValueError(f"--out {folder} already holds a run, which began just now: choose another folder")
     return folder
 
 
