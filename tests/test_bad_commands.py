@@ -117,6 +117,7 @@ BAD: dict[str, str] = {
     "train --device cpu --out run": "already holds a run",
     "train --device cpu --out there.png": "is a file",
     "train --device cpu --out {long}": "--out",
+    "train --device cpu --out caf\udce9": "--out caf\\udce9: the name is not UTF-8",
     "train --device cpu --out run --resume --replay 100000000": "--replay 100000000: the run's steps are 0 to 3",
     "train --device cpu --out run --resume --steps 2": "--steps 2: this run has done 4",
     "train --device cpu --out run --resume --seed 5": "seed: 5 instead of 0",

@@ -238,7 +238,7 @@ def test_samples_in_lower_precision_and_compiled(
 ) -> None:
     """--precision lowers the network's arithmetic alone; --compile compiles the network that draws."""
     compiled: list[FlexiUNet] = []
-    monkeypatch.setattr(FlexiUNet, "compile_paths", lambda net: compiled.append(net))
+    monkeypatch.setattr(FlexiUNet, "compile_paths", lambda net: compiled.append(net) or net)
     drawn = {}
     for name, options in {
         "auto": [],

@@ -188,6 +188,8 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
         if not out_of_memory(error):
             raise
         status = _say(f"not enough memory ({str(error).splitlines()[0] if str(error) else 'asked for too much'})")
+    if status == INTERRUPTED and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # asked again while it leaves, it would end with a traceback
     sys.exit(status)
 
 

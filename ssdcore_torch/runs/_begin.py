@@ -324,7 +324,12 @@ def _run_folder(out: Path | None, config: Config, saved: Config | None, conditio
 
 
 def _check_place(out: Path) -> None:
-    """Raises OSError where a folder cannot be made, before the work that would go into it."""
+    """Raises OSError where a folder cannot be made, ValueError where safetensors could not open its files, before the
+    work that would go into it."""
+    try:
+        os.fspath(out.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"--out {out}: the name is not UTF-8, as that of safetensors files must be") from error
     place = out.absolute()
     while not os.path.lexists(place):
         place = place.parent
