@@ -64,6 +64,7 @@ OWN = (
     "ema.safetensors",
     "samples.png",
     "denoising.png",
+    "process.safetensors",
 )
 OWN_FOLDERS = ("snapshots", "samples", "profile", "reference")
 # What may be there before the first checkpoint.
