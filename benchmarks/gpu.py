@@ -6,7 +6,7 @@ memory or time loses only itself. Every figure is written when it is measured, t
 
     ceilings   matrix product, copy, launch, convolutions of the network's shapes
     train      the trainer's own step on the paper's 64-pixel model (`celeba64`), every common path, batch 128 and 32
-    graphs     the same with train.cuda_graphs
+    graphs     the same with train.cuda_graphs, as training goes on a GPU unless told otherwise
     sample     50 steps and one for each change of size, 64 images: under autocast, and with a copy in bfloat16
     drawn      the same as the commands draw them: the copy, its paths as CUDA graphs
     tests      the gpu-marked tests, but those that compile

@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from gpu_job import Job, read
+from gpu_job import Job
 from torch import Tensor, nn
 
 import ssdcore as ssd
@@ -79,10 +78,10 @@ def convolution(job: Job, size: tuple[int, int], channels: int) -> None:
     job.note(f"{what}, and its gradients", "TFLOP/s", rate, ceiling=ceiling)
 
 
-def new_trainer(job: Job, batch_size: int, **settings: Any) -> Trainer:
+def new_trainer(job: Job, batch_size: int, cuda_graphs: bool = False) -> Trainer:
     """The real trainer on images in memory, with nothing left at zero: zeros are multiplied faster."""
     config = job.scale.config
-    config = replace(config, train=replace(config.train, batch_size=batch_size, **settings))
+    config = replace(config, train=replace(config.train, batch_size=batch_size, cuda_graphs=cuda_graphs))
     shape = (2 * batch_size, config.size, config.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     trainer = Trainer(config, ImageSet(images, None, (), "noise"), World(0, 1, 0, job.device))
@@ -319,17 +318,14 @@ def gpu64(job: Job) -> None:
     """The commands as a user gives them; the distance's ceiling is its floor, that of other real images."""
     run, steps = Path(tempfile.mkdtemp()) / "run", 8
     seconds = min(job.scale.train_seconds, job.left() - 60)
-    captured = not job.tiny and any(figure.section == "graphs" for figure in read(job.out))  # they work here
     if not job.tiny:
         config = preset("gpu64")
-        config = replace(config, train=replace(config.train, cuda_graphs=captured))
         shape = (config.train.batch_size, 64, 64, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         costs = plan(Trainer(config, ImageSet(images, None, (), "noise"), World(0, 1, 0, job.device)))
         steps = max(20, int(seconds * config.train.steps / costs.seconds))
         torch.cuda.empty_cache()
     command = [sys.executable, "-m", "ssdcore_torch.train", *job.scale.gpu64, "--steps", str(steps), "--out", str(run)]
-    command += ["--set", "train.cuda_graphs=true"] if captured else []
     started = time.perf_counter()
     subprocess.run(command, check=True)
     job.note(f"gpu64: {steps} steps and their pictures", "s", time.perf_counter() - started, more=False)

@@ -128,9 +128,10 @@ class TrainConfig:
                    float32's range, needs no scaling of the loss (float16 would, and is not offered);
                    "auto": bfloat16 on CUDA, float32 elsewhere
     compile        compile the network, one graph a path: quicker steps after a minute or more of compiling
-    cuda_graphs    on one GPU: run each path's whole step (forward, backward, clipping, optimizer, averages) as one CUDA
-                   graph, captured when the path comes for the third time: the host launches one thing in place of
-                   thousands. Nothing is compiled; it takes the memory of the largest step once more
+    cuda_graphs    run each path's whole step (forward, backward, clipping, optimizer, averages) as one CUDA graph,
+                   captured when the path comes for the third time: the host launches one thing in place of thousands.
+                   It takes the memory of the largest step once more. None: on one GPU, for networks of this package
+                   that are neither compiled nor recomputed
     recompute      keep less of the forward pass and compute it again in the backward one: less memory, slower
     log_every      steps between two lines of the log
     save_every     steps between two checkpoints
@@ -162,7 +163,7 @@ class TrainConfig:
     equal_cost: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
     recompute: bool = False
     log_every: int = 50
     save_every: int = 1000
@@ -198,8 +199,6 @@ class TrainConfig:
                 raise ValueError(f"train.{name}: expected a number in [0, 1), got {value}")
         if not self.ema or not all(0 <= rate < 1 for rate in self.ema):
             raise ValueError(f"train.ema: expected one decay in [0, 1) or more, got {list(self.ema)}")
-        if self.cuda_graphs and self.recompute:
-            raise ValueError("train.cuda_graphs: a step that recomputes (train.recompute) cannot be captured; take one")
         if not all(NARROWEST <= width <= 0.28 for width in self.ema_widths):
             raise ValueError(f"train.ema_widths: expected widths from {NARROWEST} to 0.28, got {list(self.ema_widths)}")
         for name in ("ema", "ema_widths"):

@@ -181,6 +181,11 @@ class Objective:
         """(4, *times.shape): time, α, σ, weight; copied without waiting for the device."""
         return to_device(self._table[:, times], device)
 
+    @functools.cached_property
+    def alike(self) -> bool:
+        """Whether each path degrades its images alike at all its times: `losses` then takes times by `rows` alone."""
+        return all(self._stage(path.times[0]) == self._stage(path.times[-1]) for path in self.paths)
+
     def _degraded(self, x0: Tensor, batch: Batch, repeats: int) -> tuple[Tensor, Tensor]:
         """(what the states show of x_0, each at its own time; what the network is to predict)."""
         process, path = self.process, batch.path

@@ -15,12 +15,15 @@ from test_training import tiny_config, tiny_data
 from test_unet import inputs, random_net
 from torch import Tensor
 
+import ssdcore as ssd
 from ssdcore_torch import generate
 from ssdcore_torch.config import Config
+from ssdcore_torch.diffusion import Objective
 from ssdcore_torch.distributed import World
 from ssdcore_torch.graphs import Pool, Replayed
 from ssdcore_torch.sampling import drawing_network
 from ssdcore_torch.training import Trainer, plan
+from ssdcore_torch.training.graphs import StepGraphs
 
 
 class StandIn:
@@ -134,17 +137,73 @@ def test_graphs_are_made_again_for_a_restored_state(stand_in: dict[str, Any]) ->
     assert stand_in["captures"] == 2 * before
 
 
-@pytest.mark.parametrize(
-    ("settings", "world", "message"),
-    [
-        ({}, World(0, 1, 0, torch.device("cpu")), "one process on a CUDA device, got the device cpu"),
-        ({}, World(0, 2, 0, torch.device("cuda")), "one process on a CUDA device, got 2 processes"),
-        ({"recompute": True}, World(0, 1, 0, torch.device("cuda")), "recomputes"),
-    ],
-)
-def test_what_cannot_be_captured_is_refused(settings: dict[str, Any], world: World, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"train\.cuda_graphs: .*{message}"):
-        Trainer(tiny_config(cuda_graphs=True, **settings), tiny_data(), world)
+def test_graphs_on_a_cpu_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"train\.cuda_graphs: .*one process on a CUDA device, got the device cpu; leave"
+    ):
+        Trainer(tiny_config(cuda_graphs=True), tiny_data(), World(0, 1, 0, torch.device("cpu")))
+
+
+def test_graphs_are_taken_where_a_gpu_can() -> None:
+    """By default on one CUDA device, unless the network is compiled, recomputes, or is another's."""
+    made = Trainer(a_config(None, 0.0), tiny_data(), World(0, 1, 0, torch.device("cpu")))
+    assert made._graphs is None
+    assert not made._captured()
+    for wanted, settings, count, expected in (
+        (None, {}, 1, True),
+        (False, {}, 1, False),
+        (None, {}, 2, False),
+        (None, {"compile": True}, 1, False),
+        (True, {"compile": True}, 1, True),
+        (None, {"recompute": True}, 1, False),
+    ):
+        made.world = World(0, count, 0, torch.device("cuda"))
+        made.config = replace(made.config, train=replace(a_config(None, 0.0, **settings).train, cuda_graphs=wanted))
+        assert made._captured() is expected, (wanted, settings, count)
+    made.config = replace(made.config, train=replace(made.config.train, cuda_graphs=True))
+    with pytest.raises(ValueError, match="recomputes"):
+        made._captured()
+    made.world = World(0, 2, 0, torch.device("cuda"))
+    with pytest.raises(ValueError, match="got 2 processes"):
+        made._captured()
+
+
+def test_a_process_whose_degradation_changes_with_every_time_is_not_captured() -> None:
+    """The operators of a step are chosen on the host then."""
+    noise = ssd.NoiseSchedule.linear(40)
+    made = Trainer(a_config(None, 0.0), tiny_data(), World(0, 1, 0, torch.device("cpu")))
+    assert made.objective.alike
+    widths = [0.0, *(0.05 * t for t in range(1, 41))]
+    blurred = Objective(ssd.LinearDiffusion.blur((8, 8), noise, widths))
+    assert not blurred.alike
+    made.objective, made.world = blurred, World(0, 1, 0, torch.device("cuda"))
+    assert not made._captured()
+    made.config = replace(made.config, train=replace(made.config.train, cuda_graphs=True))
+    with pytest.raises(ValueError, match="differently at every time"):
+        made._captured()
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_without_memory_for_a_graph(
+    optional: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Steps go on as they are where graphs were not asked for, and the log says so once a path."""
+
+    def failing(self: Pool, run: Callable[[], Tensor]) -> Any:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Pool, "capture", failing)
+    trainer = Trainer(a_config(None, 0.0), tiny_data(), World(0, 1, 0, torch.device("cpu")))
+    trainer.use_graphs()
+    trainer._graphs = StepGraphs(trainer._advance, optional)
+    if not optional:
+        with pytest.raises(torch.OutOfMemoryError):
+            advanced(trainer, 12)
+        return
+    with caplog.at_level("WARNING"):
+        advanced(trainer, 12)
+    assert 1 <= len([record for record in caplog.records if "too little memory" in record.message]) <= 3
+    assert trainer.step == 12
 
 
 def test_a_step_that_fails_to_be_captured_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,8 @@ def tiny_config(steps: int = 8, classes: int | None = None, **settings: Any) -> 
     network = replace(base.network, channel_multipliers=(1, 1), attention_sizes=(4,), num_classes=classes)
     names = tuple(map(str, range(classes or 0)))
     values = {"steps": steps, "batch_size": 4, "log_every": 4, "save_every": 4, **settings}
-    return replace(
-        base, network=network, data=replace(base.data, class_names=names), train=replace(base.train, **values)
-    )
+    data = replace(base.data, classes=() if classes else base.data.classes, class_names=names)
+    return replace(base, network=network, data=data, train=replace(base.train, **values))
 
 
 def tiny_data(count: int = 10, classes: int | None = None) -> ImageSet:

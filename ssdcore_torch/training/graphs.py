@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from ssdcore_torch.graphs import Pool
 from ssdcore_torch.training.draws import Draw
 
 PLAIN = 2  # steps of a path before its capture: in the first the optimizer makes its state
+
+_log = logging.getLogger("ssdcore_torch")
 
 Work = Callable[[ImageBatch, Draw], Tensor]
 Inputs = TypeVar("Inputs", ImageBatch, Draw)
@@ -36,10 +39,12 @@ class StepGraphs:
 
     work   (images, draw) -> the loss. All that changes from step to step must be in its arguments' tensors, or in
            tensors that stay where they are; the shapes of a path stay the same.
+    optional   where the memory is too small for a graph, go on with plain steps, and say so
     """
 
-    def __init__(self, work: Work) -> None:
-        self._work, self._pool = work, Pool()
+    def __init__(self, work: Work, optional: bool = False) -> None:
+        self._work, self._optional, self._pool = work, optional, Pool()
+        self._plain: set[Path] = set()
         self._steps: Counter[Path] = Counter()
         self._captured: dict[Path, _Captured] = {}
 
@@ -47,9 +52,18 @@ class StepGraphs:
         path = drawn.batch.path
         if path not in self._captured:
             self._steps[path] += 1
-            if self._steps[path] <= PLAIN:
+            if self._steps[path] <= PLAIN or path in self._plain:
                 return self._work(images, drawn)
-            self._captured[path] = self._capture(images, drawn)
+            try:
+                self._captured[path] = self._capture(images, drawn)
+            except torch.OutOfMemoryError:
+                if not self._optional:
+                    raise
+                self._plain.add(path)
+                _log.warning(
+                    "too little memory for a CUDA graph of the steps at %s: they are taken one by one", path.shape
+                )
+                return self._work(images, drawn)
         captured = self._captured[path]
         given = _tensors(images) | _tensors(drawn)
         for name, held in (_tensors(captured.images) | _tensors(captured.drawn)).items():
@@ -61,6 +75,8 @@ class StepGraphs:
         images, drawn = _copied(images), _copied(drawn)
         try:
             graph, loss = self._pool.capture(lambda: self._work(images, drawn))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"a step on the path {drawn.batch.path} cannot be captured as a CUDA graph ({error}): leave "

@@ -68,9 +68,6 @@ class Trainer:
                 f"train.batch_size: {train.batch_size} images do not divide evenly over {world.size} processes × "
                 f"{train.accumulate} parts (train.accumulate); take a multiple of {parts}"
             )
-        if train.cuda_graphs and (device.type != "cuda" or world.size > 1):
-            where = f"{world.size} processes" if world.size > 1 else f"the device {device.type}"
-            raise ValueError(f"train.cuda_graphs: expected one process on a CUDA device, got {where}; leave it out")
         if train.evaluate_every is not None and train.evaluate_samples > len(data):
             fewer = f"take --set train.evaluate_samples={len(data)} at most"
             advice = fewer if len(data) >= 4 else "leave train.evaluate_every out, as an evaluation takes 4 at least"
@@ -101,13 +98,14 @@ class Trainer:
             train.weighting,
             train.size_bias,
         )
+        captured = self._captured()
         self.networks = PathNetworks(self.net, self.objective.paths, world)
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=train.learning_rate,
             weight_decay=train.weight_decay,
             fused=True,
-            capturable=train.cuda_graphs and device.type == "cuda",
+            capturable=captured,
         )
         self.feed = Feed(
             data,
@@ -133,7 +131,7 @@ class Trainer:
         self._failed_step = torch.full((), -1, device=device)
         self._numbers = self._numbers_of(0)
         self._graphs: StepGraphs | None = None
-        if train.cuda_graphs:
+        if captured:
             self.use_graphs()
 
     def learning_rate(self, step: int) -> float:
@@ -172,13 +170,33 @@ class Trainer:
             self.check()
         return loss
 
+    def _captured(self) -> bool:
+        """Whether steps become CUDA graphs. Raises ValueError where that is asked for and cannot be."""
+        train, world, wanted = self.config.train, self.world, self.config.train.cuda_graphs
+        obstacle = None
+        if world.device.type != "cuda" or world.size > 1:
+            where = f"{world.size} processes" if world.size > 1 else f"the device {world.device.type}"
+            obstacle = f"expected one process on a CUDA device, got {where}"
+        elif train.recompute:
+            obstacle = "a step that recomputes (train.recompute) cannot be captured"
+        elif not self.objective.alike:
+            obstacle = "this process degrades images differently at every time, which a captured step cannot follow"
+        if wanted and obstacle is not None:
+            raise ValueError(f"train.cuda_graphs: {obstacle}; leave it out")
+        if wanted is not None:
+            return wanted
+        return obstacle is None and not train.compile and hasattr(self.net, "capture_paths")
+
     def use_graphs(self) -> None:
         """From now on take steps as CUDA graphs: what changes between them is in tensors."""
         device = self.world.device
         shares = [torch.zeros((), device=device) for _ in self._numbers.shares]
         step = torch.zeros((), dtype=torch.int64, device=device)
         self._numbers = StepNumbers(step, torch.zeros((), device=device), shares)
-        self._graphs = StepGraphs(self._advance)
+        self._graphs = self._new_graphs()
+
+    def _new_graphs(self) -> StepGraphs:
+        return StepGraphs(self._advance, optional=self.config.train.cuda_graphs is None)
 
     def _numbers_of(self, step: int) -> StepNumbers:
         return StepNumbers(step, self.learning_rate(step), self.averages.shares(step))
@@ -363,7 +381,7 @@ class Trainer:
         }
         self.optimizer.load_state_dict(packed)
         if self._graphs is not None:
-            self._graphs = StepGraphs(self._advance)  # those made before update what is gone
+            self._graphs = self._new_graphs()  # those made before update what is gone
         for name, values in (("spike_means", self._spike_means), ("spike_counts", self._spike_counts)):
             values.copy_(torch.tensor(counts[name]))
         self._skipped.fill_(counts["skipped"])
