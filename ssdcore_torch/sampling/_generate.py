@@ -10,6 +10,7 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch.denoisers import Predictor, channels_of, device_of, level_sizes_of
+from ssdcore_torch.devices import to_device
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
@@ -130,7 +131,7 @@ def generate(
     with evaluating(net):
         for start in range(0, n, batch_size):
             stop = min(start + batch_size, n)
-            part = None if classes is None else classes[start:stop].to(device)
+            part = None if classes is None else to_device(classes[start:stop].numpy(), device)
             walk = Walk(
                 net,
                 level_sizes_of(net, proc),

@@ -79,7 +79,7 @@ class StepGraphs:
             raise
         except RuntimeError as error:
             raise RuntimeError(
-                f"a step on the path {drawn.batch.path} cannot be captured as a CUDA graph ({error}): leave "
+                f"a step at {drawn.batch.path.shape} cannot be captured as a CUDA graph ({error}): leave "
                 "train.cuda_graphs out"
             ) from error
         return _Captured(graph, images, drawn, loss)
