@@ -233,6 +233,10 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.array(np.asarray(x).astype(np.float64))
 
 
+class _Shelf:
+    """Attributes."""
+
+
 class Memo:
     """Results by key, the least recently used dropped first. Safe to share between threads.
 
@@ -249,6 +253,7 @@ class Memo:
     def _forget(self) -> None:
         self._results: dict[Hashable, tuple[Any, int]] = {}
         self._held = 0
+        self._shelf = _Shelf()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -261,9 +266,18 @@ class Memo:
             return f"{make.__name__}{key!r}"
         return make.__name__, key
 
-    def kept(self, entry: Hashable) -> Any:
-        """What `get` has just made, for torch.compile to read while tracing: with its guards, and without a lock."""
-        return self._results[entry][0]
+    def shelve(self, entry: Hashable, made: Any) -> str:
+        """Put what `get` gave where `kept` finds it, for as long as the memo lives; -> the name to ask for."""
+        name = f"kept_{hashlib.blake2b(repr(entry).encode(), digest_size=12).hexdigest()}"
+        self._shelf.__dict__[name] = made
+        return name
+
+    def kept(self, name: str) -> Any:
+        """What has been shelved, for torch.compile to read while tracing: with its guards, and without a lock.
+
+        As an attribute: of a dictionary torch.compile sees only what it held when tracing began.
+        """
+        return getattr(self._shelf, name)
 
     def get(self, make: Callable[..., Any], *key: Hashable, sized: Callable[[Any], int] = lambda result: 0) -> Any:
         """make(*key), computed once while it is kept."""

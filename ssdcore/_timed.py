@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ def state_shape(proc: LinearDiffusion, times: Times, like: Array, what: str) -> 
                 f"{', '.join(map(size_name, proc.shapes))} is at the end of {size_name(got)}"
             )
         return max(shown, key=len)
-    shapes = sorted({proc.shape(int(t)) for t in np.unique(times.known)}, reverse=True)
+    shapes = sorted({proc.shape(t) for t in np.unique(times.known).tolist()}, reverse=True)
     if len(shapes) > 1:
         sizes = [size_name(shape) for shape in shapes]
         listed = f"{', '.join(sizes[:-1])} and {sizes[-1]}"
@@ -110,17 +109,12 @@ def level_of(xp: Namespace, cp: Namespace, numbers: Array, x: Array, shape: Shap
 def degraded(proc: LinearDiffusion, xp: Namespace, x0: Array, times: Times, shape: Shape) -> Array:
     """R_{0→t} x_0 for times whose states have `shape`, each item of the leading axis at its own."""
     degradations, known = proc.degradations, times.known
-    at = originals(proc, times)
-    if known is None:
-        candidates = [t for t in (0, *proc.times) if degradations.shape(t) == shape]
-    else:
-        candidates = [int(t) for t in np.unique(at[1])]
-    first = {degradations.stage(t): t for t in reversed(candidates)}
+    first = _stages(proc, times, shape)
     if len(first) == 1:
-        return degradations.between(0, next(iter(first.values())))(x0)
+        return proc.operator(0, next(iter(first.values())))(x0)
     modes = degradations.modes
     if modes is not None:
-        cp, index = at
+        cp, index = originals(proc, times)
         wide = xp.astype(x0, computing_dtype(xp, x0.dtype), copy=False)
         response = degradations.response(cp, index * 0, index, np.float64 if cp is np else wide.dtype)
         with full_precision(x0):
@@ -128,19 +122,17 @@ def degraded(proc: LinearDiffusion, xp: Namespace, x0: Array, times: Times, shap
             result = modes.scale(xp, wide, diagonal, 0.0)
         return xp.astype(result, x0.dtype, copy=False)
     stages = {stage: k for k, stage in enumerate(sorted(first))}
+    images = {k: proc.operator(0, first[stage]) for stage, k in stages.items()}
     if known is not None:
-        which = np.array([stages[degradations.stage(int(t))] for t in at[1]])
-        parts = [
-            degradations.between(0, first[stage])(_items(xp, x0, np.flatnonzero(which == k)))
-            for stage, k in stages.items()
-        ]
+        which = np.array([stages[proc.stage(int(t))] for t in known])
+        parts = [operator(_items(xp, x0, np.flatnonzero(which == k))) for k, operator in images.items()]
         return _items(xp, xp.concat(parts, axis=0), np.argsort(np.argsort(which, kind="stable")))
-    table = Constant(np.array([stages.get(degradations.stage(t), 0) for t in range(degradations.steps + 1)]))
-    which = look_up(at[0], table, at[1], at[0].int32)
+    table = Constant(np.array([stages.get(proc.stage(t), 0) for t in range(proc.steps + 1)]))
+    which = look_up(times.xp, table, times.array, times.xp.int32)
     result = None
-    for stage, k in stages.items():
-        image = degradations.between(0, first[stage])(x0)
-        chosen = spread(at[0], column(at[0], which == k, len(shape)), image.ndim - len(shape), len(shape))
+    for k, operator in images.items():
+        image = operator(x0)
+        chosen = spread(times.xp, column(times.xp, which == k, len(shape)), image.ndim - len(shape), len(shape))
         result = image if result is None else xp.where(chosen, image, result)
     return result
 
@@ -168,12 +160,9 @@ def _both_levels(
 
 
 def _stages(proc: LinearDiffusion, times: Times, shape: Shape) -> dict[int, int]:
-    """{stage: a time of the degradations} that `times` can be at."""
-    if times.known is None:
-        at: Iterable[int] = (t for t in (0, *proc.times) if proc.degradations.shape(t) == shape)
-    else:
-        at = (int(t) for t in np.unique(originals(proc, times)[1]))
-    return {proc.degradations.stage(t): t for t in at}
+    """{stage: its first time} that `times` can be at."""
+    at = proc.degradations_of(shape) if times.known is None else np.unique(times.known).tolist()
+    return {proc.stage(t): t for t in reversed(at)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,10 +186,11 @@ class Between:
         degradations = proc.degradations
         if len(stages[0]) == len(stages[1]) == 1:
             (low,), (high,) = (list(stage.values()) for stage in stages)
-            operator = degradations.between(low, high)
-            if stages[0].keys() == stages[1].keys():
+            if proc.stage(low) == proc.stage(high):
                 plain = Modes(shapes[0], shapes[0], ())
-                return Between(operator, plain, plain, None)
+                return Between(proc.operator(0, 0), plain, plain, None)
+            operator = proc.operator(low, high)
+            operator.prepare_spectrum()
             decomposition = operator.decomposition()
             if decomposition is None:
                 raise ValueError(
@@ -226,6 +216,8 @@ class Between:
 
     def apply(self, step: _Step, xp: Namespace, x: Array) -> Array:
         """R x."""
+        if self.response is None:
+            return x
         if self.operator is not None:
             return self.operator(x)
         return self.modes.scale(xp, x, step.modal(xp, step.response(), x, self.modes), 0.0)

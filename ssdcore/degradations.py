@@ -122,6 +122,9 @@ class GrowingBlur(Degradations):
     def __init__(self, shape: Shape, widths: np.ndarray, boundary: str) -> None:
         self._shape, self._widths, self._boundary = shape, widths, boundary
         self._variances = Constant(widths**2)
+        bases = [spectral_basis(n, boundary) for n in shape]
+        self._modes = Modes(shape, shape, tuple(basis for basis, _ in bases))
+        self._squares = [Constant(frequencies**2) for _, frequencies in bases]
         self._stages = np.searchsorted(np.unique(widths), widths).tolist()
         self._memo = Memo()
 
@@ -162,13 +165,13 @@ class GrowingBlur(Degradations):
 
     @property
     def modes(self) -> Modes:
-        return Modes(self._shape, self._shape, tuple(spectral_basis(n, self._boundary)[0] for n in self._shape))
+        return self._modes
 
     def response(self, xp: Namespace, s: Array, t: Array, dtype: Any) -> Array:
         low, high = (look_up(xp, self._variances, index, dtype) for index in (s, t))
         exponent: Any = 0.0
         for axis, n in enumerate(self._shape):
-            squares = Constant(spectral_basis(n, self._boundary)[1] ** 2).like(xp, low)
+            squares = self._squares[axis].like(xp, low)
             exponent = exponent + xp.reshape(squares, (n, *(1,) * (len(self._shape) - axis - 1)))
         grown = xp.clip(high - low, 0.0, None)
         grown = xp.reshape(grown, (*grown.shape, *(1,) * len(self._shape)))

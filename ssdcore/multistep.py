@@ -12,12 +12,14 @@ changes of the degradation, mode by mode, for the modes that the change keeps.
 from __future__ import annotations
 
 import math
+import operator
+from dataclasses import dataclass
 
 import numpy as np
 
 from ssdcore._arrays import Array, Constant, check_trailing, full_precision, real_namespace
-from ssdcore.operators import Identity, LinearOperator
 from ssdcore.process import LinearDiffusion
+from ssdcore.spectral import Decomposition
 
 _ROUNDING = 64 * float(np.finfo(np.float64).eps)
 # How much of the previous prediction's error a mode may take on, relative to the one that the change keeps best.
@@ -49,21 +51,59 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
     signal (λ_u = −∞), where both steps are changes, and for changes without a known decomposition. Raises ValueError
     for a wrong trailing shape.
     """
+    s, t, u = (operator.index(time) for time in (s, t, u))  # numbers where torch.compile has made symbols of them
     check_trailing(prediction, proc.shape(s), f"extrapolated: prediction for s = {s}")
     if previous is None or s == 0:
         return prediction
     check_trailing(previous, proc.shape(t), f"extrapolated: previous prediction for t = {t}")
-    now, before = proc.operator(s, t), proc.operator(t, u)
-    if isinstance(now, Identity) and isinstance(before, Identity):
-        return prediction + extrapolation_weight(proc, s, t, u) * (prediction - previous)
+    found = proc.kept(_extrapolation, s, t, u)
+    if found.change is None:
+        return prediction + found.weight * (prediction - previous) if found.weight else prediction
+    change: Decomposition = found.change
+    xp = real_namespace(prediction, "extrapolated")
+    with full_precision(prediction):
+        if found.inverse is None:
+            difference = change.input.analyse(xp, prediction - previous)
+        else:
+            held = change.sign * found.inverse.like(xp, prediction) * change.output.analyse(xp, previous)
+            difference = change.input.analyse(xp, prediction) - held
+        return prediction + change.input.synthesise(xp, found.weights.like(xp, prediction) * difference)
+
+
+@dataclass(frozen=True, eq=False)
+class _Extrapolation:
+    """Numbers of `extrapolated`: one weight for all, or where a step is a change, R's decomposition and w in its modes.
+
+    inverse   r⁻¹, where the second of the two steps is the change; None where the first is
+    """
+
+    weight: float = 0.0
+    change: Decomposition | None = None
+    weights: Constant | None = None
+    inverse: Constant | None = None
+
+
+def _extrapolation(proc: LinearDiffusion, s: int, t: int, u: int) -> _Extrapolation:
+    kept, arrived = proc.stage(s) == proc.stage(t), proc.stage(t) == proc.stage(u)
+    if kept and arrived:
+        return _Extrapolation(extrapolation_weight(proc, s, t, u))
     step, last = _gain(proc, s, t), _gain(proc, t, u)
-    if not (math.isfinite(step) and math.isfinite(last)):
-        return prediction
-    if isinstance(before, Identity):
-        return _across(now, prediction, previous, step, last) if _grew(proc, last, t) else prediction
-    if isinstance(now, Identity):
-        return _after(before, prediction, previous, step, last)
-    return prediction
+    if kept == arrived or not (math.isfinite(step) and math.isfinite(last)):
+        return _Extrapolation()
+    change = (proc.operator(s, t) if arrived else proc.operator(t, u)).decomposition()
+    if change is None or (arrived and not _grew(proc, last, t)):
+        return _Extrapolation()
+    r = change.singular_values
+    positive = np.where(r > 0, r, 1.0)
+    if not arrived:
+        gap = last - np.log(positive)
+        known = (r > 0) & (gap > _ROUNDING * max(1.0, abs(last)))
+        weights = np.where(known, step / (2 * np.where(known, gap, 1.0)), 0.0)
+        return _Extrapolation(change=change, weights=Constant(weights))
+    weights = (step - np.log(positive)) / (2 * last)
+    trusted = (r > 0) & (weights * r.max() <= _LARGEST * positive)
+    inverse = Constant(np.where(trusted, 1.0 / positive, 0.0))
+    return _Extrapolation(change=change, weights=Constant(np.where(trusted, weights, 0.0)), inverse=inverse)
 
 
 def extrapolation_weight(proc: LinearDiffusion, s: int, t: int, u: int) -> float:
@@ -89,33 +129,3 @@ def half_log_snr(proc: LinearDiffusion, t: int) -> float:
     if sigma == 0:
         return math.inf
     return math.log(alpha / sigma) if alpha > 0 else -math.inf
-
-
-def _across(operator: LinearOperator, prediction: Array, previous: Array, step: float, last: float) -> Array:
-    decomposition = operator.decomposition()
-    if decomposition is None:
-        return prediction
-    r = decomposition.singular_values
-    positive = np.where(r > 0, r, 1.0)
-    w = (step - np.log(positive)) / (2 * last)
-    kept = (r > 0) & (w * r.max() <= _LARGEST * positive)
-    w, inverse = np.where(kept, w, 0.0), np.where(kept, 1.0 / positive, 0.0)
-    xp = real_namespace(prediction, "extrapolated")
-    with full_precision(prediction):
-        own = decomposition.input.analyse(xp, prediction)
-        held = decomposition.sign * Constant(inverse).like(xp, prediction) * decomposition.output.analyse(xp, previous)
-        return prediction + decomposition.input.synthesise(xp, Constant(w).like(xp, prediction) * (own - held))
-
-
-def _after(operator: LinearOperator, prediction: Array, previous: Array, step: float, last: float) -> Array:
-    decomposition = operator.decomposition()
-    if decomposition is None:
-        return prediction
-    r = decomposition.singular_values
-    gap = last - np.log(np.where(r > 0, r, 1.0))
-    known = (r > 0) & (gap > _ROUNDING * max(1.0, abs(last)))
-    w = np.where(known, step / (2 * np.where(known, gap, 1.0)), 0.0)
-    xp = real_namespace(prediction, "extrapolated")
-    with full_precision(prediction):
-        change = decomposition.input.analyse(xp, prediction - previous)
-        return prediction + decomposition.input.synthesise(xp, Constant(w).like(xp, prediction) * change)

@@ -6,8 +6,8 @@ import functools
 import html
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -82,6 +82,12 @@ class LinearDiffusion:
     noise: NoiseSchedule
     degradations: Degradations
     times: tuple[int, ...]
+    shapes: tuple[Shape, ...] = field(init=False)  # the different trailing shapes of the states, full size first
+    original_times: Constant = field(init=False)  # 0 and `times`: what the degradations call step 0 … T
+    _shape_of: tuple[Shape, ...] = field(init=False)
+    _stage_of: tuple[int, ...] = field(init=False)
+    _first_of_shape: dict[Shape, tuple[int, ...]] = field(init=False)
+    _memo: Memo = field(init=False)
 
     def __post_init__(self) -> None:
         for name, kind in (("noise", NoiseSchedule), ("degradations", Degradations)):
@@ -97,6 +103,23 @@ class LinearDiffusion:
                 f"within 1 … {self.degradations.steps}, got {times if len(times) < 8 else f'{len(times)} of them'}"
             )
         object.__setattr__(self, "times", times)
+        # Tables and caches that torch.compile can read while it traces: cached properties hold a lock.
+        originals = (0, *times)
+        shapes = tuple(self.degradations.shape(t) for t in originals)
+        stages = tuple(self.degradations.stage(t) for t in originals)
+        first = {stage: k for k, stage in reversed(list(enumerate(stages)))}
+        for name, value in (
+            ("_shape_of", shapes),
+            ("_stage_of", stages),
+            ("shapes", tuple(dict.fromkeys(shapes))),
+            (
+                "_first_of_shape",
+                {shape: tuple(sorted(k for k in first.values() if shapes[k] == shape)) for shape in shapes},
+            ),
+            ("original_times", Constant(np.array(originals))),
+            ("_memo", Memo()),
+        ):
+            object.__setattr__(self, name, value)
         self._check_admissible()
         _pytrees.ensure()
 
@@ -311,20 +334,18 @@ class LinearDiffusion:
         """
         alpha, sigma = self.noise.at(t)
         if isinstance(alpha, float):
-            with np.errstate(divide="ignore"):
-                return float(2 * (np.log(alpha) - np.log(sigma)))
+            if alpha == 0 or sigma == 0:
+                return math.inf if sigma == 0 else -math.inf
+            return 2 * (math.log(alpha) - math.log(sigma))
         xp = namespace_of(alpha)
-        with np.errstate(divide="ignore"):
+        if not isinstance(alpha, np.ndarray):
             return 2 * (xp.log(alpha) - xp.log(sigma))
+        with np.errstate(divide="ignore"):
+            return 2 * (np.log(alpha) - np.log(sigma))
 
     def shape(self, t: int) -> Shape:
         """Trailing shape of x_t."""
-        return self.degradations.shape(self._original(t))
-
-    @functools.cached_property
-    def shapes(self) -> tuple[Shape, ...]:
-        """The different trailing shapes of the states, full size first."""
-        return tuple(dict.fromkeys(self.shape(t) for t in range(self.steps + 1)))
+        return self._shape_of[self._time(t)]
 
     @functools.cached_property
     def size_changes(self) -> tuple[int, ...]:
@@ -352,11 +373,6 @@ class LinearDiffusion:
         for t in range(1, self.steps + 1):
             groups.setdefault((self.shape(t), self.shape(t - 1)), []).append(t)
         return tuple(Path(tuple(times), *shapes) for shapes, times in groups.items())
-
-    @functools.cached_property
-    def original_times(self) -> Constant:
-        """0 and `times`: what the degradations call step 0 … T."""
-        return Constant(np.array([0, *self.times]))
 
     def _time(self, t: Any) -> int:
         return one_time(t, self.steps)
@@ -386,7 +402,11 @@ class LinearDiffusion:
 
     def stage(self, t: int) -> int:
         """A number that two times share exactly if R_{0→t} is the same for both."""
-        return self.degradations.stage(self._original(t))
+        return self._stage_of[self._time(t)]
+
+    def degradations_of(self, shape: Shape) -> tuple[int, ...]:
+        """One time for each degradation R_{0→t} that states of `shape` have: its first. Empty for another shape."""
+        return self._first_of_shape.get(shape, ())
 
     def _signal_ratio(self, s: int, t: int) -> float:
         alpha_s = self.alpha(s)
@@ -395,7 +415,7 @@ class LinearDiffusion:
     def degradation(self, s: int, t: int) -> LinearOperator:
         """M_{s→t} = (alpha_t/alpha_s) R_{s→t}, scalar included, for 0 <= s < t <= T."""
         s, t = self._pair(s, t)
-        return self._signal_ratio(s, t) * self.operator(s, t)
+        return self._numbers("_scaled", s, t)
 
     def degrade(self, x0: Array, t: Any) -> Array:
         """R_{0→t} x_0: the unscaled clean image at the size of time t.
@@ -606,7 +626,7 @@ class LinearDiffusion:
         check_trailing(centre, shape, "prior: mean")
         law: Covariance
         if covariance is None:
-            law = Covariance.isotropic(shape, variance)
+            law = self._numbers("_marginal", t)[1]
         else:
             if not isinstance(covariance, Covariance):
                 n = np.shape(covariance)[0] if np.ndim(covariance) else 0
@@ -653,20 +673,38 @@ class LinearDiffusion:
         operator = self.degradation(s, t).T
         return self._covariance(operator, lambda m2: variance_t - variance_s * m2, variance_t)
 
-    def _numbers(self, kind: str, *key: float) -> Any:
+    def kept(self, make: Callable[..., Any], *numbers: float) -> Any:
+        """make(process, *numbers), made once: for what is computed outside of the arrays that a method is given.
+
+        `make` is a function of a module. torch.compile finds the result while it traces, and never takes the result of
+        other numbers, or of another process, for it.
+        """
+        return self._numbers(make, *numbers)
+
+    def _numbers(self, kind: Any, *key: float) -> Any:
         """What the method `kind` makes of times, kept. Where torch.compile traces, it is made untraced, and then read
         where the guards see it: the graph of one time, or process, is never taken for another's."""
         if is_tracing():
             # index makes a number of what torch.compile has turned into a symbol
             entry = self._made(kind, *[k if isinstance(k, float) else operator.index(k) for k in key])
             return self._memo.kept(entry)
-        return self._memo.get(getattr(self, kind), *key, sized=_held_bytes)
+        return self._memo.get(self._maker(kind), *key, sized=_held_bytes)
+
+    def _maker(self, kind: Any) -> Callable[..., Any]:
+        if isinstance(kind, str):
+            made: Callable[..., Any] = getattr(self, kind)
+            return made
+        bound = functools.partial(kind, self)
+        bound.__name__ = kind.__name__  # type: ignore[attr-defined]
+        return bound
 
     @once_per_trace
-    def _made(self, kind: str, *key: float) -> Any:
-        make = getattr(self, kind)
-        self._memo.get(make, *key, sized=_held_bytes)
-        return Memo.entry(make, *key)
+    def _made(self, kind: Any, *key: float) -> Any:
+        make = self._maker(kind)
+        return self._memo.shelve(Memo.entry(make, *key), self._memo.get(make, *key, sized=_held_bytes))
+
+    def _scaled(self, s: int, t: int) -> LinearOperator:
+        return self._signal_ratio(s, t) * self.operator(s, t)
 
     def _between(self, s: int, t: int) -> LinearOperator:
         return self.degradations.between(self._original(s), self._original(t))
@@ -716,10 +754,6 @@ class LinearDiffusion:
 
         covariance = self._memo.get(self._posterior, s, t, eta, sized=_held_bytes).covariance
         return widened(covariance, self.operator(s, t), levels[0], gain, clean_covariance)
-
-    @functools.cached_property
-    def _memo(self) -> Memo:
-        return Memo()
 
 
 @dataclass(frozen=True, eq=False)

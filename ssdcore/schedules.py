@@ -6,13 +6,13 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from ssdcore import _pytrees
-from ssdcore._arrays import Array, Constant, Namespace
+from ssdcore._arrays import Array, Constant, Memo, Namespace, is_tracing, once_per_trace
 from ssdcore._times import look_up, real_times_of
 
 
@@ -50,6 +50,13 @@ class NoiseSchedule:
     alpha: np.ndarray
     sigma: np.ndarray
     continuous: Continuous | None = None
+    tables: tuple[Constant, Constant] = field(init=False)  # alpha and sigma, ready for every library
+    # What the levels keep: "sum" (alpha + sigma = 1, flows), "signal" (alpha = 1, variance exploding), or "length"
+    # (alpha² + sigma², which is one for variance-preserving noise).
+    normalisation: Normalisation = field(init=False)
+    _pairs: tuple[tuple[float, float], ...] = field(init=False)
+    _interpolation: tuple[Constant, ...] = field(init=False)
+    _memo: Memo = field(init=False)
 
     def __post_init__(self) -> None:
         alpha, sigma = (np.array(a, dtype=np.float64) for a in (self.alpha, self.sigma))
@@ -69,8 +76,17 @@ class NoiseSchedule:
                 "expected finite alpha >= 0 and sigma > 0"
             )
         alpha.flags.writeable = sigma.flags.writeable = False
-        object.__setattr__(self, "alpha", alpha)
-        object.__setattr__(self, "sigma", sigma)
+        # Tables that torch.compile can read while it traces: cached properties hold a lock.
+        for name, value in (
+            ("alpha", alpha),
+            ("sigma", sigma),
+            ("tables", (Constant(alpha), Constant(sigma))),
+            ("normalisation", _normalisation_of(alpha, sigma)),
+            ("_pairs", tuple(zip(alpha.tolist(), sigma.tolist()))),
+            ("_interpolation", _interpolation(alpha, sigma) if self.continuous is None else ()),
+            ("_memo", Memo()),
+        ):
+            object.__setattr__(self, name, value)
         _pytrees.ensure()
 
     def __eq__(self, other: object) -> bool:
@@ -94,17 +110,6 @@ class NoiseSchedule:
     def steps(self) -> int:
         """T, the last time."""
         return len(self.alpha) - 1
-
-    @functools.cached_property
-    def normalisation(self) -> Normalisation:
-        """What the levels keep: "sum" (alpha + sigma = 1, flows), "signal" (alpha = 1, variance exploding) or "length".
-
-        "length" is alpha² + sigma², which is one for variance-preserving noise.
-        """
-        rounding = 8 * np.finfo(np.float64).eps
-        if np.abs(self.alpha - 1).max() <= rounding:
-            return "signal"
-        return "sum" if np.abs(self.alpha + self.sigma - 1).max() <= rounding else "length"
 
     def log_snr(self) -> np.ndarray:
         """log(alpha²/sigma²) for t = 1 … T, (T,)."""
@@ -134,19 +139,21 @@ class NoiseSchedule:
         """
         time = real_times_of(t, self.steps)
         if isinstance(time, int):
-            return float(self.alpha[time]), float(self.sigma[time])
+            return self._pairs[time]
         if isinstance(time, float):
-            alpha, sigma = self._between(np, np.asarray(time))
-            return float(alpha), float(sigma)
+            return self._memo.kept(self._made(time)) if is_tracing() else self._real(time)
         xp = time.xp
         if time.whole:
             return tuple(look_up(xp, table, time.array, time.dtype) for table in self.tables)
         return self._between(xp, time.array)
 
-    @functools.cached_property
-    def tables(self) -> tuple[Constant, Constant]:
-        """alpha and sigma, ready for every library."""
-        return Constant(self.alpha), Constant(self.sigma)
+    @once_per_trace
+    def _made(self, time: float) -> Any:
+        return self._memo.shelve(Memo.entry(self._real, time), self._real(time))
+
+    def _real(self, time: float) -> tuple[float, float]:
+        alpha, sigma = self._between(np, np.asarray(time))
+        return float(alpha), float(sigma)
 
     def _between(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
         """Levels at real times, those of the tables at whole ones."""
@@ -157,18 +164,6 @@ class NoiseSchedule:
             xp.where(t == whole, look_up(xp, table, index, t.dtype), level)
             for table, level in zip(self.tables, function(xp, t))
         )
-
-    @functools.cached_property
-    def _interpolation(self) -> tuple[Constant, ...]:
-        """For each step i → i + 1: log(σ/α) where it starts, its increase, and what its ends at ±∞ ask for."""
-        with np.errstate(divide="ignore"):
-            v = np.log(self.sigma) - np.log(self.alpha)
-        low, high = v[:-1], v[1:]
-        start = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, 0.0))
-        rise = np.where(np.isfinite(low) & np.isfinite(high), high, start) - start
-        from_clean, to_noise = np.isneginf(low).astype(np.float64), np.isposinf(high).astype(np.float64)
-        length = np.log(np.hypot(self.alpha, self.sigma))
-        return tuple(map(Constant, (start, rise, from_clean, to_noise, length[:-1], np.diff(length))))
 
     def _interpolated(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
         index, part = _step_of(xp, t, self.steps)
@@ -206,7 +201,7 @@ class NoiseSchedule:
         if betas.ndim != 1 or len(betas) == 0 or not ((betas >= 0) & (betas <= 1)).all():
             raise ValueError("NoiseSchedule.from_betas: expected T >= 1 numbers in [0, 1]")
         alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
-        continuous = None if (betas == 1).any() else _EvenBetas(Constant(betas))
+        continuous = None if (betas == 1).any() else _EvenBetas(betas)
         return cls(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), continuous)
 
     @classmethod
@@ -230,7 +225,8 @@ class NoiseSchedule:
         alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
         made = cls.from_betas(betas)
-        return cls(made.alpha, made.sigma, _Cosine(Constant(betas), int(np.argmax(np.append(betas, 1.0) >= 0.999))))
+        capped = int(np.argmax(np.append(betas, 1.0) >= 0.999))  # the time from which β is at its bound, or T
+        return cls(made.alpha, made.sigma, _Cosine(steps, _EvenBetas(betas), capped))
 
     @classmethod
     def rectified_flow(cls, steps: int = 1000) -> NoiseSchedule:
@@ -300,6 +296,25 @@ class NoiseSchedule:
         return NoiseSchedule(*scaling.renormalised(np, self.alpha, self.sigma, factors), scaling)
 
 
+def _normalisation_of(alpha: np.ndarray, sigma: np.ndarray) -> Normalisation:
+    rounding = 8 * np.finfo(np.float64).eps
+    if np.abs(alpha - 1).max() <= rounding:
+        return "signal"
+    return "sum" if np.abs(alpha + sigma - 1).max() <= rounding else "length"
+
+
+def _interpolation(alpha: np.ndarray, sigma: np.ndarray) -> tuple[Constant, ...]:
+    """For each step i → i + 1: log(σ/α) where it starts, its increase, and what its ends at ±∞ ask for."""
+    with np.errstate(divide="ignore"):
+        v = np.log(sigma) - np.log(alpha)
+    low, high = v[:-1], v[1:]
+    start = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, 0.0))
+    rise = np.where(np.isfinite(low) & np.isfinite(high), high, start) - start
+    from_clean, to_noise = np.isneginf(low).astype(np.float64), np.isposinf(high).astype(np.float64)
+    length = np.log(np.hypot(alpha, sigma))
+    return tuple(map(Constant, (start, rise, from_clean, to_noise, length[:-1], np.diff(length))))
+
+
 def _ratio(alpha: float, sigma: float) -> str:
     return f"{sigma / alpha:.4g}" if alpha > 0 else "infinity"
 
@@ -310,19 +325,16 @@ def _step_of(xp: Namespace, t: Array, steps: int) -> tuple[Array, Array]:
     return xp.astype(index, xp.int32), t - index
 
 
-@dataclass(frozen=True, eq=False)
 class _EvenBetas:
     """ᾱ(i + f) = ᾱ_i (1 − β_{i+1})^f."""
 
-    betas: Constant
-
-    @functools.cached_property
-    def _logs(self) -> tuple[Constant, Constant]:
-        steps = np.log1p(-self.betas.value)
-        return Constant(np.concatenate([[0.0], np.cumsum(steps)[:-1]])), Constant(steps)
+    def __init__(self, betas: np.ndarray) -> None:
+        steps = np.log1p(-betas)
+        self._steps = len(betas)
+        self._logs = Constant(np.concatenate([[0.0], np.cumsum(steps)[:-1]])), Constant(steps)
 
     def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
-        index, part = _step_of(xp, t, len(self.betas.value))
+        index, part = _step_of(xp, t, self._steps)
         start, step = (look_up(xp, table, index, t.dtype) for table in self._logs)
         return _preserving(xp, start + part * step)
 
@@ -336,17 +348,16 @@ def _preserving(xp: Namespace, log_alpha_bar: Array) -> tuple[Array, Array]:
 class _Cosine:
     """cos² up to the time `capped`, where β would first exceed its bound; from there each β acts evenly."""
 
-    betas: Constant
+    steps: int
+    even: _EvenBetas
     capped: int
 
     def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
-        steps = len(self.betas.value)
-        angle = (xp.clip(t, 0, self.capped) / steps + 0.008) / 1.008 * (math.pi / 2)
+        angle = (xp.clip(t, 0, self.capped) / self.steps + 0.008) / 1.008 * (math.pi / 2)
         log_alpha_bar = 2 * (xp.log(xp.cos(angle)) - math.log(math.cos(0.008 / 1.008 * math.pi / 2)))
-        even = _EvenBetas(self.betas)(xp, t)
-        return tuple(
-            xp.where(t <= self.capped, smooth, rest) for smooth, rest in zip(_preserving(xp, log_alpha_bar), even)
-        )
+        smooth, rest = _preserving(xp, log_alpha_bar), self.even(xp, t)
+        alpha, sigma = (xp.where(t <= self.capped, a, b) for a, b in zip(smooth, rest))
+        return alpha, sigma
 
 
 @dataclass(frozen=True)

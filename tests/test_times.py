@@ -326,3 +326,22 @@ def test_what_a_notebook_shows():
     assert "adjoint" in str(failed)
     assert failed._repr_html_().count("color: #b00020") == len(failed.failures)
     assert "(4,) -&gt; (4,)" in failed._repr_html_()
+
+
+def test_what_rounding_leaves_of_a_variance_is_no_density():
+    noise = ssd.NoiseSchedule([1, 0.7, 0.35], [0, 0.6, 0.3])  # σ_2² = σ_1² (α_2/α_1)²: the second step adds no noise
+    proc = ssd.LinearDiffusion.identity((3,), noise)
+    law = proc.transition(np.ones(3), 1, 2)
+    np.testing.assert_array_equal(law.covariance.as_matrix(), np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="no density"):
+        law.log_prob(np.ones(3))
+    back = proc.posterior(np.ones(3), np.ones(3), 1, 2)
+    with pytest.raises(ValueError, match="no density"):
+        back.log_prob(np.ones(3))
+
+
+@pytest.mark.parametrize("name", ["rectified_flow", "edm"])
+def test_flow_and_edm_processes_conform(name):
+    levels = ssd.ResolutionSchedule.convex(30, 2)
+    proc = ssd.LinearDiffusion.resize((6, 4), ssd.NoiseSchedule.named(name, 30), levels)
+    assert ssd.testing.check_process(proc, dtypes="float64").passed
