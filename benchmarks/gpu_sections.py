@@ -108,7 +108,7 @@ def common_paths(config: Config) -> list[tuple[TimePath, float]]:
 
 
 def name_of(path: TimePath) -> str:
-    size, out = ("×".join(map(str, size)) for size in (path.size, path.out_size))
+    size, out = ("×".join(map(str, size)) for size in (path.shape, path.target_shape))
     return size if size == out else f"{size}→{out}"
 
 
@@ -119,7 +119,7 @@ def step_seconds(job: Job, trainer: Trainer, path: TimePath) -> float:
 
 def flops_of(config: Config, path: TimePath) -> int:
     sizes = [tuple(size) for size in config.network.level_sizes]
-    return forward_flops(config.network, sizes.index(path.size), sizes.index(path.out_size))
+    return forward_flops(config.network, sizes.index(path.shape), sizes.index(path.target_shape))
 
 
 def note_training(job: Job, batch: int, how: str, times: Mapping[str, tuple[float, float, int]]) -> None:
