@@ -63,7 +63,7 @@ napoleon_use_rtype = False
 python_use_unqualified_type_names = True
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]  # attributes of one name in two classes
 
 
 def _mathml(latex: str, display: str) -> str:

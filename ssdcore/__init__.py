@@ -2,6 +2,8 @@
 
 Examples in this reference assume
 
+::
+
     import numpy as np
     import ssdcore as ssd
 """

@@ -240,10 +240,11 @@ class _Shelf:
 class Memo:
     """Results by key, the least recently used dropped first. Safe to share between threads.
 
-    entries   at most so many results
-    bytes     at most so much memory in all, as `sized` tells of a result
-
     Pickles and copies are made without the results.
+
+    Args:
+        entries: at most so many results
+        bytes: at most so much memory in all, as `sized` tells of a result
     """
 
     def __init__(self, entries: int = 4096, bytes: int = 2**26) -> None:

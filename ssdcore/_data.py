@@ -17,11 +17,15 @@ _MOST_BYTES = 4 * 2**30  # of a compressed array; what is not compressed is read
 def read_images(path: str | None, size: int) -> tuple[np.ndarray, str]:
     """(images (n, channels, size, size) uint8, what was read, with any skipped files).
 
-    path   an image folder (Pillow reads it), an .npz or .npy file of uint8 images (n, h, w) or (n, h, w, 1, 3 or 4), or
-           None: the embedded drawings
-
     Larger images are cropped to the centred square and resized (bicubic, antialiased). Transparency is laid over white.
-    Raises ValueError for data that cannot be read or is smaller than `size`; FileNotFoundError for no such path.
+
+    Args:
+        path: an image folder (Pillow reads it), an .npz or .npy file of uint8 images (n, h, w) or (n, h, w, 1, 3 or
+            4), or None: the embedded drawings
+
+    Raises:
+        ValueError: For data that cannot be read or is smaller than `size`.
+        FileNotFoundError: For no such path.
     """
     file = _embedded() if path is None else Path(path)
     if not file.exists():

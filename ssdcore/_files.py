@@ -142,10 +142,13 @@ def unlimited_pixels() -> Iterator[None]:
 class ArrayFile(Mapping[str, np.ndarray]):
     """The arrays of an .npz file by name, or the one of an .npy file under the name "images", read when asked for.
 
-    most   bytes of an array that may be unpacked into memory; larger ones are mapped, as .npy files always are, and
-           refused where they are compressed
-    Raises ValueError, naming the file, for any other file, and for arrays of other lengths than their headers say, of
-    objects or too large.
+    Args:
+        most: bytes of an array that may be unpacked into memory; larger ones are mapped, as .npy files always are,
+            and refused where they are compressed
+
+    Raises:
+        ValueError: Naming the file, for any other file, and for arrays of other lengths than their headers say,
+            of objects or too large.
     """
 
     def __init__(self, path: str | os.PathLike[str], most: float) -> None:

@@ -10,9 +10,11 @@ from ssdcore._arrays import Array, Namespace
 def posterior_share(eta: float, rho: Any, squared: Any) -> Any:
     """Share 1 − η² (1 − ρ m²) of σ_s² that `LinearDiffusion.posterior` carries over from x_t in a mode that M keeps.
 
-    squared   m², the squared singular value of M, > 0;   rho   σ_s²/σ_t²
-
     The posterior's innovation gain is b = (σ_s/σ_t) √share there and its variance σ_s² (1 − share).
+
+    Args:
+        squared: m², the squared singular value of M, > 0
+        rho: σ_s²/σ_t²
     """
     return (1 - eta) * (1 + eta) + eta**2 * (rho * squared)
 

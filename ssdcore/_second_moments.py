@@ -22,7 +22,10 @@ _DENSE_MAX = 1024
 class SumCovariance(Covariance):
     """K + D C D for a symmetric D, applied as it stands; its root by Lanczos iteration.
 
-    base   K;   clean   C;   through   (namespace, x) -> D x
+    Attributes:
+        base: K
+        clean: C
+        through: (namespace, x) -> D x
     """
 
     base: Covariance
@@ -65,10 +68,12 @@ def widened(
 ) -> Covariance:
     """K + D C Dᵀ.
 
-    base      K, the posterior's covariance;   operator   R_{s→t}, unscaled
-    alpha_s   D on everything that R destroys
-    gain      the singular values r of R -> D in its input modes, α_s − α_t b r
-    clean     C, over operator.in_shape
+    Args:
+        base: K, the posterior's covariance
+        operator: R_{s→t}, unscaled
+        alpha_s: D on everything that R destroys
+        gain: the singular values r of R -> D in its input modes, α_s − α_t b r
+        clean: C, over operator.in_shape
     """
     decomposition = operator.decomposition()
     if decomposition is None:

@@ -54,7 +54,7 @@ def state_shape(proc: LinearDiffusion, times: Times, like: Array, what: str) -> 
 
 
 def check_items(times: Times, x: Array, shape: Shape, what: str) -> None:
-    """Refuse times that are not one for all or one for each item of the leading axis of `x`, (*batch, *shape)."""
+    """Refuse times that are not one for all or one for each item of the leading axis of `x`, ``(*batch, *shape)``."""
     ndim = times.array.ndim
     batch = tuple(x.shape)[: x.ndim - len(shape)]
     if ndim and (ndim > 1 or not batch or batch[0] != times.array.shape[0]):
@@ -81,7 +81,7 @@ def levels(proc: LinearDiffusion, times: Times, dtype: Any) -> tuple[Namespace, 
 
 
 def spread(xp: Namespace, values: Array, batch: int, trailing: int) -> Array:
-    """(*items, *trailing axes) with axes of one between them, for arrays of `batch` leading axes."""
+    """``(*items, *trailing axes)`` with axes of one between them, for arrays of `batch` leading axes."""
     items = values.ndim - trailing
     if not items or items == batch:
         return values
@@ -90,7 +90,7 @@ def spread(xp: Namespace, values: Array, batch: int, trailing: int) -> Array:
 
 
 def column(xp: Namespace, numbers: Array, trailing: int) -> Array:
-    """(*items) with an axis of one for each of the trailing axes."""
+    """``(*items)`` with an axis of one for each of the trailing axes."""
     return xp.reshape(numbers, (*numbers.shape, *(1,) * trailing))
 
 
@@ -102,7 +102,7 @@ def onto(xp: Namespace, values: Array, x: Array) -> Array:
 
 
 def level_of(xp: Namespace, cp: Namespace, numbers: Array, x: Array, shape: Shape) -> Array:
-    """Numbers (*items), ready to multiply `x` (*batch, *shape)."""
+    """Numbers ``(*items)``, ready to multiply `x` ``(*batch, *shape)``."""
     return onto(xp, spread(cp, column(cp, numbers, len(shape)), x.ndim - len(shape), len(shape)), x)
 
 
@@ -169,9 +169,11 @@ def _stages(proc: LinearDiffusion, times: Times, shape: Shape) -> dict[int, int]
 class Between:
     """R_{s→t} for times that differ by item or are traced: one operator for all, or eigenvalues in common modes.
 
-    operator   R, or None where the items have different ones
-    modes      input modes V of R = sign · U diag(r) Vᵀ;   output   its output modes U
-    response   r, (*counts) or (*items, *counts), in the namespace of the levels; None: R is the identity
+    Attributes:
+        operator: R, or None where the items have different ones
+        modes: input modes V of R = sign · U diag(r) Vᵀ
+        output: its output modes U
+        response: r, ``(*counts)`` or ``(*items, *counts)``, in the namespace of the levels; None: R is the identity
     """
 
     operator: LinearOperator | None
@@ -273,19 +275,19 @@ class _Step:
         return len(self.between.modes.counts)
 
     def response(self) -> Array:
-        """r, (*items, *counts) or (*counts) or ones, among the coefficients."""
+        """r, ``(*items, *counts)`` or ``(*counts)`` or ones, among the coefficients."""
         r, dtype = self.between.response, self.levels[0].dtype
         if r is None:
             return self.xp.ones((1,) * self.counts, dtype=dtype)
         return r if self.xp is np or not isinstance(r, np.ndarray) else self.xp.asarray(r, dtype=dtype)
 
     def modal(self, xp: Namespace, coefficients: Array, x: Array, modes: Modes) -> Array:
-        """(*items, *counts), ready to multiply the coefficients of `x` (*batch, *modes.shape)."""
+        """``(*items, *counts)``, ready to multiply the coefficients of `x` ``(*batch, *modes.shape)``."""
         batch = x.ndim - len(modes.shape)
         return onto(xp, spread(self.xp, coefficients, batch, self.counts), x)
 
     def law(self, mean: Array, values: Array, rest: Array) -> Gaussian:
-        """The Gaussian with `values` (*items, *counts) in the modes V and `rest` (*items) elsewhere."""
+        """The Gaussian with `values` ``(*items, *counts)`` in the modes V and `rest` ``(*items)`` elsewhere."""
         modes = self.between.modes
         n = len(modes.shape)
         batch = mean.ndim - n

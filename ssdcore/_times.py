@@ -17,11 +17,12 @@ from ssdcore._arrays import Array, Constant, Namespace, device_of, namespace_of
 class Times:
     """An array of times.
 
-    array   the times, in the library they came in
-    xp      its namespace
-    dtype   floating dtype for what is looked up at them
-    whole   whether they are integers
-    known   the same times as numpy array; None while jax or torch.compile traces them
+    Attributes:
+        array: the times, in the library they came in
+        xp: its namespace
+        dtype: floating dtype for what is looked up at them
+        whole: whether they are integers
+        known: the same times as numpy array; None while jax or torch.compile traces them
     """
 
     array: Array

@@ -355,7 +355,7 @@ class Spectral:
 class AxisMatrix:
     """A matrix (m, n) that acts along one axis, with its decomposition computed once and shared with its transpose.
 
-    form   the matrix: dense, a `Band`, or `Spectral`; `constant` is the dense matrix in any case
+    - form: the matrix: dense, a `Band`, or `Spectral`; `constant` is the dense matrix in any case
     """
 
     def __init__(self, form: np.ndarray | Band | Spectral) -> None:

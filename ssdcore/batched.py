@@ -17,11 +17,13 @@ from ssdcore.spectral import Modes
 class BatchedCovariance(Covariance):
     """V diag(values) Vᵀ + rest (I − V Vᵀ), one for each item of the leading axis of the arrays that it is applied to.
 
-    values   variances of the modes V, (*items, 1, …, *modes.counts), broadcast against coefficients (*batch, *counts)
-    rest     variance of everything else, (*items, 1, …), broadcast against arrays (*batch, *modes.shape)
-
     What `LinearDiffusion.marginal`, `transition` and `posterior` give for arrays of times, and for times traced by jax
     or torch. Values are not checked: they may be traced. `log_determinant` is an array, one number an item.
+
+    Attributes:
+        values: variances of the modes V, ``(*items, 1, …, *modes.counts)``, broadcast against coefficients (*batch,
+            *counts)
+        rest: variance of everything else, ``(*items, 1, …)``, broadcast against arrays ``(*batch, *modes.shape)``
     """
 
     modes: Modes
@@ -54,7 +56,7 @@ class BatchedCovariance(Covariance):
         return isinstance(determinant, (np.ndarray, np.generic)) and bool((determinant == -np.inf).any())
 
     def log_determinant(self) -> Any:
-        """log det C of each item, (*items, 1, …): −inf where an item's is singular."""
+        """log det C of each item, ``(*items, 1, …)``: −inf where an item's is singular."""
         xp = namespace_of(self.values)
         trailing = tuple(range(-len(self.modes.counts), 0))
         values = xp.broadcast_to(

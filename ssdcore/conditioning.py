@@ -34,14 +34,17 @@ def general_transition(
 ) -> Gaussian:
     """q(x_t | x_s) of the linear process whose marginal covariances are Σ_s and Σ_t (theorem 1 of the paper).
 
-        mean = M x_s,   covariance = Σ_t − M Σ_s Mᵀ
+    ::
 
-    x_s                         (*batch, *operator.in_shape)
-    covariance_s, covariance_t  over operator.in_shape and operator.out_shape
+        mean = M x_s,   covariance = Σ_t − M Σ_s Mᵀ
 
     Exact and fast where both covariances are isotropic or diagonal in the operator's modes (`Covariance.of_modes`);
     otherwise through dense matrices. Raises InadmissibleProcess, with the eigenvalue, if the difference is not
     positive semi-definite.
+
+    Args:
+        x_s: ``(*batch, *operator.in_shape)``
+        covariance_s, covariance_t: over operator.in_shape and operator.out_shape
     """
     _check_shapes(operator, covariance_s, covariance_t)
     spectral = _in_operator_modes(operator, covariance_s, covariance_t)
@@ -66,15 +69,21 @@ def general_posterior(
 ) -> Gaussian:
     """q(x_s | x_t, x_0) for marginals N(μ_s, Σ_s) and N(M μ_s, Σ_t) (theorem 2 of the paper).
 
+    ::
+
         mean = μ_s + K (x_t − M μ_s),   covariance = Σ_s − K M Σ_s,   K = Σ_s Mᵀ Σ_t⁻¹
 
     This form conditions the joint Gaussian and needs no inverse of Σ_s or of the transition's covariance.
 
-    x_t      (*batch, *operator.out_shape)
-    mean_s   (*batch, *operator.in_shape), the marginal mean a_s R_s x_0
-
     Fast where both covariances are isotropic or diagonal in the operator's modes, otherwise through dense matrices.
-    Raises InadmissibleProcess if no such process exists, ValueError if Σ_t is singular.
+
+    Args:
+        x_t: ``(*batch, *operator.out_shape)``
+        mean_s: ``(*batch, *operator.in_shape)``, the marginal mean a_s R_s x_0
+
+    Raises:
+        InadmissibleProcess: If no such process exists.
+        ValueError: If Σ_t is singular.
     """
     _check_shapes(operator, covariance_s, covariance_t)
     check_same_backend(x_t, mean_s, "general_posterior")

@@ -57,7 +57,7 @@ class Degradations(abc.ABC):
         return None
 
     def response(self, xp: Namespace, s: Array, t: Array, dtype: Any) -> Array:
-        """Eigenvalues of R_{s→t} for arrays of times, (*s.shape, *modes.counts)."""
+        """Eigenvalues of R_{s→t} for arrays of times, ``(*s.shape, *modes.counts)``."""
         raise ValueError(f"{type(self).__name__}: its degradations have no modes in common")
 
 
@@ -184,12 +184,15 @@ class GrowingBlur(Degradations):
 class BlurredResize(Degradations):
     """A chain whose states are blurred besides: R_{0→t} shows x_0 blurred by widths[t], in pixels of the full size.
 
+    ::
+
         R_{s→t} = B_k(w_s', w_t) C_k ⋯ C_{j+1} B_j(w_s, w_{t_{j+1}})
 
     for states of level j at s and k at t: within a level it blurs by the variance that the widths have gained there,
     scaled to the level's pixels; where `inner` changes the state at t, it blurs up to widths[t] first.
 
-    inner   the chain, changing at few times
+    - inner: the chain, changing at few times
+
     widths  (T + 1,) standard deviations, widths[0] = 0, never falling
     """
 

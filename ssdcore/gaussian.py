@@ -93,10 +93,11 @@ class Covariance(abc.ABC):
     def of_modes(operator: LinearOperator, values: Any, rest: float) -> Covariance:
         """V diag(values) Vᵀ + rest · (I − V Vᵀ), in the input modes V of `operator` = U diag(s) Vᵀ.
 
-        values   one variance for each singular value, in the order and shape of ``operator.singular_values()``
-        rest     variance of everything that the operator sends to zero for want of singular values
-
         ``Covariance.of_modes(operator.T, …)`` is the same on the output side.
+
+        Args:
+            values: one variance for each singular value, in the order and shape of ``operator.singular_values()``
+            rest: variance of everything that the operator sends to zero for want of singular values
         """
         decomposition = operator.decomposition()
         if decomposition is None:
@@ -157,7 +158,7 @@ class Covariance(abc.ABC):
         return False
 
     def __call__(self, x: Array) -> Array:
-        """C x for x of (*batch, *shape), dtype and device kept."""
+        """C x for x of ``(*batch, *shape)``, dtype and device kept."""
         return self._run(x, 1.0)
 
     def root(self, x: Array) -> Array:
@@ -330,10 +331,11 @@ class Draws(Protocol):
 class Gaussian:
     """N(mean, covariance) for each leading index of `mean`; the covariance is over the trailing axes and shared.
 
-    mean         (*batch, *covariance.shape)
-    covariance   a Covariance; ``g.covariance(x)`` applies it
-
     Immutable, and a pytree of jax and torch with the mean as leaf.
+
+    Attributes:
+        mean: ``(*batch, *covariance.shape)``
+        covariance: a Covariance; ``g.covariance(x)`` applies it
 
     >>> g = ssd.Gaussian(np.zeros((2, 3)), ssd.Covariance.isotropic(3, variance=4.0))
     >>> g.sample(np.ones((2, 3)))
@@ -372,7 +374,7 @@ class Gaussian:
 
     @property
     def mean(self) -> Array:
-        """(*batch, *covariance.shape)."""
+        """``(*batch, *covariance.shape)``."""
         if self._draws is not None and self._mean is None:
             object.__setattr__(self, "_mean", self._draws.mean())
         return self._mean
@@ -383,10 +385,11 @@ class Gaussian:
     def sample(self, noise: Array) -> Array:
         """mean + Σ^(1/2) noise, with the symmetric root.
 
-        noise   standard normal, shaped like the mean, or with more leading axes for that many independent draws
-
         The caller draws the noise: there is no hidden randomness. A numpy mean (as of a `prior`) follows noise of
         another library. Raises ValueError for another shape or device.
+
+        Args:
+            noise: standard normal, shaped like the mean, or with more leading axes for that many independent draws
         """
         if self._draws is not None:
             check_same_backend(self._draws.like, noise, "Gaussian.sample")
@@ -401,7 +404,7 @@ class Gaussian:
         return mean + self.covariance.root(noise)
 
     def log_prob(self, x: Array) -> Array:
-        """log density at x (*batch, *shape), in nats: an array (*batch). Raises ValueError if Σ is singular."""
+        """log density at x ``(*batch, *shape)``, in nats: an array ``(*batch)``. Raises ValueError if Σ is singular."""
         check_same_backend(self.mean, x, "Gaussian.log_prob")
         check_trailing(x, self.covariance.shape, "Gaussian.log_prob")
         if self.covariance.singular:
@@ -422,7 +425,11 @@ class Gaussian:
         return 0.5 * (self.covariance.size * math.log(2 * math.pi * math.e) + self.covariance.log_determinant())
 
     def kl(self, other: Gaussian) -> Array:
-        """KL(self ‖ other) in nats: an array (*batch). Raises ValueError if `other` is singular or of another shape."""
+        """KL(self ‖ other) in nats: an array ``(*batch)``.
+
+        Raises:
+            ValueError: If `other` is singular or of another shape.
+        """
         check_same_backend(self.mean, other.mean, "Gaussian.kl")
         p, q = self.covariance, other.covariance
         if p.shape != q.shape:

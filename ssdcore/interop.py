@@ -1,5 +1,7 @@
 """Operators in other people's solvers: scipy's LinearOperator and PyLops, both ways, on numpy arrays.
 
+::
+
     A = ssd.interop.to_scipy(op)                # a scipy.sparse.linalg.LinearOperator over arrays flattened in C order
     op = ssd.interop.from_pylops(P)             # an ssdcore operator: posteriors, gram_function, check_operator
 
@@ -25,12 +27,14 @@ __all__ = ["from_pylops", "from_scipy", "to_pylops", "to_scipy"]
 def to_scipy(op: LinearOperator, dtype: Any = np.float64) -> Any:
     """`op` as a `scipy.sparse.linalg.LinearOperator` of shape (prod(out_shape), prod(in_shape)).
 
-    dtype   float64 or float32: what solvers make their own vectors in
-
     Vectors are arrays of the trailing axes flattened in C order; the columns of `matmat` and `rmatmat` go through the
     operator as one batch. Each result has the dtype of its input (of `dtype` for integers).
 
-    Raises TypeError for anything but an ssdcore operator, another dtype, and (when applied) complex vectors.
+    Args:
+        dtype: float64 or float32: what solvers make their own vectors in
+
+    Raises:
+        TypeError: For anything but an ssdcore operator, another dtype, and (when applied) complex vectors.
     """
     linalg = _load("scipy.sparse.linalg")
     _check_operator(op, "to_scipy")
@@ -48,14 +52,17 @@ def to_scipy(op: LinearOperator, dtype: Any = np.float64) -> Any:
 def from_scipy(operator: Any, in_shape: Shape | int | None = None, out_shape: Shape | int | None = None) -> Functional:
     """A real `scipy.sparse.linalg.LinearOperator` as an ssdcore operator.
 
-    in_shape, out_shape   trailing axes that its columns and rows stand for, flattened in C order; default: one axis
-
     A batch goes through its `matmat`. It runs on the host: arrays of other libraries are taken through numpy and back
     where they lie on the CPU and are not being differentiated, else a TypeError says so. Dense and sparse matrices need
     no adapter: `ssdcore.Matrix` takes them.
 
-    Raises TypeError for other kinds and complex operators, ValueError for shapes that do not fit and for an operator
-    without an adjoint.
+    Args:
+        in_shape, out_shape: trailing axes that its columns and rows stand for, flattened in C order; default: one
+            axis
+
+    Raises:
+        TypeError: For other kinds and complex operators.
+        ValueError: For shapes that do not fit and for an operator without an adjoint.
     """
     linalg = _load("scipy.sparse.linalg")
     if not isinstance(operator, linalg.LinearOperator):
@@ -81,10 +88,11 @@ def to_pylops(op: LinearOperator, dtype: Any = np.float64) -> Any:
 def from_pylops(operator: Any, in_shape: Shape | int | None = None, out_shape: Shape | int | None = None) -> Functional:
     """A real PyLops operator as an ssdcore operator.
 
-    in_shape, out_shape   trailing axes of what it takes and gives, flattened in C order; default: its dims and dimsd.
-                          ``from_pylops(pylops.Restriction(256, kept), in_shape=(16, 16))`` takes images
-
     Arrays of other libraries are treated, and errors raised, as by `from_scipy`.
+
+    Args:
+        in_shape, out_shape: trailing axes of what it takes and gives, flattened in C order; default: its dims and
+            dimsd. ``from_pylops(pylops.Restriction(256, kept), in_shape=(16, 16))`` takes images
     """
     pylops = _load("pylops")
     if not isinstance(operator, pylops.LinearOperator):

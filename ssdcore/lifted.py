@@ -2,9 +2,13 @@
 
 With M = (α_t/α_s) R, ρ = (σ_s/σ_t)² and h(λ) = 1/(1 + √(1 − ρ λ)), the symmetric root of the covariance is
 
+::
+
     σ_s (I − ρ MᵀM)^(1/2) = σ_s (I − ρ Mᵀ h(MMᵀ) M),
 
 since 1 − √(1 − ρλ) = ρλ h(λ). The spectral work is then on the small side, where R ends, and a draw is
+
+::
 
     x_s = α_s c + σ_s z + ρ Mᵀ [x_t − α_t R c − σ_s h(MMᵀ) M z].
 
@@ -29,11 +33,12 @@ _SMALL = 64  # up to this length of an axis, dense products with its modes are t
 class Lift:
     """The numbers of one step t → s.
 
-    operator   R, with fewer elements on its output side and a known decomposition
-    sigma      σ_s
-    gain       ρ α_t/α_s: what Rᵀ is multiplied with
-    weights    σ_s ρ (α_t/α_s)² h(λ), for the coefficients of R z in the output modes of R, or times ± r for those of z
-               in the input modes where that takes less work than R and its output modes
+    Attributes:
+        operator: R, with fewer elements on its output side and a known decomposition
+        sigma: σ_s
+        gain: ρ α_t/α_s: what Rᵀ is multiplied with
+        weights: σ_s ρ (α_t/α_s)² h(λ), for the coefficients of R z in the output modes of R, or times ± r for those
+            of z in the input modes where that takes less work than R and its output modes
     """
 
     operator: LinearOperator
@@ -80,9 +85,10 @@ class Lift:
 class LiftedLaw:
     """Mean and draws of the posterior for one prediction: what `Gaussian.of_draws` takes.
 
-    centre       α_s c, (*batch, *in_shape)
-    innovation   x_t − α_t R c, (*batch, *out_shape), of the same dtype
-    like         an array of the dtype, namespace and device of the results
+    Attributes:
+        centre: α_s c, ``(*batch, *in_shape)``
+        innovation: x_t − α_t R c, ``(*batch, *out_shape)``, of the same dtype
+        like: an array of the dtype, namespace and device of the results
     """
 
     lift: Lift

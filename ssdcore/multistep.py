@@ -3,6 +3,8 @@
 DPM-Solver++ (2M) for a model that predicts clean images is the deterministic posterior (eta = 0) given, in place of the
 prediction x̂_t, its linear extrapolation in the half log signal-to-noise ratio λ = log(α/σ),
 
+::
+
     x_s ~ q_0(x_s | x_t, x̂),   x̂ = x̂_t + w (x̂_t − x̂_u),   w = (λ_s − λ_t) / (2 (λ_t − λ_u)),   s < t < u,
 
 x̂_u being the prediction of the step before (Lu et al., "DPM-Solver++", 2022, algorithm 2). Here it is carried across
@@ -30,12 +32,8 @@ _LARGEST = 2.5
 def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Array, previous: Array | None) -> Array:
     """The clean image to give ``proc.posterior(x_t, ·, s, t, eta=0)`` for a second-order step t → s.
 
-    s, t, u      times of `proc`; u → t is the step before (anything at the first step)
-    prediction   (*batch, *shape(s))   x̂_t, predicted from x_t at the size of s
-    previous     (*batch, *shape(t))   x̂_u, predicted from x_u at the size of t; None at the first step
-
     With R = U diag(r) Vᵀ the degradation that a change removes, a mode v of the larger state is seen by the smaller one
-    at the ratio λ + log r, and only the modes V are extrapolated:
+    at the ratio λ + log r, and only the modes V are extrapolated::
 
         t → s a change:   x̂_t + V diag(w) (Vᵀ x̂_t − r⁻¹ Uᵀ x̂_u),   w = (λ_s − λ_t − log r) / (2 (λ_t − λ_u))
         u → t a change:   x̂_t + V diag(w) Vᵀ (x̂_t − x̂_u),          w = (λ_s − λ_t) / (2 (λ_t − λ_u − log r))
@@ -50,6 +48,11 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
     First order, so `prediction` itself: at the first step, at the last (λ_0 is infinite), after a state that holds no
     signal (λ_u = −∞), where both steps are changes, and for changes without a known decomposition. Raises ValueError
     for a wrong trailing shape.
+
+    Args:
+        s, t, u: times of `proc`; u → t is the step before (anything at the first step)
+        prediction: ``(*batch, *shape(s))``, x̂_t, predicted from x_t at the size of s
+        previous: ``(*batch, *shape(t))``, x̂_u, predicted from x_u at the size of t; None at the first step
     """
     s, t, u = (operator.index(time) for time in (s, t, u))  # numbers where torch.compile has made symbols of them
     check_trailing(prediction, proc.shape(s), f"extrapolated: prediction for s = {s}")
@@ -74,7 +77,8 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
 class _Extrapolation:
     """Numbers of `extrapolated`: one weight for all, or where a step is a change, R's decomposition and w in its modes.
 
-    inverse   r⁻¹, where the second of the two steps is the change; None where the first is
+    Attributes:
+        inverse: r⁻¹, where the second of the two steps is the change; None where the first is
     """
 
     weight: float = 0.0

@@ -1,5 +1,7 @@
 """Figures. Each function returns a matplotlib Figure for the caller to show or `save`; matplotlib is imported inside.
 
+::
+
     plotting.save(plotting.schedules({"mine": proc}), "schedules.png")
 
 In a notebook a Figure that ends a cell is shown after ``%matplotlib inline``. The same arguments give the same figure.
@@ -53,7 +55,8 @@ def check_target(path: str | os.PathLike[str]) -> None:
 def save(figure: Figure, path: str | os.PathLike[str], dpi: float = 150) -> None:
     """Write a figure as png, pdf or svg, as the suffix says: whole or not at all, the same bytes for the same figure.
 
-    Raises ValueError for another suffix or a folder that is not there.
+    Raises:
+        ValueError: For another suffix or a folder that is not there.
     """
     from matplotlib import rc_context
 
@@ -89,9 +92,10 @@ def _line(axes: Axes, index: int, x: Any, y: Any, label: str, step: bool = False
 def lines(curves: Mapping[str, Sequence[Any]], x: str, y: str, title: str = "", log: str = "") -> Figure:
     """Named curves in one pair of axes.
 
-    curves   name -> (x values, y values), or (x values, y values, spread): bars of ± spread about y
-    x, y     labels of the axes, with units
-    log      which axes are logarithmic: "", "x", "y" or "xy"
+    Args:
+        curves: name -> (x values, y values), or (x values, y values, spread): bars of ± spread about y
+        x, y: labels of the axes, with units
+        log: which axes are logarithmic: "", "x", "y" or "xy"
     """
     if log not in ("", "x", "y", "xy"):
         raise ValueError(f'log: expected "", "x", "y" or "xy", got {log!r}')
@@ -142,11 +146,14 @@ def schedules(processes: Mapping[str, LinearDiffusion]) -> Figure:
 def radial_spectrum(images: Any) -> tuple[np.ndarray, np.ndarray]:
     """Power of images over spatial frequency: (frequencies in cycles a side, mean square of the cosine modes there).
 
+    ::
+
         power(k/2) = mean of c_ij² over the modes with k − ½ <= √(i² + j²) < k + ½,   k = 1 … min(h, w) − 1
 
     with c the orthonormal DCT-II of an image, so that white noise of standard deviation σ has the power σ² everywhere.
 
-    images   (..., h, w), leading axes averaged over; floating point as they are, uint8 as byte/127.5 − 1
+    Args:
+        images: (..., h, w), leading axes averaged over; floating point as they are, uint8 as byte/127.5 − 1
     """
     array = np.asarray(images)
     if array.ndim < 2 or min(array.shape[-2:]) < 2 or array.size == 0:
@@ -162,9 +169,10 @@ def radial_spectrum(images: Any) -> tuple[np.ndarray, np.ndarray]:
 def spectra(images: Mapping[str, Any], noise: Mapping[str, float] | None = None) -> Figure:
     """Radial power spectra of named sets of images, and of the white noise that is added to them.
 
-    images   name -> (..., h, w), as `radial_spectrum` takes them
-    noise    name -> standard deviation of white noise: a thin line in the colour of the images of that name, as far as
-             their pixels resolve it
+    Args:
+        images: name -> (..., h, w), as `radial_spectrum` takes them
+        noise: name -> standard deviation of white noise: a thin line in the colour of the images of that name, as
+            far as their pixels resolve it
     """
     figure, ((axes,),) = _figure(1, 1, 6.4)
     levels = {} if noise is None else noise
@@ -196,10 +204,12 @@ def design(
 ) -> Figure:
     """A designed schedule beside others.
 
-    processes    named processes, for their sizes over time
-    points       name -> (cost, error), both relative to the full-size chain
-    information  (levels, T) in nats, from `ssdcore.oracle.level_information`;  sizes  pixels a side of each level
-    nats         the loss below which a level change counts as free: the bound that is drawn
+    Args:
+        processes: named processes, for their sizes over time
+        points: name -> (cost, error), both relative to the full-size chain
+        information: (levels, T) in nats, from `ssdcore.oracle.level_information`
+        sizes: pixels a side of each level
+        nats: the loss below which a level change counts as free: the bound that is drawn
     """
     figure, ((resolution, loss, pareto),) = _figure(1, 3)
     _resolution(resolution, processes)
@@ -227,8 +237,11 @@ def information(
 ) -> Figure:
     """Info(t) of the data beside Info(r) of named schedules, and the mutual information of each level.
 
-    signal   (T,) from `ssdcore.oracle.signal_share`;  shares  name -> (T,) from `pixel_share`
-    mutual   (levels, T) in nats;  sizes  pixels a side of each level
+    Args:
+        signal: (T,) from `ssdcore.oracle.signal_share`
+        shares: name -> (T,) from `pixel_share`
+        mutual: (levels, T) in nats
+        sizes: pixels a side of each level
     """
     figure, ((left, right),) = _figure(1, 2)
     times = np.arange(1, len(signal) + 1)
@@ -248,11 +261,14 @@ def information(
 def pareto(rows: Sequence[tuple[str, float, float, float]], cost: str, quality: str, title: str = "") -> Figure:
     """Quality against cost, lower being better in both, and the front of what is worth its cost.
 
-    rows      (label, cost, quality, spread): bars of ± spread (0: none); rows of one label are joined in order of cost
-    cost      label of the cost axis, with units;  quality  of the quality axis
-
     The grey line is the best quality to be had up to each cost. An axis is logarithmic where its values are positive
     and span at least a factor of ten. Raises ValueError for no rows or a number that is not finite.
+
+    Args:
+        rows: (label, cost, quality, spread): bars of ± spread (0: none); rows of one label are joined in order of
+            cost
+        cost: label of the cost axis, with units
+        quality: of the quality axis
     """
     if not rows:
         raise ValueError("pareto: expected at least one row (label, cost, quality, spread)")
@@ -299,8 +315,9 @@ def pareto(rows: Sequence[tuple[str, float, float, float]], cost: str, quality: 
 def checks(ratios: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
     """How near each conformance check came to its tolerance: beyond the line it failed.
 
-    ratios   series (a backend, a dtype, a subject) -> check -> worst measured error as a share of its tolerance;
-             infinite where the check broke off, NaN where it measured no number
+    Args:
+        ratios: series (a backend, a dtype, a subject) -> check -> worst measured error as a share of its tolerance;
+            infinite where the check broke off, NaN where it measured no number
     """
     names = list(dict.fromkeys(name for series in ratios.values() for name in series))
     if not names:
@@ -330,10 +347,11 @@ def checks(ratios: Mapping[str, Mapping[str, float]], title: str = "") -> Figure
 def images(rows: Mapping[str, Sequence[Any]], titles: Sequence[str] = ()) -> Figure:
     """Rows of images, a pixel as large everywhere, so that each image shows its true size.
 
-    rows     name -> images (h, w), (1, h, w) or (3, h, w) with values in [−1, 1], clipped
-    titles   one above each column
-
     Where sizes differ, each is written below its image.
+
+    Args:
+        rows: name -> images (h, w), (1, h, w) or (3, h, w) with values in [−1, 1], clipped
+        titles: one above each column
     """
     pixels = {name: [_pixels(image, name) for image in row] for name, row in rows.items()}
     sizes = {image.shape[:2] for row in pixels.values() for image in row}
@@ -381,8 +399,9 @@ def _pixels(image: Any, name: str) -> np.ndarray:
 def process_strip(processes: Mapping[str, LinearDiffusion], image: Any, times: Sequence[int], seed: int = 0) -> Figure:
     """x_t ~ q(x_t | x_0) at its true size over time, a row for each named process.
 
-    image   x_0 in [−1, 1], (h, w), (1, h, w) or (3, h, w), a numpy array
-    seed    of the noise, drawn anew for each time; processes with states of one size share it
+    Args:
+        image: x_0 in [−1, 1], (h, w), (1, h, w) or (3, h, w), a numpy array
+        seed: of the noise, drawn anew for each time; processes with states of one size share it
     """
     rows = {}
     for name, proc in processes.items():
@@ -399,9 +418,12 @@ def heatmaps(
 ) -> Figure:
     """Named matrices side by side on one colour scale.
 
-    x, y     labels of the axes (columns, rows);  value  of the colours, with units
-    centre   the value that is drawn white, for values that differ in sign from it; None: from the least to the most
-    first    number of the first row and column
+    Args:
+        x, y: labels of the axes (columns, rows)
+        value: of the colours, with units
+        centre: the value that is drawn white, for values that differ in sign from it; None: from the least to the
+            most
+        first: number of the first row and column
     """
     figure, (cells,) = _figure(1, len(maps), 4.2, 3.4)
     values = np.concatenate([np.ravel(matrix) for matrix in maps.values()])

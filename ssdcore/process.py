@@ -49,9 +49,10 @@ _ROUNDING = 64 * np.finfo(np.float64).eps
 class Path:
     """All times t whose states share a shape and whose states at t − 1 share one too: what may share a batch.
 
-    times         increasing times t
-    shape         trailing shape of x_t
-    target_shape  trailing shape of x_{t−1}, at which a network predicts the clean image
+    Attributes:
+        times: increasing times t
+        shape: trailing shape of x_t
+        target_shape: trailing shape of x_{t−1}, at which a network predicts the clean image
     """
 
     times: tuple[int, ...]
@@ -64,7 +65,7 @@ class LinearDiffusion:
     """The process ``x_t = alpha_t R_{0→t} x_0 + sigma_t ε`` with its exact Markov structure.
 
     R_{s→t} is a resize, a blur, the identity or any chain of linear operators with R_{s→u} = R_{t→u} R_{s→t};
-    M_{s→t} = (alpha_t/alpha_s) R_{s→t}. Time runs from 0 (clean) to `steps`; arrays are (*batch, *shape(t)), batch
+    M_{s→t} = (alpha_t/alpha_s) R_{s→t}. Time runs from 0 (clean) to `steps`; arrays are ``(*batch, *shape(t))``, batch
     and channels leading. Build one with `resize`, `identity`, `blur` or `from_operators`.
 
     The transition x_s → x_t is a Gaussian only if sigma_t² >= sigma_s² ‖M_{s→t}‖² (theorem 1 of the paper). A process
@@ -209,18 +210,12 @@ class LinearDiffusion:
     ) -> LinearDiffusion:
         """Scale Space Diffusion: the state shrinks at the times that `levels` says.
 
-        shape     trailing shape at level 0
-        noise     noise levels of the full-size process
-        levels    which level the state has at each time
-        matched   scale-matched noise (default) or, if False, the paper's
-        factor    each level is smaller than the one before by this factor, > 1, sizes rounded to integers
-        kernel    of `Resize`
-        sizes     the shape of every level, instead of `factor`, sizes[0] being `shape`
-
         With the paper's noise σ/α is the same function of t at every size. A level change averages pixels, which
         divides the noise of coarse modes by ‖R‖² (¼ for images), and the transition adds the difference back: their
         signal-to-noise ratio falls fourfold in one step, and the reverse step must win it back at once. Matched noise
         keeps the ratio of the mode that the resize keeps best continuous,
+
+        ::
 
             σ_t/α_t = (σ/α of `noise` at t) · κ(t),   κ(t) = Π ‖R_change‖ over the level changes up to t,
 
@@ -229,6 +224,15 @@ class LinearDiffusion:
         gains: the sampler's discretisation error stays that of the full-size process. What it costs: low levels are
         less noisy at the end, so x_T should be drawn from `prior` fitted to data, and a loss weight written for one
         size must account for the level's share of pixels.
+
+        Args:
+            shape: trailing shape at level 0
+            noise: noise levels of the full-size process
+            levels: which level the state has at each time
+            matched: scale-matched noise (default) or, if False, the paper's
+            factor: each level is smaller than the one before by this factor, > 1, sizes rounded to integers
+            kernel: of `Resize`
+            sizes: the shape of every level, instead of `factor`, sizes[0] being `shape`
 
         >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
         >>> for matched in (True, False):
@@ -420,8 +424,9 @@ class LinearDiffusion:
     def degrade(self, x0: Array, t: Any) -> Array:
         """R_{0→t} x_0: the unscaled clean image at the size of time t.
 
-        x0   (*batch, *shape(0))
-        t    a time, or an integer array of one time for each item of the leading axis, all of one state shape
+        Args:
+            x0: ``(*batch, *shape(0))``
+            t: a time, or an integer array of one time for each item of the leading axis, all of one state shape
         """
         time = times_of(t, self.steps)
         if isinstance(time, int):
@@ -438,15 +443,16 @@ class LinearDiffusion:
     def add_noise(self, x0: Array, noise: Array, times: Any) -> Array:
         """x_t = alpha_t R_{0→t} x_0 + sigma_t noise: what a network is trained on.
 
-        x0      (*batch, *shape(0)) clean images
-        noise   (*batch, *shape(t)) standard normal
-        times   one time, or an integer array with one for each item of the leading axis, all of one state shape (draw
-                them from one of `paths`). Traced times (under jit) are of the state shape that `noise` has.
-
         In the dtype and library of x0. Raises ValueError for times of several state shapes, for times that are not one
         an item, and for noise of another shape.
 
         Training and sampling, the same in numpy, torch and jax:
+
+        Args:
+            x0: ``(*batch, *shape(0))`` clean images
+            noise: ``(*batch, *shape(t))`` standard normal
+            times: one time, or an integer array with one for each item of the leading axis, all of one state shape
+                (draw them from one of `paths`). Traced times (under jit) are of the state shape that `noise` has.
 
         >>> proc = ssd.LinearDiffusion.resize(
         ...     (8, 8), ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
@@ -486,9 +492,10 @@ class LinearDiffusion:
     def marginal(self, x0: Array, t: Any) -> Gaussian:
         """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I).
 
-        x0   (*batch, *shape(0))
-        t    a time, or an integer array of one for each item of the leading axis, all of one state shape; a traced time
-             (under jit) is one of the full-size states
+        Args:
+            x0: ``(*batch, *shape(0))``
+            t: a time, or an integer array of one for each item of the leading axis, all of one state shape; a
+                traced time (under jit) is one of the full-size states
 
         >>> proc = ssd.LinearDiffusion.identity((3,), ssd.NoiseSchedule.from_log_snr([0.0]))
         >>> proc.marginal(np.ones(3), 1).sample(np.array([-1.0, 0.0, 1.0])).round(4)
@@ -503,13 +510,17 @@ class LinearDiffusion:
     def transition(self, x_s: Array, s: Any, t: Any) -> Gaussian:
         """q(x_t | x_s) for any s < t, theorem 1 of the paper.
 
+        ::
+
             mean = M x_s,   covariance = σ_t² I − σ_s² M Mᵀ,   M = M_{s→t}
 
-        x_s    (*batch, *shape(s))
-        s, t   times, or integer arrays of one for each item of the leading axis, all of one pair of shapes; traced
-               times (under jit) share the shape of x_s
+        Args:
+            x_s: ``(*batch, *shape(s))``
+            s, t: times, or integer arrays of one for each item of the leading axis, all of one pair of shapes;
+                traced times (under jit) share the shape of x_s
 
-        Raises ValueError if s >= t or the trailing shape is not that of time s.
+        Raises:
+            ValueError: If s >= t or the trailing shape is not that of time s.
 
         >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
         >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
@@ -534,6 +545,8 @@ class LinearDiffusion:
     ) -> Gaussian:
         """q(x_s | x_t, x_0) for any s < t: theorem 3 of the paper at eta = 1, with less noise below.
 
+        ::
+
             mean = α_s clean_s + B (x_t − α_t R clean_s),   covariance = σ_s² I − σ_t² B Bᵀ,
 
         with M = (α_t/α_s) R, R = U diag(r) Vᵀ, m = (α_t/α_s) r, ρ = σ_s²/σ_t² and B = V diag(b) Uᵀ, where
@@ -542,15 +555,10 @@ class LinearDiffusion:
         destroys are drawn afresh. Every eta has the same marginals. Where no signal is left at t, b is
         (σ_s/σ_t) √(1 − η²).
 
-        x_t      (*batch, *shape(t))   state at t
-        clean_s  (*batch, *shape(s))   unscaled clean image at the size of s: what a network predicts
-        s, t     times, or integer arrays of one for each item of the leading axis, all of one pair of shapes; traced
-                 times (under jit) are of the shapes that clean_s and x_t have
-        eta      in [0, 1]: factor on the standard deviation of theorem 3's noise, on the modes that M keeps
-        clean_covariance   C, a `Covariance` over shape(s): what clean_s leaves open, Cov[R_{0→s} x_0 | x_t]
-
         A network predicts the mean of x_0 given x_t, and the law above takes it for x_0 itself. With C the covariance
         is
+
+        ::
 
             σ_s² I − σ_t² B Bᵀ + D C Dᵀ,   D = α_s I − B α_t R,
 
@@ -559,7 +567,16 @@ class LinearDiffusion:
         without, where C is in the modes of R or R keeps everything alike; dense up to 1,024 elements; else its root is
         found by Lanczos iteration.
 
-        Raises ValueError if s >= t, eta is outside [0, 1], or a trailing shape is not that of its time.
+        Args:
+            x_t: ``(*batch, *shape(t))``, state at t
+            clean_s: ``(*batch, *shape(s))``, unscaled clean image at the size of s: what a network predicts
+            s, t: times, or integer arrays of one for each item of the leading axis, all of one pair of shapes;
+                traced times (under jit) are of the shapes that clean_s and x_t have
+            eta: in [0, 1]: factor on the standard deviation of theorem 3's noise, on the modes that M keeps
+            clean_covariance: C, a `Covariance` over shape(s): what clean_s leaves open, Cov[R_{0→s} x_0 | x_t]
+
+        Raises:
+            ValueError: If s >= t, eta is outside [0, 1], or a trailing shape is not that of its time.
 
         >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
         >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
@@ -608,12 +625,13 @@ class LinearDiffusion:
     def prior(self, mean: Array | None = None, covariance: Any = None) -> Gaussian:
         """The law of x_T that sampling starts from, N(α_T m, α_T² C + σ_T² I).
 
-        mean         m, mean of the clean data at the smallest size, (*batch, *shape(T)); None: zero, as numpy array
-        covariance   C, their covariance: a `Covariance`, or a matrix over shape(T) (leading axes independent), or
-                     over all axes of `mean` (channels correlated), in C order; None: zero
-
         N(0, I) is this law only where α_T vanishes, which scale-matched noise at a low level is far from.
-        Draw n states with ``.sample(noise)``, noise shaped (n, *mean.shape).
+        Draw n states with ``.sample(noise)``, noise shaped ``(n, *mean.shape)``.
+
+        Args:
+            mean: m, mean of the clean data at the smallest size, ``(*batch, *shape(T))``; None: zero, as numpy array
+            covariance: C, their covariance: a `Covariance`, or a matrix over shape(T) (leading axes independent),
+                or over all axes of `mean` (channels correlated), in C order; None: zero
 
         >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
         >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
@@ -642,10 +660,11 @@ class LinearDiffusion:
     def respace(self, times: Sequence[int]) -> LinearDiffusion:
         """The process seen only at some of its times: new step k is the present time times[k − 1].
 
-        times   increasing, within 1 … T. The result's `.times` keep the numbers of the original process (a network
-                trained on it is asked with those).
-
         Exact: marginals, transitions and posteriors hold for any pair of times.
+
+        Args:
+            times: increasing, within 1 … T. The result's `.times` keep the numbers of the original process (a
+                network trained on it is asked with those).
 
         >>> proc = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(1000)).respace([10, 100, 1000])
         >>> proc.steps, proc.times
@@ -674,7 +693,7 @@ class LinearDiffusion:
         return self._covariance(operator, lambda m2: variance_t - variance_s * m2, variance_t)
 
     def kept(self, make: Callable[..., Any], *numbers: float) -> Any:
-        """make(process, *numbers), made once: for what is computed outside of the arrays that a method is given.
+        """``make(process, *numbers)``, made once: for what is computed outside of the arrays that a method is given.
 
         `make` is a function of a module. torch.compile finds the result while it traces, and never takes the result of
         other numbers, or of another process, for it.
@@ -760,8 +779,9 @@ class LinearDiffusion:
 class _PosteriorStep:
     """The numbers of `posterior` for one pair of times.
 
-    operator   R
-    lift       what raises the innovation: a `Lift` or a factor of Rᵀ at eta = 1, else weights on the modes of R
+    Attributes:
+        operator: R
+        lift: what raises the innovation: a `Lift` or a factor of Rᵀ at eta = 1, else weights on the modes of R
     """
 
     alpha_s: float

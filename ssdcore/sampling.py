@@ -79,15 +79,16 @@ def step(
 ) -> Array:
     """x_s drawn from ``proc.posterior(x_t, prediction, s, t, eta, clean_covariance)``; at s = 0 the prediction itself.
 
-    x_t         (*batch, *shape(t)) state
-    prediction  (*batch, *shape(s)) clean image at the size of s, as predicted from x_t
-    s, t        times of `proc`, s < t, as `posterior` takes them: one, one for each item, or traced
-    normal      normal(shape) -> standard normal array like x_t; called once, except at s = 0
-    eta         1 ancestral … 0 deterministic where the size is kept (DDIM)
-    previous    (*batch, *shape(t)) what was predicted in the step u → t before. With eta = 0 the step is then the
-                second-order multistep one (`ssdcore.multistep.extrapolated`), DPM-Solver++(2M) within a size
-    u           the time of the state that `previous` was predicted from
-    clean_covariance   what the prediction leaves open (theory of exact second moments, see `posterior`)
+    Args:
+        x_t: ``(*batch, *shape(t))`` state
+        prediction: ``(*batch, *shape(s))`` clean image at the size of s, as predicted from x_t
+        s, t: times of `proc`, s < t, as `posterior` takes them: one, one for each item, or traced
+        normal: normal(shape) -> standard normal array like x_t; called once, except at s = 0
+        eta: 1 ancestral … 0 deterministic where the size is kept (DDIM)
+        previous: ``(*batch, *shape(t))`` what was predicted in the step u → t before. With eta = 0 the step is then the
+            second-order multistep one (`ssdcore.multistep.extrapolated`), DPM-Solver++(2M) within a size
+        u: the time of the state that `previous` was predicted from
+        clean_covariance: what the prediction leaves open (theory of exact second moments, see `posterior`)
 
     >>> proc = ssd.LinearDiffusion.identity((2,), ssd.NoiseSchedule.cosine(10))
     >>> ssd.sampling.step(proc, np.ones(2), np.zeros(2), 4, 5, np.ones, eta=0.0).round(3)
@@ -116,25 +117,29 @@ def sample(
     *,
     clean_covariance: CleanCovariance | None = None,
 ) -> Array:
-    """x_0 from x_T, (*batch, *shape(0)): down the chain, a draw from the posterior at every step.
-
-    denoise  denoise(x_t, t, s) -> the clean image at the size of s, (*batch, *shape(s)). t and s are times of the
-             process that a network was trained on: of `proc`, or where that was respaced, of its `times`
-    x_T      (*batch, *shape at the last time) of any array library, drawn from ``proc.prior(…)``
-    normal   normal(shape) -> standard normal array like x_T. For jax a key will do: ``jax.random.key(0)``
-    times    increasing times of `proc` to visit before 0, the last being that of x_T; None: all
-    eta      1 ancestral (theorem 3) … 0 deterministic where the size is kept (DDIM)
-    order    2: second-order multistep, DPM-Solver++(2M) carried across changes of size; for eta = 0
-    clean_covariance  clean_covariance(t, s) -> Covariance over shape(s) of what the prediction leaves open, or None.
-             Each step then has the mean *and covariance* of the true one (`LinearDiffusion.posterior`). For order 1
+    """x_0 from x_T, ``(*batch, *shape(0))``: down the chain, a draw from the posterior at every step.
 
     The last prediction is the result. In jax the steps within one size are one `lax.scan`, so that tracing does not
     grow with their number: `denoise` must be traceable, and is given t and s as traced integers there. A `normal` that
-    is a function draws the noise of all steps of a size at once, (steps, *shape); a key draws it step by step. The
+    is a function draws the noise of all steps of a size at once, ``(steps, *shape)``; a key draws it step by step. The
     covariances of a scan must share their modes (all cosine, say), or its steps are unrolled. Wrap the call in
     `jax.jit` to keep what was compiled.
 
-    Raises ValueError for times, eta or order outside their range, and for arrays of other shapes than their times ask.
+    Args:
+        denoise: denoise(x_t, t, s) -> the clean image at the size of s, ``(*batch, *shape(s))``. t and s are times of
+            the process that a network was trained on: of `proc`, or where that was respaced, of its `times`
+        x_T: ``(*batch, *shape at the last time)`` of any array library, drawn from ``proc.prior(…)``
+        normal: normal(shape) -> standard normal array like x_T. For jax a key will do: ``jax.random.key(0)``
+        times: increasing times of `proc` to visit before 0, the last being that of x_T; None: all
+        eta: 1 ancestral (theorem 3) … 0 deterministic where the size is kept (DDIM)
+        order: 2: second-order multistep, DPM-Solver++(2M) carried across changes of size; for eta = 0
+        clean_covariance: clean_covariance(t, s) -> Covariance over shape(s) of what the prediction leaves open, or
+            None. Each step then has the mean *and covariance* of the true one (`LinearDiffusion.posterior`). For order
+            1
+
+    Raises:
+        ValueError: For times, eta or order outside their range, and for arrays of other shapes than their times
+            ask.
 
     >>> spectrum = (1 + np.hypot(*np.indices((8, 8)))) ** -2.5
     >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.equal(1000, levels=2)

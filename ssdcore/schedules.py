@@ -32,13 +32,14 @@ Continuous = Callable[[Namespace, Array], tuple[Array, Array]]
 class NoiseSchedule:
     """Signal and noise levels of ``x_t = alpha[t] · (degraded x_0) + sigma[t] · noise``, t = 0 … T.
 
-    alpha       float64 (T + 1,), alpha[0] = 1, not negative
-    sigma       float64 (T + 1,), sigma[0] = 0, positive afterwards
-    continuous  (namespace, real times) -> (alpha, sigma) between the integers; None: interpolated, see `at`
-
     Build one with `linear`, `cosine`, `from_betas` or `from_log_snr` (variance preserving, alpha² + sigma² = 1), with
     `rectified_flow` (alpha + sigma = 1) or `edm` (alpha = 1), or from two arrays of your own. Raises ValueError for
     arrays that break the above, naming the time. Two schedules are equal if their levels are.
+
+    Attributes:
+        alpha: float64 (T + 1,), alpha[0] = 1, not negative
+        sigma: float64 (T + 1,), sigma[0] = 0, positive afterwards
+        continuous: (namespace, real times) -> (alpha, sigma) between the integers; None: interpolated, see `at`
 
     >>> noise = ssd.NoiseSchedule.linear(1000)
     >>> noise.steps, noise.sigma[[0, 1, 500, 1000]].round(3).tolist()
@@ -119,17 +120,21 @@ class NoiseSchedule:
     def at(self, t: Any) -> tuple[Any, Any]:
         """(alpha, sigma) at times 0 <= t <= T, whole or real: two numbers for a number, two arrays for an array.
 
-        t   an integer or a real number, or an array of either (numpy, torch, jax, …; traced by jax or torch.compile
-            too), of any shape. The results are arrays of that shape in its library, in the dtype of real times, else
-            in the library's default floating dtype.
-
         Between whole times `linear` and `from_betas` let each β act evenly over its step (log alpha is linear there),
         `cosine`, `rectified_flow` and `edm` follow their formula, and `scaled` keeps the factor of the whole time
         before. Every other schedule interpolates log(sigma/alpha) linearly, in its own normalisation; in the first step
         sigma/alpha itself, and alpha/sigma itself in a step that ends without signal.
 
-        Raises TypeError for anything else than numbers, ValueError for a time outside 0 … T. A traced time cannot be
-        checked: outside it is NaN in jax.
+        A traced time cannot be checked: outside it is NaN in jax.
+
+        Args:
+            t: an integer or a real number, or an array of either (numpy, torch, jax, …; traced by jax or
+                torch.compile too), of any shape. The results are arrays of that shape in its library, in the dtype of
+                real times, else in the library's default floating dtype.
+
+        Raises:
+            TypeError: For anything else than numbers.
+            ValueError: For a time outside 0 … T.
 
         >>> alpha, sigma = ssd.NoiseSchedule.rectified_flow(10).at(2.5)
         >>> alpha, sigma
@@ -208,7 +213,8 @@ class NoiseSchedule:
     def linear(cls, steps: int = 1000) -> NoiseSchedule:
         """DDPM's schedule, β from 0.1/T to 20/T in equal increments; at T = 1000 these are 1e-4 and 0.02.
 
-        Raises ValueError below T = 21, where the last β would reach one.
+        Raises:
+            ValueError: Below T = 21, where the last β would reach one.
         """
         steps = _positive_int(steps, "NoiseSchedule.linear: steps")
         if steps <= 20:
@@ -243,6 +249,8 @@ class NoiseSchedule:
         cls, steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
     ) -> NoiseSchedule:
         """EDM's variance-exploding noise: alpha = 1, sigma_0 = 0 and, from sigma_1 = sigma_min to sigma_T = sigma_max,
+
+        ::
 
             sigma_t = (sigma_min^(1/rho) + (t − 1)/(T − 1) · (sigma_max^(1/rho) − sigma_min^(1/rho)))^rho.
 
@@ -426,11 +434,12 @@ def _chosen(table: Mapping[str, Any], name: str, what: str) -> Any:
 class ResolutionSchedule:
     """Which resolution level, 0 the highest, the state has at each time.
 
-    starts   starts[k − 1] is the first time t at which level k (or a lower resolution) holds, for k = 1, 2, …
-    steps    T, or None if the schedule serves any process whose T is not before the last start
-
     Build one with `equal`, `convex`, `sigmoid`, `tanh` or `thresholds`. The named shapes put level
     min(⌊levels · u(τ)⌋, levels − 1) at time t, with τ = (t − 1)/(T − 1).
+
+    Attributes:
+        starts: starts[k − 1] is the first time t at which level k (or a lower resolution) holds, for k = 1, 2, …
+        steps: T, or None if the schedule serves any process whose T is not before the last start
 
     >>> levels = ssd.ResolutionSchedule.convex(1000, levels=4)
     >>> levels.starts
@@ -466,7 +475,8 @@ class ResolutionSchedule:
     def named(cls, name: str, steps: int, levels: int, gamma: float | None = None) -> ResolutionSchedule:
         """The shape that commands call `name`, one of `names()`; gamma None: the shape's own.
 
-        Raises ValueError for another name, and for a gamma where the shape ("equal") has none.
+        Raises:
+            ValueError: For another name, and for a gamma where the shape ("equal") has none.
         """
         make = _chosen(RESOLUTION_SCHEDULES, name, "ResolutionSchedule.named")
         if gamma is None:

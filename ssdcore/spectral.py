@@ -60,7 +60,7 @@ class Modes:
         return Modes(self.shape, self.grid, factors), np.pad(np.broadcast_to(values, self.counts), padding)
 
     def analyse(self, xp: Namespace, x: Array) -> Array:
-        """Coefficients Vᵀ x, (*batch, *counts)."""
+        """Coefficients Vᵀ x, ``(*batch, *counts)``."""
         if not self.factors:
             return x
         z = xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
@@ -69,7 +69,7 @@ class Modes:
         return z
 
     def synthesise(self, xp: Namespace, z: Array) -> Array:
-        """V z, (*batch, *shape)."""
+        """V z, ``(*batch, *shape)``."""
         if not self.factors:
             return z
         batch = z.shape[: z.ndim - len(self.grid)]
@@ -253,7 +253,7 @@ def lanczos_function(
     shape: Shape,
     what: object,
 ) -> Array:
-    """f(MᵀM) x by Lanczos iteration, `gram` applying MᵀM; x is (*batch, *shape), each batch entry its own iteration.
+    """f(MᵀM) x by Lanczos iteration, `gram` applying MᵀM; x is ``(*batch, *shape)``, one iteration per batch entry.
 
     The error is estimated from the Lanczos residual (the component of the result along the next, unused direction)
     and from the change over the last five steps. Raises ConvergenceError when that estimate, relative to

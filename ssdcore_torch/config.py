@@ -42,19 +42,22 @@ _LARGEST_NETWORK = {"base_channels": 8192, "blocks_per_stage": 64, "in_channels"
 class DataConfig:
     """The images.
 
-    path          whatever `ssdcore_torch.data.open_images` reads, or `EMBEDDED`
-    classes       which of the data's classes, () for all
-    class_names   names of the labels that a class-conditional network was trained on, in the order of their numbers;
-                  filled in when the run is made
-    class_counts  how many images of each class it was trained on; filled in with the names. Classes without any are
-                  not drawn
-    flip          mirror every image left to right with probability ½
-    crop          of images that are no square: "center", or a "random" square each time
-    workers       processes that decode; None: as many as there are cores, up to 8
-    memory_gib    images that fit this much memory once decoded are kept there; more are read again in every epoch
-    broken_share  share of unreadable files above which the run stops; up to it they are named, counted and skipped
     labels, column, label_column, subset, bits, most_pixels
                   which of what the data holds is read, and how (`ssdcore_torch.data.Choices`)
+
+    Attributes:
+        path: whatever `ssdcore_torch.data.open_images` reads, or `EMBEDDED`
+        classes: which of the data's classes, () for all
+        class_names: names of the labels that a class-conditional network was trained on, in the order of their
+            numbers; filled in when the run is made
+        class_counts: how many images of each class it was trained on; filled in with the names. Classes without any
+            are not drawn
+        flip: mirror every image left to right with probability ½
+        crop: of images that are no square: "center", or a "random" square each time
+        workers: processes that decode; None: as many as there are cores, up to 8
+        memory_gib: images that fit this much memory once decoded are kept there; more are read again in every epoch
+        broken_share: share of unreadable files above which the run stops; up to it they are named, counted and
+            skipped
     """
 
     path: str
@@ -102,44 +105,45 @@ class DataConfig:
 class TrainConfig:
     """The optimisation.
 
-    steps          optimizer steps
-    batch_size     images a step, over all processes
-    accumulate     parts that a process works through one after the other in a step, to save memory
-    warmup         steps over which the learning rate grows linearly to `learning_rate`
-    cosine_decay   then lower it to zero at the last step along a cosine; False keeps it
-    clip           largest norm of the gradient, a longer one is scaled to it; None: any
-    skip_spikes    skip the update where a loss exceeds this many times the running mean of its path; None: never
-    ema            decays of the weights' moving averages, the first is drawn with; the first steps use
-                   min(decay, (1 + step) / (10 + step))
-    ema_widths     relative widths (EDM2's σ_rel) of further averages, of which `snapshots` are kept, so that an
-                   average of any width can be made afterwards (`python -m ssdcore_torch.ema`)
-    snapshots      how many of them, evenly over the run
-    label_dropout  share of the labels left out, of a class-conditional network, so that it can be guided
-    weighting      of the loss: "min_snr", min(SNR, snr_clamp); "snr", the error of the noise; "edm", EDM's loss
-                   (`Objective`)
-    snr_clamp      of "min_snr"
-    pixel_share    multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
-    change_share   share of the batches that train a size-increasing step; None: as uniform times give it,
-                   (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
-    size_bias      b: a path's share of the batches also grows as (pixels of its target)^b; 0: as times fall
-    equal_cost     a step at a low level takes every image at several times, each with noise of its own, so that all
-                   steps cost about the same
-    precision      of the network's arithmetic; weights, averages and optimizer are float32 always, so bfloat16, with
-                   float32's range, needs no scaling of the loss (float16 would, and is not offered);
-                   "auto": bfloat16 on CUDA, float32 elsewhere
-    compile        compile the network, one graph a path: quicker steps after a minute or more of compiling
-    cuda_graphs    run each path's whole step (forward, backward, clipping, optimizer, averages) as one CUDA graph,
-                   captured when the path comes for the third time: the host launches one thing in place of thousands.
-                   It takes the memory of the largest step once more. None: on one GPU, for networks of this package
-                   that are neither compiled nor recomputed
-    recompute      keep less of the forward pass and compute it again in the backward one: less memory, slower
-    log_every      steps between two lines of the log
-    save_every     steps between two checkpoints
-    keep           checkpoints kept; older ones are deleted
-    sample_every   steps between two grids of samples; None: only at the end
-    evaluate_every    steps between two evaluations (the best checkpoint is kept besides the newest); None: never
-    evaluate_samples   images that an evaluation draws
-    evaluate_features  what it compares: "lite0", EfficientNet-Lite0's features, or "pixels", quick
+    Attributes:
+        steps: optimizer steps
+        batch_size: images a step, over all processes
+        accumulate: parts that a process works through one after the other in a step, to save memory
+        warmup: steps over which the learning rate grows linearly to `learning_rate`
+        cosine_decay: then lower it to zero at the last step along a cosine; False keeps it
+        clip: largest norm of the gradient, a longer one is scaled to it; None: any
+        skip_spikes: skip the update where a loss exceeds this many times the running mean of its path; None: never
+        ema: decays of the weights' moving averages, the first is drawn with; the first steps use min(decay, (1 +
+            step) / (10 + step))
+        ema_widths: relative widths (EDM2's σ_rel) of further averages, of which `snapshots` are kept, so that an
+            average of any width can be made afterwards (`python -m ssdcore_torch.ema`)
+        snapshots: how many of them, evenly over the run
+        label_dropout: share of the labels left out, of a class-conditional network, so that it can be guided
+        weighting: of the loss: "min_snr", min(SNR, snr_clamp); "snr", the error of the noise; "edm", EDM's loss
+            (`Objective`)
+        snr_clamp: of "min_snr"
+        pixel_share: multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
+        change_share: share of the batches that train a size-increasing step; None: as uniform times give it,
+            (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
+        size_bias: b: a path's share of the batches also grows as (pixels of its target)^b; 0: as times fall
+        equal_cost: a step at a low level takes every image at several times, each with noise of its own, so that
+            all steps cost about the same
+        precision: of the network's arithmetic; weights, averages and optimizer are float32 always, so bfloat16,
+            with float32's range, needs no scaling of the loss (float16 would, and is not offered); "auto": bfloat16 on
+            CUDA, float32 elsewhere
+        compile: compile the network, one graph a path: quicker steps after a minute or more of compiling
+        cuda_graphs: run each path's whole step (forward, backward, clipping, optimizer, averages) as one CUDA
+            graph, captured when the path comes for the third time: the host launches one thing in place of thousands.
+            It takes the memory of the largest step once more. None: on one GPU, for networks of this package that are
+            neither compiled nor recomputed
+        recompute: keep less of the forward pass and compute it again in the backward one: less memory, slower
+        log_every: steps between two lines of the log
+        save_every: steps between two checkpoints
+        keep: checkpoints kept; older ones are deleted
+        sample_every: steps between two grids of samples; None: only at the end
+        evaluate_every: steps between two evaluations (the best checkpoint is kept besides the newest); None: never
+        evaluate_samples: images that an evaluation draws
+        evaluate_features: what it compares: "lite0", EfficientNet-Lite0's features, or "pixels", quick
     """
 
     steps: int
@@ -317,7 +321,8 @@ class Config:
         `size` and `levels` then make the level sizes anew, each half the last, for the network that the settings give;
         attention stays at its stages, unless the settings say otherwise.
 
-        Raises ValueError that names the key which is unknown or of the wrong type.
+        Raises:
+            ValueError: That names the key which is unknown or of the wrong type.
         """
         tree = _overlay(json.loads(self.to_json()), settings, "")
         if size is not None or levels is not None:
@@ -338,7 +343,8 @@ class Config:
     def scheduled(self, schedule: ssd.oracle.Schedule) -> Config:
         """The process of a designed schedule in place of this one's.
 
-        Raises ValueError for a schedule of other sizes than the network's levels.
+        Raises:
+            ValueError: For a schedule of other sizes than the network's levels.
         """
         sizes = self.network.level_sizes
         if schedule.sizes != sizes:
@@ -403,7 +409,8 @@ def designed(schedule: ssd.oracle.Schedule) -> dict[str, Any]:
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
     """Settings laid over each other, section by section.
 
-    Raises ValueError where one tree has a value and a later one a section, or the other way round.
+    Raises:
+        ValueError: Where one tree has a value and a later one a section, or the other way round.
     """
     return _merged(trees, "")
 

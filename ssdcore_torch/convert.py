@@ -20,7 +20,9 @@ def convert(official: Path, out: Path, net: FlexiUNet, process: ProcessConfig) -
     """Write `net`, imported from `official`, and the process it was trained for as the run folder `out`; all of it or
     nothing. The file holds one set of weights: it becomes both the run's weights and their average.
 
-    Raises ValueError if the schedule admits no process, FileExistsError if `out` exists.
+    Raises:
+        ValueError: If the schedule admits no process.
+        FileExistsError: If `out` exists.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; give another --out, or remove it")

@@ -15,7 +15,8 @@ from ssdcore_torch.errors import UserError
 def open_device(name: str | None) -> torch.device:
     """The device called `name`, set up for this process; None: the first CUDA device, or else the CPU.
 
-    Raises UserError if it is not there.
+    Raises:
+        UserError: If it is not there.
     """
     device = _find_device(name)
     if device.type == "cuda":

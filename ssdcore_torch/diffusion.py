@@ -27,7 +27,8 @@ EDM_LOG_NOISE = (-1.2, 1.2)
 class Batch:
     """A path and times of it for each image. ``batch[part]``, `part` a slice, is the same for a part of the images.
 
-    times   int64, (batch,), or (batch, repeats) where a step takes every image at several times
+    Attributes:
+        times: int64, (batch,), or (batch, repeats) where a step takes every image at several times
     """
 
     path: Path
@@ -40,7 +41,7 @@ class Batch:
         return Batch(self.path, self.times[part])
 
     def noise_shape(self, channels: int) -> tuple[int, ...]:
-        """(*times.shape, channels, *path.shape): of the noise that these images take."""
+        """``(*times.shape, channels, *path.shape)``: of the noise that these images take."""
         return (*self.times.shape, channels, *self.path.shape)
 
 
@@ -64,6 +65,8 @@ class Objective:
     x̂ has the size of the state at t − 1, and x_0 is compared with it as it is degraded at the first time of that size:
     a resize process's R_{0→t−1} x_0, a blur's x_0 itself. Every image is degraded by its own time.
 
+    ::
+
         w_t = min(α_t²/σ_t², snr_clamp)   "min_snr", the paper's (Hang et al. 2023)
         w_t = α_t²/σ_t²                   "snr": the error of the noise within a size, DDPM's loss (Ho et al. 2020)
         w_t = (α_t²/σ_t² + 1/s²) · p_t    "edm" (Karras et al. 2022), s = `DATA_STD`. The first factor is 1/c_out² of
@@ -74,12 +77,13 @@ class Objective:
 
     The share turns means over pixels into sums, so that a coarse mode weighs the same at every level.
 
-    change_share   share of the batches on size-changing paths, which have one time each; None: the paper's
-                   batches (a time drawn uniformly decides the path; if its size equals that of t − 1, the batch is
-                   filled with other times of the path)
-    size_bias      b >= 0: a path's share also grows as (pixels of its target)^b, among the size-keeping paths and among
-                   the changes; 0: as times fall. Small sizes are learned in fewer steps than large ones.
-    repeats        times and noises that each image gets in a step, one number a path (`equal_cost_repeats`); (): one
+    Attributes:
+        change_share: share of the batches on size-changing paths, which have one time each; None: the paper's
+            batches (a time drawn uniformly decides the path; if its size equals that of t − 1, the batch is filled with
+            other times of the path)
+        size_bias: b >= 0: a path's share also grows as (pixels of its target)^b, among the size-keeping paths and
+            among the changes; 0: as times fall. Small sizes are learned in fewer steps than large ones.
+        repeats: times and noises that each image gets in a step, one number a path (`equal_cost_repeats`); (): one
     """
 
     process: ssd.LinearDiffusion
@@ -151,14 +155,18 @@ class Objective:
     ) -> Tensor:
         """The weighted loss of every image and time: shaped like `batch.times`.
 
-        x0         (batch, channels, *full size) clean images in [−1, 1]
-        noise      standard normal, shaped `batch.noise_shape(channels)`
-        out_level  the network's level of `batch.path.target_shape`
-        labels     (batch,) int64 class labels, the network's null label among them; None for a network without classes
-        rows       what `rows` gives for the batch's times; None: made here
-
         What the network is given and compared with is computed in the precision of x0, under autocast too.
-        Raises ValueError for noise or labels of another shape.
+
+        Args:
+            x0: ``(batch, channels, *full size)`` clean images in [−1, 1]
+            noise: standard normal, shaped `batch.noise_shape(channels)`
+            out_level: the network's level of `batch.path.target_shape`
+            labels: (batch,) int64 class labels, the network's null label among them; None for a network without
+                classes
+            rows: what `rows` gives for the batch's times; None: made here
+
+        Raises:
+            ValueError: For noise or labels of another shape.
         """
         if noise.shape != (expected := batch.noise_shape(x0.shape[1])):
             raise ValueError(f"noise: expected the shape {expected} for this batch, got {tuple(noise.shape)}")
@@ -178,7 +186,7 @@ class Objective:
         return (weight * error).view(batch.times.shape)
 
     def rows(self, times: np.ndarray, device: torch.device) -> Tensor:
-        """(4, *times.shape): time, α, σ, weight; copied without waiting for the device."""
+        """``(4, *times.shape)``: time, α, σ, weight; copied without waiting for the device."""
         return to_device(self._table[:, times], device)
 
     @functools.cached_property

@@ -26,9 +26,10 @@ from ssdcore_torch.errors import UserError
 class World:
     """The processes that work together, and this one's place among them.
 
-    rank, size    this process is the rank-th of `size`
-    local_rank    its number on this machine: of its device, too
-    device        what it computes on
+    Attributes:
+        rank, size: this process is the rank-th of `size`
+        local_rank: its number on this machine: of its device, too
+        device: what it computes on
     """
 
     rank: int
@@ -106,10 +107,12 @@ class World:
 def connect(device: str | None = None) -> Iterator[World]:
     """The world that `torchrun` describes in the environment, or a world of this process alone.
 
-    device   as `open_device` takes it; with several processes and None or "cuda", each takes the GPU of its number
-
     With a GPU a rank, tensors on it travel by NCCL; those of the CPU by Gloo. When a rank fails the others stop with
     a UserError that says so.
+
+    Args:
+        device: as `open_device` takes it; with several processes and None or "cuda", each takes the GPU of its
+            number
     """
     size, rank, local = _place()
     if size == 1:

@@ -9,9 +9,13 @@ Power function (Karras et al. 2024, "Analyzing and improving the training dynami
 γ: θ̂ ← β θ̂ + (1 − β) θ with β = (1 − 1/t)^(γ+1). Step τ thus weighs (τ^(γ+1) − (τ−1)^(γ+1)) / t^(γ+1), which is the
 integral over (τ − 1, τ) of
 
+::
+
     p_{γ,t}(τ) = (γ + 1) τ^γ / t^(γ+1)   on (0, t)
 
 exactly; there is no error of discretisation. Its width is the standard deviation of p over t,
+
+::
 
     σ_rel = √(γ + 1) / ((γ + 2) √(γ + 3)),   1/√12 at γ = 0 and falling with γ,
 
@@ -19,7 +23,7 @@ so that γ is the largest root of γ³ + 7γ² + (16 − σ_rel⁻²)γ + 12 −
 profile keeps its shape as training goes on.
 
 Post hoc: snapshots i, of exponents γᵢ after tᵢ steps, are mixed with weights x to resemble the profile p* that is asked
-for, at a step T that has snapshots:
+for, at a step T that has snapshots::
 
     minimise ‖p* − Σ xᵢ pᵢ‖² in L²(0, T)   subject to Σ xᵢ = 1,   with, for tᵢ <= tⱼ,
     ⟨pᵢ, pⱼ⟩ = ∫₀^tᵢ pᵢ pⱼ = (γᵢ + 1)(γⱼ + 1) / (γᵢ + γⱼ + 1) · (tᵢ/tⱼ)^γⱼ / tⱼ.
@@ -206,9 +210,13 @@ def _inner(gamma_a: np.ndarray, time_a: np.ndarray, gamma_b: np.ndarray, time_b:
 def reconstruct(run: str | Path, width: float, at_step: int | None = None) -> Tensors:
     """The average of a relative width that was not tracked, mixed from the run's snapshots, by parameter name.
 
-    width     σ_rel, from 0.001 to 1/√12
-    at_step   after which step; one that has snapshots; default: the last
-    Raises FileNotFoundError for a run without snapshots, ValueError for a step without, or files that do not fit.
+    Args:
+        width: σ_rel, from 0.001 to 1/√12
+        at_step: after which step; one that has snapshots; default: the last
+
+    Raises:
+        FileNotFoundError: For a run without snapshots.
+        ValueError: For a step without, or files that do not fit.
     """
     return mixed_average(Path(run), width, at_step)[0]
 

@@ -33,9 +33,11 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
 def denoising_strip(steps: Sequence[tuple[int, Tensor, Tensor]], samples: int = 3, columns: int = 10) -> Image.Image:
     """The chain of the first `samples` images, from noise at the left to the image at the right.
 
-    steps   (t, x_t, prediction) in the order of sampling, as `generate` reports them
     Above, x_t at the true size of its level; below, what the network predicts from it. The columns are spread evenly
     over the steps.
+
+    Args:
+        steps: (t, x_t, prediction) in the order of sampling, as `generate` reports them
     """
     picked = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
     size = max(prediction.shape[-1] for _, _, prediction in picked)
@@ -62,8 +64,9 @@ def denoising_frames(
     """The chain of the first `samples` images, a frame a step: x_t at the true size of its level above, growing, and
     below it what the network predicts from it, for `save_animation`.
 
-    steps    (t, x_t, prediction) in the order of sampling, as `generate` reports them for one batch
-    frames   at most as many, spread evenly over the steps
+    Args:
+        steps: (t, x_t, prediction) in the order of sampling, as `generate` reports them for one batch
+        frames: at most as many, spread evenly over the steps
     """
     if not steps:
         raise ValueError("denoising_frames: expected at least one step (t, x_t, prediction), got none")

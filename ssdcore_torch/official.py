@@ -39,19 +39,23 @@ def import_official(
 ) -> FlexiUNet:
     """The network that a released checkpoint holds, in float32 and evaluation mode, with its weights in place.
 
-    path        .pt or .pth: a dictionary with `model` (and `step`), or the state dictionary itself, EMA or not; read
-                without running any code in it. .safetensors: the tensors by the same names, optionally all
-                under "weights/".
-    levels      number of image sizes it was trained at; the weights do not tell; default: its number of stages
-    factor      between the sizes of levels; the weights do not tell
-    heads       of its attention; the weights do not tell
-    image_size  side of the square image; default: from the names of the adapters, which carry their stage's size
     Everything else is read off names and shapes. Stages of equal width share an adapter, which the file holds
     under each stage's name. In averaged (EMA) files of such networks these disagree, since the paper's code
     averages only the first; the last is taken, as that code does when it loads the file.
 
-    Raises FileNotFoundError if there is no such file, and ValueError naming the file and what is wrong with it:
-    unreadable, keys missing or unknown, a wrong shape.
+    Args:
+        path: .pt or .pth: a dictionary with `model` (and `step`), or the state dictionary itself, EMA or not; read
+            without running any code in it. .safetensors: the tensors by the same names, optionally all under
+            "weights/".
+        levels: number of image sizes it was trained at; the weights do not tell; default: its number of stages
+        factor: between the sizes of levels; the weights do not tell
+        heads: of its attention; the weights do not tell
+        image_size: side of the square image; default: from the names of the adapters, which carry their stage's
+            size
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: Naming the file and what is wrong with it: unreadable, keys missing or unknown, a wrong shape.
     """
     path = Path(path)
     state, _ = _read(path)
@@ -74,8 +78,9 @@ def official_step(path: str | Path) -> int:
 def export_official(net: FlexiUNet) -> dict[str, Tensor]:
     """The state dictionary under the released names: what `import_official` reads, and the paper's code loads.
 
-    Raises ValueError unless `net.config.released_behaviour`: other networks compute something else than that
-    code would from the same weights.
+    Raises:
+        ValueError: Unless `net.config.released_behaviour`: other networks compute something else than that code
+            would from the same weights.
     """
     if not net.config.released_behaviour:
         raise ValueError(

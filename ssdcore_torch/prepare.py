@@ -1,6 +1,6 @@
 """python -m ssdcore_torch.prepare: pack images, once, into tar shards that training reads.
 
-Each recipe is one command:
+Each recipe is one command::
 
     python -m ssdcore_torch.prepare celeba   --from img_align_celeba --size 64  --out celeba64
     python -m ssdcore_torch.prepare celeba   --from img_align_celeba --size 128 --out celeba128
@@ -14,6 +14,8 @@ complete, and the same command goes on after a crash with the shard that is miss
 layout: KEY.png, lossless, and KEY.cls with the class where there are classes; the images in an order drawn from --seed.
 
 CelebA's training split, without validation and test: make a list of its files first,
+
+::
 
     awk '$2 == 0 {print $1}' list_eval_partition.txt > train.txt
 
@@ -134,19 +136,22 @@ def prepare(
 ) -> Manifest:
     """Write the shards of `folder` into `out`, or those still missing there, and last the manifest.
 
-    recipe        a name in `RECIPES`
-    folder        what it reads; "folder" reads whatever `ssdcore_torch.data.open_images` does
-    size          height and width of the images
-    per_shard     pictures of the input that go into a shard
-    seed          of the order
-    broken_share  share of the pictures that may be broken or too small; they are left out
-    names         of the files to take, from `folder` on; None takes all
-    channels      of the images: 1 (grey), 3 (RGB), 4 (RGBA)
-
     What fails before a shard holds a picture leaves nothing behind.
 
-    Raises ValueError if the input is not what the recipe reads, too much of it is broken, or `out` holds anything
-    else; OSError if `out` cannot be written.
+    Args:
+        recipe: a name in `RECIPES`
+        folder: what it reads; "folder" reads whatever `ssdcore_torch.data.open_images` does
+        size: height and width of the images
+        per_shard: pictures of the input that go into a shard
+        seed: of the order
+        broken_share: share of the pictures that may be broken or too small; they are left out
+        names: of the files to take, from `folder` on; None takes all
+        channels: of the images: 1 (grey), 3 (RGB), 4 (RGBA)
+
+    Raises:
+        ValueError: If the input is not what the recipe reads, too much of it is broken, or `out` holds anything
+            else.
+        OSError: If `out` cannot be written.
     """
     need("webdataset")
     kind = RECIPES[recipe]
@@ -367,7 +372,8 @@ def _write_manifest(
 def index_shards(out: Path) -> Manifest:
     """Write the manifest of tar shards of another origin that lie in `out`, so that opening them reads nothing else.
 
-    Raises ValueError if there are none, one is unsound, or there is a manifest.
+    Raises:
+        ValueError: If there are none, one is unsound, or there is a manifest.
     """
     if (out / MANIFEST).exists() or (out / PREPARING).exists():
         raise ValueError(

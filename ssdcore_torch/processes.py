@@ -31,22 +31,23 @@ OPERATORS = "operators"
 class ProcessConfig:
     """The forward process; its sizes are the network's levels.
 
-    schedule       shape of `ssdcore.ResolutionSchedule`: how long each level lasts; "thresholds": as `starts` says
-    gamma          its exponent; None for "equal" and "thresholds", which have none
-    matched        True: scale-matched noise; False: the paper's, the same noise-to-signal ratio at every size
-    steps          T
-    kernel         of the resize
-    starts         the time at which level 1, 2, … starts; None unless the schedule is "thresholds"
-    times          the sampling times that a schedule was designed for (`ssdcore.oracle.design_levels`), or None
-    degradation    what happens to the image besides noise: "resize", "blur", "resize+blur" or "identity" (nothing);
-                   "operators": what `operators` names
-    noise          of the full size, a name of `ssdcore.NoiseSchedule.names()`; "log_snr": as `log_snr` says
-    log_snr        log(α²/σ²) at t = 1 … T, falling; None unless the noise is "log_snr"
-    blur           standard deviation of the blur at T, in full-size pixels; None: an eighth of the shorter side
-    blur_schedule  how it grows: "sine", as in blurring diffusion (Hoogeboom and Salimans 2022), or "log", as in heat
-                   dissipation (Rissanen et al. 2022)
-    operators      SHA-256 of the file in the run that holds a process of one's own; None unless the degradation is
-                   "operators", whose noise that file holds, too
+    Attributes:
+        schedule: shape of `ssdcore.ResolutionSchedule`: how long each level lasts; "thresholds": as `starts` says
+        gamma: its exponent; None for "equal" and "thresholds", which have none
+        matched: True: scale-matched noise; False: the paper's, the same noise-to-signal ratio at every size
+        steps: T
+        kernel: of the resize
+        starts: the time at which level 1, 2, … starts; None unless the schedule is "thresholds"
+        times: the sampling times that a schedule was designed for (`ssdcore.oracle.design_levels`), or None
+        degradation: what happens to the image besides noise: "resize", "blur", "resize+blur" or "identity"
+            (nothing); "operators": what `operators` names
+        noise: of the full size, a name of `ssdcore.NoiseSchedule.names()`; "log_snr": as `log_snr` says
+        log_snr: log(α²/σ²) at t = 1 … T, falling; None unless the noise is "log_snr"
+        blur: standard deviation of the blur at T, in full-size pixels; None: an eighth of the shorter side
+        blur_schedule: how it grows: "sine", as in blurring diffusion (Hoogeboom and Salimans 2022), or "log", as in
+            heat dissipation (Rissanen et al. 2022)
+        operators: SHA-256 of the file in the run that holds a process of one's own; None unless the degradation is
+            "operators", whose noise that file holds, too
     """
 
     schedule: str
@@ -100,7 +101,8 @@ class ProcessConfig:
     def build(self, sizes: Sequence[Size]) -> ssd.LinearDiffusion:
         """The process over states of these sizes, full size first.
 
-        Raises ValueError for settings that admit no process, and for several sizes of one that keeps its size.
+        Raises:
+            ValueError: For settings that admit no process, and for several sizes of one that keeps its size.
         """
         if self.degradation == OPERATORS:
             raise ValueError("process.operators: this process stands in the run's folder; open it with load_run")

@@ -46,8 +46,11 @@ _MULTIPLIERS, _WEYL, _MASK = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85),
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): four words for each counter.
 
-    counter   four int64 tensors of words below 2³², which broadcast;   key   two such words
     Integers alone, so the same on every device. Products wrap at 2⁶⁴, which leaves their bits as they should be.
+
+    Args:
+        counter: four int64 tensors of words below 2³², which broadcast
+        key: two such words
     """
     a, b, c, d = counter
     k, m = key
@@ -63,7 +66,9 @@ def sample_noise(seed: int, indices: Sequence[int], draws: range, size: int, dev
     """(len(draws), len(indices), size) float32, standard normal: each number a function of (seed, index of the sample,
     draw, place in it) alone, on every device (up to the last bit, by the device's logarithm and cosine).
 
-    indices   below 2⁶⁴;   draws   below 2³²
+    Args:
+        indices: below 2⁶⁴
+        draws: below 2³²
     """
     key = np.random.SeedSequence((Purpose.SAMPLING, seed)).generate_state(2, np.uint32).tolist()
     samples = np.array(indices, dtype=np.uint64)

@@ -37,11 +37,16 @@ def paper_crop(image: Image.Image, size: int) -> np.ndarray:
 class Recipe:
     """How to make images of one data set.
 
-    about   what it reads, for --help
-    open    the pictures of --from. Raises ValueError or FileNotFoundError if they are not this data set's.
-    crop    a picture to (size, size, 3) bytes
-    check   why a picture of this (width, height) does not belong, or ""
-    usual   the number of images that the whole data set has, or 0
+    Attributes:
+        about: what it reads, for --help
+        open: the pictures of --from
+        crop: a picture to (size, size, 3) bytes
+        check: why a picture of this (width, height) does not belong, or ""
+        usual: the number of images that the whole data set has, or 0
+
+    Raises:
+        ValueError: Or.
+        FileNotFoundError: If they are not this data set's.
     """
 
     about: str

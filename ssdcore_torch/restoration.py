@@ -48,11 +48,11 @@ def restore(
     dtype: torch.dtype = torch.float32,
     on_step: StepRecorder | None = None,
 ) -> Tensor:
-    """Draws from p(x_0 | y) for y = A x_0 + σ_y·noise, one for each measurement: (n, channels, *full size).
+    """Draws from p(x_0 | y) for y = A x_0 + σ_y·noise, one for each measurement: ``(n, channels, *full size)``.
 
     The sampler of `generate`, with every prediction ẑ = E[R_s x_0 | x_t] replaced by E[R_s x_0 | x_t, y], estimated by
     the proximal rule of DiffPIR (Zhu et al., 2023) with a full posterior covariance, "type I guidance" of Peng et al.
-    ("Improving diffusion models for inverse problems using optimal posterior covariance", 2024):
+    ("Improving diffusion models for inverse problems using optimal posterior covariance", 2024)::
 
         x̂_y = argmin_x ‖y − A x‖²/σ_y² + (x − x̂)ᵀ C_t⁻¹ (x − x̂) = x̂ + (C_t⁻¹ + AᵀA/σ_y²)⁻¹ Aᵀ(y − A x̂)/σ_y²,
         C_t = (C⁻¹ + (α_t²/σ_t²) R_tᵀ R_t)⁻¹,
@@ -67,15 +67,19 @@ def restore(
     others the network corrects the Gaussian at every step; a fitted `data` matters where A leaves out whole regions or
     scales. No gradient of the network is taken.
 
-    operator      A, from the trailing axes proc.shape(0) to any; channels are measured each alike
-    measurements  y, (n, channels, *operator.out_shape) floating point
-    noise_level   σ_y > 0, in the units of y. For exact measurements take a small one, such as 0.01.
-    data          the law of one clean image: mean (*full size) or (channels, *full size), positive definite covariance
-                  over the full size; ``ssdcore.oracle.fit(images)`` estimates both. None: N(0, I).
     The other arguments are those of `generate`. Draw i depends on measurement i, its label, `seed` and i alone.
 
-    Raises ValueError for shapes that do not fit and a noise level that is not positive, ssdcore.ConvergenceError if the
-    linear equations cannot be solved in 1,000 iterations of conjugate gradients (raise the noise level then).
+    Args:
+        operator: A, from the trailing axes proc.shape(0) to any; channels are measured each alike
+        measurements: y, ``(n, channels, *operator.out_shape)`` floating point
+        noise_level: σ_y > 0, in the units of y. For exact measurements take a small one, such as 0.01.
+        data: the law of one clean image: mean ``(*full size)`` or ``(channels, *full size)``, positive definite
+            covariance over the full size; ``ssdcore.oracle.fit(images)`` estimates both. None: N(0, I).
+
+    Raises:
+        ValueError: For shapes that do not fit and a noise level that is not positive, ssdcore.
+        ConvergenceError: If the linear equations cannot be solved in 1,000 iterations of conjugate gradients (raise
+            the noise level then).
     """
     chain = chain_of(proc, steps, defaults_of(sampler).placement if placement is None else placement, times)
     device = device_of(net)

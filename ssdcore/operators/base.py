@@ -31,21 +31,17 @@ class LinearOperator(LinearMap):
     ``0.5 * op`` and ``op / 2`` multiples. Operators are immutable, equal if they are the same map by construction
     (`key`), and pytrees without leaves: they pass the borders of jax's and torch's transforms.
 
-    >>> op = 0.5 * ssd.Resize((8, 8), (4, 4)) @ ssd.Blur((8, 8), 1.0)
-    >>> op.in_shape, op.out_shape, op.T(np.zeros((10, 4, 4))).shape
-    ((8, 8), (4, 4), (10, 8, 8))
-
     Writing an operator
     -------------------
     Prefer ``Functional`` (two functions), ``Matrix`` or ``Separable``. A class of your own is worth its lines where the
     operator has a structure that these do not know: a fast transform, a mask, a sparse pattern. It sets ``in_shape``
-    and ``out_shape`` and implements two methods:
+    and ``out_shape`` and implements two methods::
 
-        apply(xp, x)            M x;   xp is the array namespace, x an array (*batch, *in_shape) of a checked dtype
+        apply(xp, x)            M x;   xp is the array namespace, x an array ``(*batch, *in_shape)`` of a checked dtype
         apply_adjoint(xp, y)    Mᵀ y
 
     Both return new arrays: what they return may be kept by the caller, so never a buffer that the next call reuses.
-    The rest has defaults, to be overridden where the structure gives something better:
+    The rest has defaults, to be overridden where the structure gives something better::
 
         decompose()             its `Decomposition` M = U diag(s) Vᵀ, called once; default: by axes if separable, dense
                                 if small, else None. With one, norms, spectral functions, posteriors at any eta and
@@ -65,6 +61,10 @@ class LinearOperator(LinearMap):
                                 operator's norm or matrix; default: float64 numpy
 
     A mask keeps its spectrum at any size by three more lines: its modes are the pixels themselves.
+
+    >>> op = 0.5 * ssd.Resize((8, 8), (4, 4)) @ ssd.Blur((8, 8), 1.0)
+    >>> op.in_shape, op.out_shape, op.T(np.zeros((10, 4, 4))).shape
+    ((8, 8), (4, 4), (10, 8, 8))
 
     >>> class Mask(ssd.LinearOperator):
     ...     def __init__(self, keep):
@@ -120,7 +120,8 @@ class LinearOperator(LinearMap):
     def gram_operator(self, f: Callable[[Array], Array]) -> LinearOperator:
         """f(MᵀM) as an operator from in_shape to in_shape that keeps the spectrum of M.
 
-        f   as for `gram_function`; it is called with arrays of every namespace, numpy's for the spectrum
+        Args:
+            f: as for `gram_function`; it is called with arrays of every namespace, numpy's for the spectrum
 
         >>> R = ssd.Resize((8, 8), (4, 4))
         >>> mixed = R.gram_operator(lambda e: 0.3 + 0.7 * e)      # 0.3·I + 0.7·RᵀR

@@ -61,11 +61,14 @@ def _blur_axis(n: int, sigma: float, boundary: str) -> AxisMatrix:
 class Blur(AxisOperator):
     """Gaussian blur with the response exp(−σ²ω²/2) on every trailing axis; widths add in squares.
 
-    sigma      standard deviation in samples: one number, or one an axis; >= 0
-    boundary   "reflect": modes are DCT-II cosines, ω = πk/n; "periodic": Fourier modes, ω = 2πk/n
-
     Symmetric and positive, of norm one. The degradation of blurring diffusion and, as `Blur.heat`, of heat dissipation.
-    Raises ValueError for a negative or non-finite width or an unknown boundary.
+
+    Attributes:
+        sigma: standard deviation in samples: one number, or one an axis; >= 0
+        boundary: "reflect": modes are DCT-II cosines, ω = πk/n; "periodic": Fourier modes, ω = 2πk/n
+
+    Raises:
+        ValueError: For a negative or non-finite width or an unknown boundary.
 
     >>> op = ssd.Blur((64, 64), 3.0)
     >>> op @ ssd.Blur((64, 64), 4.0)

@@ -18,17 +18,19 @@ from ssdcore.operators.linear_map import positive_shape
 class Functional(LinearOperator):
     """An operator from a function that applies it, and one that applies its adjoint.
 
-    apply       maps (*batch, *in_shape) to (*batch, *out_shape), linearly, for any leading axes
-    adjoint     maps back by the transposed matrix; None takes the vector-Jacobian product of `apply` (torch, jax)
-    namespace   module whose arrays `apply` takes when the library makes them itself, for `norm`, `as_matrix` and small
-                decompositions: numpy unless given (torch and jax.numpy are others)
-    dtype       of those arrays, such as torch.float32 for a layer with float32 weights; default: float64, or the
-                widest that the namespace has
-    device      of those arrays, such as "cuda" for a layer whose weights lie there; default: the namespace's own
+    - apply: maps ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``, linearly, for any leading axes
 
     Whether `adjoint` is one is not checked here: put the operator through ``ssdcore.testing.check_operator``, which
     measures the mismatch. Raises TypeError where no adjoint is given and the arrays' library has no automatic
     differentiation, ValueError where a function returns another shape than declared.
+
+    Attributes:
+        adjoint: maps back by the transposed matrix; None takes the vector-Jacobian product of `apply` (torch, jax)
+        namespace: module whose arrays `apply` takes when the library makes them itself, for `norm`, `as_matrix` and
+            small decompositions: numpy unless given (torch and jax.numpy are others)
+        dtype: of those arrays, such as torch.float32 for a layer with float32 weights; default: float64, or the
+            widest that the namespace has
+        device: of those arrays, such as "cuda" for a layer whose weights lie there; default: the namespace's own
 
     >>> first_half = ssd.Functional(
     ...     apply=lambda x: x[..., :2],

@@ -143,7 +143,8 @@ class LinearMap(abc.ABC):
     def singular_values(self) -> np.ndarray:
         """The singular values in float64: one axis for each axis of a separable operator, else one axis.
 
-        Raises ValueError for an operator that is neither separable nor small enough for a dense decomposition.
+        Raises:
+            ValueError: For an operator that is neither separable nor small enough for a dense decomposition.
         """
         decomposition = self.decomposition()
         if decomposition is None:
@@ -162,7 +163,8 @@ class LinearMap(abc.ABC):
     def as_sympy(self) -> sympy.Matrix:
         """The dense matrix as an exact sympy matrix (floating-point entries as the rationals they are).
 
-        Raises ValueError above 4096 entries, where symbolic algebra is of no use.
+        Raises:
+            ValueError: Above 4096 entries, where symbolic algebra is of no use.
         """
         entries = math.prod(self.in_shape) * math.prod(self.out_shape)
         if entries > _SYMPY_MAX_ENTRIES:
@@ -172,12 +174,13 @@ class LinearMap(abc.ABC):
     def gram_function(self, f: Callable[[Array], Array], x: Array) -> Array:
         """f(MᵀM) x, for a function f of the eigenvalues; ``op.T.gram_function(f, y)`` is f(MMᵀ) y.
 
-        f   maps an array of eigenvalues >= 0 to an array of the same shape, namespace, dtype and device
-        x   (*batch, *in_shape)
-
         Exact, through small eigen-decompositions, for separable operators and for any other with at most 2^22 matrix
         entries and rank 2048; beyond that by batched Lanczos iteration with an error estimate, which raises
         ConvergenceError rather than return what misses its tolerance.
+
+        Args:
+            f: maps an array of eigenvalues >= 0 to an array of the same shape, namespace, dtype and device
+            x: ``(*batch, *in_shape)``
         """
         self.prepare_spectrum()
         return self._run(functools.partial(self.apply_gram_function, f=f), x)

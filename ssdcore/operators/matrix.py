@@ -108,11 +108,16 @@ def _index(constant: Constant, xp: Namespace, x: Array) -> Array:
 class Matrix(LinearOperator):
     """A real matrix (out, in), dense or a scipy sparse matrix or array; graph coarsening is the typical sparse one.
 
-    in_shape, out_shape   trailing axes that the matrix maps between, flattened in C order; by default one axis each
-
     A copy is kept in float64, read-only. A sparse one is applied by gathering the entries of its rows, on every
     backend: memory and work are those of its nonzero entries, at most doubled, in both directions.
-    Raises ValueError or TypeError for non-finite entries, complex numbers, or shapes that do not match.
+
+    Attributes:
+        in_shape, out_shape: trailing axes that the matrix maps between, flattened in C order; by default one axis
+            each
+
+    Raises:
+        ValueError: Or.
+        TypeError: For non-finite entries, complex numbers, or shapes that do not match.
 
     >>> op = ssd.Matrix([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])  # nodes 0 and 1 become one
     >>> op(np.array([2.0, 4.0, 6.0]))

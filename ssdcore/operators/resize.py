@@ -96,12 +96,15 @@ def _resize_axis(n_in: int, n_out: int, kernel: str) -> AxisMatrix:
 class Resize(AxisOperator):
     """Resample every trailing axis from in_shape to out_shape, up or down, antialiased, half-pixel centred.
 
-    kernel   "box", "bilinear", "bicubic" (Keys, a = −1/2) or "lanczos3". "bilinear" and "bicubic" equal
-             ``torch.nn.functional.interpolate(..., antialias=True, align_corners=False)``, all four equal Pillow's
-             ``Image.resize`` on float images, to rounding.
-
     Separable: one matrix an axis. This is the degradation of Scale Space Diffusion (with kernel="bilinear").
-    Raises ValueError for an empty axis, shapes with different numbers of axes, or an unknown kernel.
+
+    Attributes:
+        kernel: "box", "bilinear", "bicubic" (Keys, a = −1/2) or "lanczos3". "bilinear" and "bicubic" equal
+            ``torch.nn.functional.interpolate(..., antialias=True, align_corners=False)``, all four equal Pillow's
+            ``Image.resize`` on float images, to rounding.
+
+    Raises:
+        ValueError: For an empty axis, shapes with different numbers of axes, or an unknown kernel.
 
     >>> op = ssd.Resize((4,), (2,), kernel="box")
     >>> op(np.array([1.0, 3.0, 5.0, 7.0]))

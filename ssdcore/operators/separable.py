@@ -95,9 +95,11 @@ def _apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int
 class Separable(AxisOperator):
     """M = A_1 ⊗ A_2 ⊗ …: matrix A_i of shape (out_i, in_i) acts along trailing axis i.
 
-    matrices   one real, finite matrix an axis (anything numpy.asarray takes), kept in float64, or an `AxisMatrix`
+    - matrices: one real, finite matrix an axis (anything numpy.asarray takes), kept in float64, or an `AxisMatrix`
 
-    Raises ValueError or TypeError for an empty list, a non-finite entry, or anything that is not a real matrix.
+    Raises:
+        ValueError: Or.
+        TypeError: For an empty list, a non-finite entry, or anything that is not a real matrix.
 
     >>> op = ssd.Separable([[[1.0, 1.0]], np.eye(3)])  # adds two rows, keeps three columns
     >>> op(np.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]))

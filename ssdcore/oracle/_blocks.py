@@ -21,7 +21,7 @@ _EPS = np.finfo(np.float64).eps
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """Orthonormal coordinates of arrays shaped (*batch, *shape); no factors: the elements themselves, in C order."""
+    """Orthonormal coordinates of arrays ``(*batch, *shape)``; no factors: the elements themselves, in C order."""
 
     shape: Shape
     factors: tuple[np.ndarray, ...]
@@ -31,13 +31,13 @@ class Coordinates:
         return math.prod(self.shape)
 
     def analyse(self, x: np.ndarray) -> np.ndarray:
-        """(*batch, *shape) -> (*batch, size)."""
+        """``(*batch, *shape)`` -> ``(*batch, size)``."""
         for i, factor in enumerate(self.factors):
             x = matmul_axis(np, factor.T, x, i - len(self.shape))
         return x.reshape(*x.shape[: x.ndim - len(self.shape)], self.size)
 
     def synthesise(self, z: np.ndarray) -> np.ndarray:
-        """(*batch, size) -> (*batch, *shape)."""
+        """``(*batch, size)`` -> ``(*batch, *shape)``."""
         x = z.reshape(*z.shape[:-1], *self.shape)
         for i, factor in enumerate(self.factors):
             x = matmul_axis(np, factor, x, i - len(self.shape))

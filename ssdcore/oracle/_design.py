@@ -29,14 +29,17 @@ _SEED_GAMMAS = (0.25, 0.5, 1.0, 2.0)  # ConvexDecay shapes that the search start
 class Design:
     """Result of `design_levels`.
 
-    levels       the resolution schedule;  times   the sampling times, every level's start among them
-    error        exact squared Fréchet error, summed over pixels, of this schedule at these times
-    cost         Σ over the sampling times of the cost of their level
-    full_error   error of the full-size chain at the same times;  full_cost   its cost
-    floor        error of the schedule when every time of the process is visited: what changes of size leave, however
-                 many the steps (and what T steps leave)
-    process      the `LinearDiffusion` that was measured
-    evaluations  how many schedules were measured
+    Attributes:
+        levels: the resolution schedule
+        times: the sampling times, every level's start among them
+        error: exact squared Fréchet error, summed over pixels, of this schedule at these times
+        cost: Σ over the sampling times of the cost of their level
+        full_error: error of the full-size chain at the same times
+        full_cost: its cost
+        floor: error of the schedule when every time of the process is visited: what changes of size leave, however
+            many the steps (and what T steps leave)
+        process: the `LinearDiffusion` that was measured
+        evaluations: how many schedules were measured
     """
 
     levels: ResolutionSchedule
@@ -70,21 +73,25 @@ def design_levels(
     """The cheapest schedule with `levels` levels whose exact error is at most (1 + tolerance) times that of the
     full-size chain with the same sampling times, for data N(m, C).
 
-    shape, noise, matched, factor, kernel, sizes   of the process, as `LinearDiffusion.resize` takes them
-    covariance   C of one channel: (n, n) over the pixels in C order, or a `Covariance` (cosine is by far the fastest)
-    steps        sampling steps;  eta, order   the sampler, as `sampler_error` takes them
-    cost         of one step on each level, highest resolution first; it must not rise. None: the level's pixels
-    times        "time" or "log_snr": uniform in it. "best": those, or times found by coordinate descent on the
-                 full-size error (`optimal_times`), whichever gives the full-size chain the least error. Or the times.
-
     Every level lasts at least one step and starts at a sampling time. The search starts from ConvexDecay shapes and
     from the schedule that stays at full size longest, and moves the starts by shrinking numbers of steps while the
     schedule gets cheaper and stays within the tolerance. The result is measured, not estimated. It is a local optimum:
     no cheaper schedule within the tolerance is reached by starting one level a step earlier, alone or with another
     level a step later. A global one is not guaranteed.
 
-    Raises ValueError if nothing found is within the tolerance (saying the best found), if there are fewer steps than
-    levels, and for arguments out of range.
+    Args:
+        shape, noise, matched, factor, kernel, sizes: of the process, as `LinearDiffusion.resize` takes them
+        covariance: C of one channel: (n, n) over the pixels in C order, or a `Covariance` (cosine is by far the
+            fastest)
+        steps: sampling steps
+        eta, order: the sampler, as `sampler_error` takes them
+        cost: of one step on each level, highest resolution first; it must not rise. None: the level's pixels
+        times: "time" or "log_snr": uniform in it. "best": those, or times found by coordinate descent on the
+            full-size error (`optimal_times`), whichever gives the full-size chain the least error. Or the times.
+
+    Raises:
+        ValueError: If nothing found is within the tolerance (saying the best found), if there are fewer steps than
+            levels, and for arguments out of range.
 
     >>> covariance = ssd.Covariance.cosine((1 + np.hypot(*np.indices((16, 16)))) ** -2.5)
     >>> noise = ssd.NoiseSchedule.linear(1000)
@@ -211,13 +218,18 @@ def _level_costs(cost: Sequence[float] | None, proc: LinearDiffusion, starts: Se
 class Schedule:
     """A process and the times to sample it at, as a small JSON file that design writes and training reads.
 
-    sizes    shape of every level, the full one first;  starts   time at which level k = 1, 2, … starts
-    noise    a name that `NoiseSchedule.named` takes;  steps   its T
-    matched  scale-matched noise or the paper's;  kernel   of the resizes
-    times    sampling times, increasing, within 1 … T;  eta, order   the sampler they were designed for
-    error, full_error   exact squared Fréchet errors of the design and of the full-size chain, for the record
-
     The file is one JSON object with these names and "format": "ssdcore.schedule", "version": 1.
+
+    Attributes:
+        sizes: shape of every level, the full one first
+        starts: time at which level k = 1, 2, … starts
+        noise: a name that `NoiseSchedule.named` takes
+        steps: its T
+        matched: scale-matched noise or the paper's
+        kernel: of the resizes
+        times: sampling times, increasing, within 1 … T
+        eta, order: the sampler they were designed for
+        error, full_error: exact squared Fréchet errors of the design and of the full-size chain, for the record
     """
 
     sizes: tuple[Shape, ...]
@@ -259,8 +271,12 @@ class Schedule:
     def load(cls, path: str | os.PathLike[str], shape: Shape | None = None) -> Schedule:
         """Read a file.
 
-        shape   the full size that is wanted, or None for any
-        Raises ValueError, in one line with the file's name, for a file that is none, is broken, or is for another size.
+        Args:
+            shape: the full size that is wanted, or None for any
+
+        Raises:
+            ValueError: In one line with the file's name, for a file that is none, is broken, or is for another
+                size.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -17,18 +17,21 @@ _SAMPLE_CHUNK = 256
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalDenoiser:
-    """Exact posterior mean of the empirical distribution of `images` under any `LinearDiffusion`:
+    """Exact posterior mean of the empirical distribution of `images` under any `LinearDiffusion`::
 
         E[R_{0→s} x_0 | x_t] = Σ_i w_i R_{0→s} x_i,   w = softmax_i(−‖x_t − α_t R_{0→t} x_i‖² / (2σ_t²)).
 
     Called like a network, ``denoiser(x, t, out_level=None)``, it runs through the same samplers: it is what a network
     trained to zero excess loss on these images would be.
 
-    process   the original process (not a respaced one): times t are its 1 … T
-    images    (n, *leading, *process.shape(0)) floating point, leading axes (channels) being those of x
-
     Weights are computed in float64, whatever the dtype of x, and by log-sum-exp.
-    Raises ValueError for images of another trailing shape, an empty set, or values that are not finite.
+
+    Attributes:
+        process: the original process (not a respaced one): times t are its 1 … T
+        images: ``(n, *leading, *process.shape(0))`` floating point, leading axes (channels) being those of x
+
+    Raises:
+        ValueError: For images of another trailing shape, an empty set, or values that are not finite.
     """
 
     process: LinearDiffusion
@@ -66,7 +69,7 @@ class EmpiricalDenoiser:
         return degraded
 
     def weights(self, x: Array, t: int) -> Array:
-        """Posterior probability of each image given x_t, (batch, n) in float64, for x (batch, *leading, *shape(t))."""
+        """Probability of each image given x_t, (batch, n) in float64, for x ``(batch, *leading, *shape(t))``."""
         xp = real_namespace(x, "EmpiricalDenoiser: x")
         expected = (*self.images.shape[1 : self.images.ndim - len(self.process.shape(0))], *self.process.shape(t))
         if tuple(x.shape[1:]) != expected:
@@ -83,7 +86,7 @@ class EmpiricalDenoiser:
         return scores / xp.sum(scores, axis=-1, keepdims=True)
 
     def posterior_mean(self, x: Array, t: int, s: int) -> Array:
-        """E[R_{0→s} x_0 | x_t], (batch, *leading, *shape(s)), for any times 1 <= t <= T and 0 <= s <= T."""
+        """E[R_{0→s} x_0 | x_t], ``(batch, *leading, *shape(s))``, for any times 1 <= t <= T and 0 <= s <= T."""
         if not 1 <= t <= self.process.steps:
             raise ValueError(f"EmpiricalDenoiser: expected a time of 1 … {self.process.steps}, got {t}")
         weights = self.weights(x, t)
@@ -95,9 +98,11 @@ class EmpiricalDenoiser:
     def __call__(self, x: Array, t: Any, out_level: int | None = None) -> Array:
         """The clean prediction at the size of `out_level`, 0 the full one (default: the size of x).
 
-        x   (batch, *leading, *size);   t   (batch,) or one number: times of the process, all with states of that size
+        - x: ``(batch, *leading, *size)``
+        - t: (batch,) or one number: times of the process, all with states of that size
 
-        Raises ValueError where the size does not tell the degradation (blurs): call `posterior_mean` there.
+        Raises:
+            ValueError: Where the size does not tell the degradation (blurs): call `posterior_mean` there.
         """
         shape = (
             self.process.shapes[out_level]
@@ -123,10 +128,12 @@ class EmpiricalDenoiser:
 class Coverage:
     """How samples cover a set of images, from `coverage`.
 
-    class_chi2, mode_chi2   χ² per degree of freedom of the counts of nearest images, by class and image: 1 is ideal
-    mean_error              ‖mean of samples − mean of images‖², summed over channels and pixels; its expectation for
-                            ideal samples is the total variance over their number
-    variance_ratio          total variance of the samples over that of the images: 1 is ideal
+    Attributes:
+        class_chi2, mode_chi2: χ² per degree of freedom of the counts of nearest images, by class and image: 1 is
+            ideal
+        mean_error: ‖mean of samples − mean of images‖², summed over channels and pixels; its expectation for ideal
+            samples is the total variance over their number
+        variance_ratio: total variance of the samples over that of the images: 1 is ideal
     """
 
     class_chi2: float | None
@@ -141,7 +148,8 @@ def coverage(samples: Any, images: Any, labels: Any = None) -> Coverage:
     samples (m, …) and images (n, …), n >= 2, floating point, of the same shape after the first axis
     labels  (n,) integer class of each image; None: no class statistics. A sample belongs to its nearest image.
 
-    Raises ValueError for shapes that do not match, fewer than two images, or a single class.
+    Raises:
+        ValueError: For shapes that do not match, fewer than two images, or a single class.
     """
     drawn, known = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (samples, images))
     if np.shape(samples)[1:] != np.shape(images)[1:] or len(known) < 2 or len(drawn) == 0:

@@ -27,15 +27,15 @@ class Fit(NamedTuple):
 def fit(images: Any, form: Form = "cosine") -> Fit:
     """Mean and covariance of images, each channel about its own mean.
 
-    images   (n, h, w) or (n, channels, h, w), n >= 2; floating point as they are, uint8 as byte/127.5 − 1
-    form     "cosine"     the variance of each DCT-II mode, by far the fastest in the oracle; correlations between
-                          modes are left out
-             "separable"  E[X Xᵀ] ⊗ E[Xᵀ X] / E‖X‖², exact where the covariance is a product of one over rows and
-                          one over columns, an approximation elsewhere
-             "dense"      every entry, (h·w, h·w); singular where there are fewer images than pixels
-
     All images count, divided by n (maximum likelihood). Correlations between channels are not modelled. Raises
     ValueError for other shapes, fewer than two images, or a value that is not finite (naming the image).
+
+    Args:
+        images: (n, h, w) or (n, channels, h, w), n >= 2; floating point as they are, uint8 as byte/127.5 − 1
+        form: "cosine", the variance of each DCT-II mode, by far the fastest in the oracle; correlations between
+            modes are left out "separable", E[X Xᵀ] ⊗ E[Xᵀ X] / E‖X‖², exact where the covariance is a product of one
+            over rows and one over columns, an approximation elsewhere "dense", every entry, (h·w, h·w); singular where
+            there are fewer images than pixels
     """
     array = np.asarray(images)
     if form not in ("cosine", "separable", "dense"):

@@ -22,6 +22,8 @@ _erf = np.frompyfunc(math.erf, 1, 1)
 def signal_share(images: Any, noise: NoiseSchedule) -> np.ndarray:
     """Info(t) of the paper's information analysis for t = 1 … T, (T,): the share of signal-dominated pixels,
 
+    ::
+
         P(|α_t x_0| >= |σ_t ε|) = E[2Φ(|x_0| α_t/σ_t) − 1],   ε ~ N(0, 1),
 
     over all pixels of `images` (any shape; floating point as they are, uint8 as byte/127.5 − 1). Exact: each distinct
@@ -90,7 +92,8 @@ def level_information(
 def free_starts(information: np.ndarray, nats: float) -> tuple[int | None, ...]:
     """For each level k = 1, 2, … the first time from which changing to it loses at most `nats`; None if never.
 
-    information   from `level_information`
+    Args:
+        information: from `level_information`
     """
     starts: list[int | None] = []
     for high, low in pairwise(information):

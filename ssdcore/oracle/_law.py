@@ -31,6 +31,8 @@ def sampler_error(
 ) -> float:
     """Exact squared 2-Wasserstein (Fréchet) distance between the data N(m, C) and what the sampler draws.
 
+    ::
+
         ‖m − m_P‖² + tr C + tr P − 2 tr (C^½ P C^½)^½, summed over pixels,
 
     for the sampler of `sampler_law`, whose arguments these are. There is no network, no training and no Monte-Carlo
@@ -64,27 +66,29 @@ def sampler_law(
     prior: Gaussian | None = None,
     second_moments: bool = False,
 ) -> SamplerLaw:
-    """The exact law N(m_P, P) of the sampler's x_0 for data x_0 ~ N(m, C) and the optimal denoiser, which is linear:
+    """The exact law N(m_P, P) of the sampler's x_0 for data x_0 ~ N(m, C) and the optimal denoiser, which is linear::
 
         x̂_s(x_t) = E[R_s x_0 | x_t] = R_s m + α_t R_s C R_tᵀ (α_t² R_t C R_tᵀ + σ_t² I)⁻¹ (x_t − α_t R_t m).
 
     Every step x_t → x_s draws from ``proc.posterior(x_t, x̂_s, s, t, eta)``, so each is affine with Gaussian noise.
 
-    covariance  C of one channel over shape(0): (n, n) over the pixels in C order, or a `Covariance` (cosine, dense, …)
-    times       increasing times of 1 … T that the chain visits before 0; None: all
-    eta         of the posterior: 1 ancestral, 0 deterministic where the size is kept
-    mean        m, (*shape(0)) or flattened; None: zero. It matters only with a `prior` that does not know it.
-    order       1, or 2 for the multistep sampler of `ssdcore.multistep`, which is for eta = 0
-    prior       law that x_T is drawn from, over the shape at the last of the times. None: the exact
-                N(α_T R_T m, α_T² R_T C R_Tᵀ + σ_T² I), which `LinearDiffusion.prior` fits to data;
-                ``proc.prior()`` is N(0, σ_T² I).
-    second_moments  True: steps by ``posterior(..., clean_covariance=Cov[R_s x_0 | x_t])``, which are the true ones for
-                this data: exact at any number of steps, but for the last, which returns the prediction. For order 1.
-
     Computed block by block in coordinates that the covariance and the operators share, in float64. A cosine covariance
     is much faster than a dense one: within a level everything is diagonal, and resizes of even sizes split into the
     reflection parities. Raises ValueError for a covariance that is not positive semi-definite or of another size, and
     for times, eta or order outside their range.
+
+    Args:
+        covariance: C of one channel over shape(0): (n, n) over the pixels in C order, or a `Covariance` (cosine,
+            dense, …)
+        times: increasing times of 1 … T that the chain visits before 0; None: all
+        eta: of the posterior: 1 ancestral, 0 deterministic where the size is kept
+        mean: m, ``(*shape(0))`` or flattened; None: zero. It matters only with a `prior` that does not know it.
+        order: 1, or 2 for the multistep sampler of `ssdcore.multistep`, which is for eta = 0
+        prior: law that x_T is drawn from, over the shape at the last of the times. None: the exact N(α_T R_T m,
+            α_T² R_T C R_Tᵀ + σ_T² I), which `LinearDiffusion.prior` fits to data; ``proc.prior()`` is N(0, σ_T² I).
+        second_moments: True: steps by ``posterior(..., clean_covariance=Cov[R_s x_0 | x_t])``, which are the true
+            ones for this data: exact at any number of steps, but for the last, which returns the prediction. For order
+            1.
     """
     chain = proc if times is None else proc.respace(times)
     data = as_covariance(covariance, chain.shape(0))
@@ -138,7 +142,8 @@ def _centre(mean: Any, shape: tuple[int, ...]) -> np.ndarray:
 class SamplerLaw:
     """Exact law of a sampler's output on Gaussian data, from `sampler_law`: compare it with the data, or read it.
 
-    mean   mean of the output, shaped like an image
+    Attributes:
+        mean: mean of the output, shaped like an image
     """
 
     mean: np.ndarray
@@ -163,7 +168,8 @@ class SamplerLaw:
     def kl(self) -> float:
         """KL(data ‖ output) in nats, of one channel: what a likelihood under the sampler loses.
 
-        Raises ValueError where the data covariance is singular, for then there is no density.
+        Raises:
+            ValueError: Where the data covariance is singular, for then there is no density.
         """
         total = 0.0
         for block in self._blocks:

@@ -19,9 +19,10 @@ from ssdcore.process import LinearDiffusion
 class BlockLaw:
     """Law of a batch of b blocks of size n, in the eigenvectors of the data covariance.
 
-    index       (b, n) coordinates; vectors (b, n, n) the eigenvectors there, None for the coordinates themselves
-    data        (b, n) variances of the data;  covariance (b, n) or (b, n, n) that of the sampler's output
-    shift       (b, n) mean of the output minus that of the data
+    Attributes:
+        index: (b, n) coordinates; vectors (b, n, n) the eigenvectors there, None for the coordinates themselves
+        data: (b, n) variances of the data; covariance (b, n) or (b, n, n) that of the sampler's output
+        shift: (b, n) mean of the output minus that of the data
     """
 
     index: np.ndarray
@@ -48,8 +49,9 @@ def factor(covariance: np.ndarray) -> np.ndarray:
 class Stage:
     """The data as the states of one stage see it, for one group of blocks: S = R C Rᵀ = Q diag(λ) Qᵀ.
 
-    degradation   R (b, n_k, n), None at full size
-    eigenvalues   λ (b, n_k);  vectors Q (b, n_k, n_k), None where S is diagonal as it stands
+    Attributes:
+        degradation: R (b, n_k, n), None at full size
+        eigenvalues: λ (b, n_k); vectors Q (b, n_k, n_k), None where S is diagonal as it stands
     """
 
     degradation: np.ndarray | None
@@ -96,8 +98,11 @@ def _times_data(matrix: np.ndarray, data: np.ndarray) -> np.ndarray:
 class _Change:
     """Blocks of one step to another degradation, in the eigenvectors of its two stages.
 
-    response   W (b, n_s, n_t): x̂ = R_s m + W (x_t − α_t R_t m);   innovation   B (b, n_s, n_t) of the posterior
-    down       R_{s→t} (b, n_t, n_s);   cross   R_s C R_tᵀ (b, n_s, n_t)
+    Attributes:
+        response: W (b, n_s, n_t): x̂ = R_s m + W (x_t − α_t R_t m)
+        innovation: B (b, n_s, n_t) of the posterior
+        down: R_{s→t} (b, n_t, n_s)
+        cross: R_s C R_tᵀ (b, n_s, n_t)
     """
 
     response: np.ndarray

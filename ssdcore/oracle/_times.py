@@ -26,11 +26,12 @@ def sampling_times(
 ) -> tuple[int, ...]:
     """`steps` increasing times of 1 … T with T among them, uniform in time or in the log-SNR of `noise`.
 
-    required   times that must be among them (the starts of the levels, where the size changes); the nearest of the
-               others make room
-
     Times are whole numbers: where rounding makes two equal, the nearest free one is taken. Raises ValueError for more
     steps than T, or fewer than T and the required times need.
+
+    Args:
+        required: times that must be among them (the starts of the levels, where the size changes); the nearest of
+            the others make room
     """
     total = noise.steps
     if spacing not in SPACINGS:

@@ -1,9 +1,9 @@
-"""Conformance checks that anyone's operator or process can be put through, in two lines:
+"""Conformance checks that anyone's operator or process can be put through, in two lines::
 
     import ssdcore as ssd
     ssd.testing.check_operator(MyOperator(...), xp=torch)      # raises CheckFailed with what was measured
 
-or under pytest, one test a check:
+or under pytest, one test a check::
 
     @ssd.testing.parametrize_with_checks([MyOperator(...), my_process])
     def test_mine(subject, check):

@@ -55,14 +55,21 @@ def parametrize_with_checks(
 ) -> Any:
     """Decorate a pytest function with the arguments (subject, check), to run once for each subject and check.
 
+    ::
+
         @parametrize_with_checks([MyOperator(...)], xp=torch)
         def test_mine(subject, check):
             check(subject)
 
-    subjects            operators and processes
-    expected_failures   maps a subject to {name of a check: reason}: those tests are strict xfails
-    xp, dtypes, examples and seed are those of `check_operator`. Raises ValueError for no subject at all, or for the
     name of a check that does not exist.
+
+    Args:
+        subjects: operators and processes
+        expected_failures: maps a subject to {name of a check: reason}: those tests are strict xfails
+        xp, dtypes, examples: and seed are those of `check_operator`
+
+    Raises:
+        ValueError: For no subject at all, or for the.
     """
     import pytest
 

@@ -50,11 +50,12 @@ class Check:
 class Row:
     """The outcome of one check in one dtype.
 
-    status      "passed", "failed", "skipped", "expected failure" or "unexpected pass"
-    count       measurements taken
-    measured    the worst of them, relative to its tolerance
-    tolerance   of that one
-    detail      what that one was, or the reason of a skip or of an expected failure, or the error raised
+    Attributes:
+        status: "passed", "failed", "skipped", "expected failure" or "unexpected pass"
+        count: measurements taken
+        measured: the worst of them, relative to its tolerance
+        tolerance: of that one
+        detail: what that one was, or the reason of a skip or of an expected failure, or the error raised
     """
 
     check: str

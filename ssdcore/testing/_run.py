@@ -28,21 +28,24 @@ def check_operator(
 ) -> Report:
     """Put a linear operator through every check of `OPERATOR_CHECKS`, with arrays of `xp`.
 
-        ssdcore.testing.check_operator(MyOperator(...), xp=torch)
+    ::
 
-    op                  a `LinearOperator`: one of the library's, a `Functional`, or a subclass of yours
-    xp                  numpy, torch, jax.numpy, cupy, array_api_strict or a wrapper of array-api-compat
-    dtypes              names among "float64", "float32", "float16", "bfloat16"; None: all that `xp` has now
-                        (jax has float64 only with jax_enable_x64)
-    device              where the arrays live; None: the library's default
-    examples            random inputs a check
-    seed                of those inputs; no global random state is used
-    expected_failures   {name of a check: reason}. Such a check must fail: its passing fails the run
+        ssdcore.testing.check_operator(MyOperator(...), xp=torch)
 
     Returns the Report if every check passes; raises CheckFailed, which lists what was measured against which
     tolerance, if one does not or if none ran. Tolerances follow from the dtype, the size and the norm: rounding errors
     are taken as a random walk (probabilistic error analysis of Higham and Mary, 2019) with a false alarm of 1e-9.
     Spaces of more than 1,024 elements get no comparison with a dense matrix; the report says so.
+
+    Args:
+        op: a `LinearOperator`: one of the library's, a `Functional`, or a subclass of yours
+        xp: numpy, torch, jax.numpy, cupy, array_api_strict or a wrapper of array-api-compat
+        dtypes: names among "float64", "float32", "float16", "bfloat16"; None: all that `xp` has now (jax has
+            float64 only with jax_enable_x64)
+        device: where the arrays live; None: the library's default
+        examples: random inputs a check
+        seed: of those inputs; no global random state is used
+        expected_failures: {name of a check: reason}. Such a check must fail: its passing fails the run
 
     >>> ssd.testing.check_operator(ssd.Resize((6,), (3,))).passed
     True
@@ -66,14 +69,17 @@ def check_process(
 ) -> Report:
     """Put a process through every check of `PROCESS_CHECKS`, with arrays of `xp`.
 
-        ssdcore.testing.check_process(LinearDiffusion.from_operators(my_operators, noise), xp=torch)
+    ::
 
-    proc        a `LinearDiffusion`
-    examples    pairs of times s < t drawn at random, beside those at the ends and at the changes of size
+        ssdcore.testing.check_process(LinearDiffusion.from_operators(my_operators, noise), xp=torch)
 
     The other arguments, the result and the errors are those of `check_operator`. Transitions and posteriors are
     compared with brute-force conditioning of the joint Gaussian in float64 at the times where states have at most 256
     elements.
+
+    Args:
+        proc: a `LinearDiffusion`
+        examples: pairs of times s < t drawn at random, beside those at the ends and at the changes of size
 
     >>> noise, levels = ssd.NoiseSchedule.linear(50), ssd.ResolutionSchedule.equal(50, levels=2)
     >>> ssd.testing.check_process(ssd.LinearDiffusion.resize((6, 6), noise, levels), dtypes="float64").passed

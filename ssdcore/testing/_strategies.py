@@ -41,8 +41,9 @@ def operators(
     """Linear operators of every kind: identity, resize, blur, separable, matrix, functional, transposes, multiples and
     compositions.
 
-    in_shape       trailing shape that they take; None: any with at most max_axes axes of at most max_side elements
-    compositions   False: single operators only
+    Args:
+        in_shape: trailing shape that they take; None: any with at most max_axes axes of at most max_side elements
+        compositions: False: single operators only
     """
     st = _hypothesis()
 

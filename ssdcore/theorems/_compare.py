@@ -28,7 +28,10 @@ _EPS = float(np.finfo(np.float64).eps)
 class Comparison:
     """A formula's value against the library's on one instance, relative to the largest entry.
 
-    what       the formula, and the instance;  deviation  the largest difference;  tolerance  what rounding explains
+    Attributes:
+        what: the formula, and the instance
+        deviation: the largest difference
+        tolerance: what rounding explains
     """
 
     what: str
@@ -43,7 +46,8 @@ class Comparison:
 def evaluate(formula: Any, values: Mapping[str, Any]) -> np.ndarray:
     """The formula as a function of numbers, applied to values by symbol name: matrices (r, c), columns (r, 1), numbers.
 
-    Raises KeyError for a symbol without a value.
+    Raises:
+        KeyError: For a symbol without a value.
     """
     sizes = {s: sp.Integer(values[s.name]) for s in formula.free_symbols if getattr(s, "is_integer", False)}
     sized = formula.xreplace(sizes)  # numpy's printer wants identities of a known size

@@ -41,11 +41,14 @@ class SizeMismatch(ValueError):
 class Given:
     """What an identity over matrix symbols may use.
 
-    rules      pairs (left, right): left, a single product of symbols, may be replaced by right; the transposed
-               rules come with them
-    symmetric  symbols equal to their own transpose
-    example    exact values (sizes, scalars, matrices) that satisfy all of it
-    Raises ValueError if the example breaks a rule or a symmetry, or if a left side is not a single product.
+    Attributes:
+        rules: pairs (left, right): left, a single product of symbols, may be replaced by right; the transposed
+            rules come with them
+        symmetric: symbols equal to their own transpose
+        example: exact values (sizes, scalars, matrices) that satisfy all of it
+
+    Raises:
+        ValueError: If the example breaks a rule or a symmetry, or if a left side is not a single product.
     """
 
     rules: tuple[tuple[MatrixExpr, MatrixExpr], ...] = ()
@@ -281,11 +284,12 @@ def _counterexample(difference: Any, relation: str) -> str:
 class Step:
     """One claim of a proof: `left relation right`, checked when the step is made.
 
-    claim     what the step says, in words
-    relation  "=", ">=", ">" (scalars, by the symbols' assumptions), or "free of" (left does not involve right)
-    given     hypotheses, needed for general matrix symbols
-    holds     whether the relation was verified; never set by hand
-    residual  what stands against it, empty if it holds
+    Attributes:
+        claim: what the step says, in words
+        relation: "=", ">=", ">" (scalars, by the symbols' assumptions), or "free of" (left does not involve right)
+        given: hypotheses, needed for general matrix symbols
+        holds: whether the relation was verified; never set by hand
+        residual: what stands against it, empty if it holds
     """
 
     claim: str
@@ -361,9 +365,13 @@ def _shown_block(value: MatrixExpr, symmetric: tuple[MatrixExpr, ...]) -> str:
 class Proof:
     """A theorem with its steps. `str(proof)` is the proof written out.
 
-    formulas  expressions that stand in the steps, by name: what `compare` evaluates against the library's own numbers.
-              Raises ValueError for one that no step has.
-    holds     whether there is at least one step and every step was verified; never set by hand
+    Attributes:
+        formulas: expressions that stand in the steps, by name: what `compare` evaluates against the library's own
+            numbers
+        holds: whether there is at least one step and every step was verified; never set by hand
+
+    Raises:
+        ValueError: For one that no step has.
     """
 
     name: str

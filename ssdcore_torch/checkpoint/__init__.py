@@ -1,6 +1,6 @@
 """Run folders: safetensors and JSON, nothing that runs code when it is read, each file there as a whole or not at all.
 
-The files of a run:
+The files of a run::
 
     config.json          the `Config`
     data.json            a fingerprint of the training images

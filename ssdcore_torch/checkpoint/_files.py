@@ -50,7 +50,8 @@ def temporary_beside(path: Path) -> Path:
 def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     """`write(path)` to a new file, readable by whom the user's mask lets, and on the disk when this returns.
 
-    Raises FileExistsError if anything has this name, a link to nowhere included.
+    Raises:
+        FileExistsError: If anything has this name, a link to nowhere included.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     mode = os.fstat(descriptor).st_mode

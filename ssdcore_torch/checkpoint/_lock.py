@@ -27,7 +27,10 @@ def hold(run: Path) -> None:
     The folder itself is locked, which stays so if somebody deletes RUN/.lock, and RUN/.lock, for network file systems
     that lock files alone. A .lock that is a link is refused: what it points to is no part of the run.
 
-    Raises ValueError if another holds it, or for such a link. Where the file system knows no locks the log says so.
+    Where the file system knows no locks the log says so.
+
+    Raises:
+        ValueError: If another holds it, or for such a link.
     """
     place = run.resolve()
     if place in _held:

@@ -50,8 +50,10 @@ def newest_weights(run: Path, config: Config) -> Weights:
     """A folder without checkpoints, as `ssdcore_torch.convert` writes them, gives its model.safetensors and
     ema.safetensors. A damaged checkpoint is named in a warning and the one before it taken.
 
-    Raises FileNotFoundError for what misses a file, ValueError naming a file that is unreadable, cut short or belongs
-    to another configuration, or each damaged checkpoint if none is sound.
+    Raises:
+        FileNotFoundError: For what misses a file.
+        ValueError: Naming a file that is unreadable, cut short or belongs to another configuration, or each damaged
+            checkpoint if none is sound.
     """
     if checkpoints(run):
         opened = open_newest(run, everything=False)

@@ -1,5 +1,7 @@
 """Checkpoints: folders that training continues from, whole or not there, the newest of them kept.
 
+::
+
     checkpoints/step-00002400/
         model.safetensors       the weights
         <average>.safetensors   each of their averages
@@ -78,12 +80,15 @@ _AVERAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class State:
     """What training continues from, by parameter name.
 
-    step      optimizer steps done; also the loader's position, and all that the random numbers depend on but the seed
-    images    number of training images: another number would mean another order
-    averages  averages of the weights by name, at least one; the first is what samples are drawn with
-    updates   how often the optimizer has changed each parameter (a path leaves out the parameters of other sizes)
-    extra     what else the trainer counts, as JSON has it; the checkpoint of extra["best"]["step"] is kept besides the
-              newest
+    Attributes:
+        step: optimizer steps done; also the loader's position, and all that the random numbers depend on but the
+            seed
+        images: number of training images: another number would mean another order
+        averages: averages of the weights by name, at least one; the first is what samples are drawn with
+        updates: how often the optimizer has changed each parameter (a path leaves out the parameters of other
+            sizes)
+        extra: what else the trainer counts, as JSON has it; the checkpoint of extra["best"]["step"] is kept besides
+            the newest
     """
 
     step: int
@@ -102,8 +107,9 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
 
     Checkpoints of later steps are deleted too: training went on from an older one because they were damaged.
 
-    Raises OSError where it cannot be written, ValueError for weights that are not finite; the checkpoints that were
-    there are then as they were.
+    Raises:
+        OSError: Where it cannot be written.
+        ValueError: For weights that are not finite; the checkpoints that were there are then as they were.
     """
     if keep < 1:
         raise ValueError(f"save_state: expected to keep at least 1 checkpoint, got {keep}")
@@ -274,7 +280,10 @@ def open_newest(run: Path, everything: bool) -> Checkpoint:
     """The newest sound checkpoint of the run: all of it, or the weights and their first average only.
 
     A checkpoint that is not whole, or not what was written, is named in a warning, and the one before it taken.
-    Raises FileNotFoundError if the run has no checkpoint, ValueError naming each with its fault if none is sound.
+
+    Raises:
+        FileNotFoundError: If the run has no checkpoint.
+        ValueError: Naming each with its fault if none is sound.
     """
     faults: dict[str, str] = {}
     folders = checkpoints(run)
@@ -425,7 +434,8 @@ def _check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | str], pa
 def was_saved(run: Path) -> bool:
     """Whether the run has a checkpoint to go on from: False for one that was stopped before its first.
 
-    Raises ValueError for a run of weights without an optimizer's state, which has none to go on from.
+    Raises:
+        ValueError: For a run of weights without an optimizer's state, which has none to go on from.
     """
     if not checkpoints(run) and (run / "model.safetensors").exists():
         raise ValueError(
@@ -473,12 +483,13 @@ def discard(run: Path) -> None:
 def load_state(run: Path, expected: Mapping[str, Tensor], buffers: Collection[str] = ()) -> State:
     """What to continue from: the newest sound checkpoint, for a network whose state dict is `expected`.
 
-    buffers   names in it that the optimizer does not know
-
     A damaged checkpoint is named in a warning and the one before it taken; so is another version of torch, with which
     training does not go on bit for bit. Raises FileNotFoundError if nothing was saved; ValueError for weights that
     cannot be trained on (of `ssdcore_torch.convert`), if no checkpoint is sound, and if the newest is of another
     network or of a config.json that decides the result otherwise.
+
+    Args:
+        buffers: names in it that the optimizer does not know
     """
     if not was_saved(run):
         raise FileNotFoundError(f"{run} has no checkpoint: it was stopped before the first")

@@ -133,8 +133,9 @@ def add_force(options: argparse.ArgumentParser) -> None:
 def check_outputs(force: bool, **paths: Path | None) -> None:
     """Find out before the work whether its results can be written: paths by the name of their option.
 
-    Raises ValueError for a file that is there already, unless `force`, for what is no file, for two results of one
-    name, and where the system does not let the file be made; nothing is left behind.
+    Raises:
+        ValueError: For a file that is there already, unless `force`, for what is no file, for two results of one
+            name, and where the system does not let the file be made; nothing is left behind.
     """
     named: dict[Path, str] = {}
     for name, path in paths.items():

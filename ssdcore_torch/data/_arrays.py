@@ -25,8 +25,9 @@ BEGINNING = 8  # bytes that tell what a file is
 class MemorySource(Source):
     """Images of one size in an array.
 
-    images   (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or uint16
-    labels   (n,) whole numbers, or None
+    Args:
+        images: (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or uint16
+        labels: (n,) whole numbers, or None
     """
 
     def __init__(
@@ -82,7 +83,9 @@ def _check_images(images: np.ndarray, source: str) -> np.ndarray:
 def from_memory(data: Any, choices: Choices) -> MemorySource:
     """An array (n, h, w) or (n, h, w, c), or a tuple of it and (n,) labels, and perhaps the names of their classes.
 
-    Raises TypeError for a tuple of other things, ValueError for arrays of other kinds.
+    Raises:
+        TypeError: For a tuple of other things.
+        ValueError: For arrays of other kinds.
     """
     parts = data if isinstance(data, tuple) else (data,)
     images, labels, names = (*parts, None, None)[:3]
@@ -140,7 +143,8 @@ def idx_source(path: Path, choices: Choices) -> MemorySource:
     """The images of an IDX file, or of the one in a folder, of several the training set's; labels from the file of the
     same name with "labels" for "images", if it lies beside.
 
-    Raises ValueError for files that are cut short or hold other things, or if none of several is for training.
+    Raises:
+        ValueError: For files that are cut short or hold other things, or if none of several is for training.
     """
     doubts: tuple[str, ...] = ()
     if path.is_dir():
@@ -172,8 +176,11 @@ def idx_source(path: Path, choices: Choices) -> MemorySource:
 def read_idx(path: Path, most: float) -> np.ndarray:
     """The uint8 array in an IDX file, or in a gzip file of one; mapped where it is not compressed.
 
-    most   bytes that may be unpacked
-    Raises ValueError for other files, and for more or fewer values than the header says.
+    Args:
+        most: bytes that may be unpacked
+
+    Raises:
+        ValueError: For other files, and for more or fewer values than the header says.
     """
     with open_regular(path) as file:
         packed = file.read(2) == b"\x1f\x8b"

@@ -37,9 +37,10 @@ BLOCK = 2**20
 class Place:
     """Where a shard is, and what is known of it.
 
-    path    or URL
-    bytes   its length, or None
-    sha256  of its contents, or ""
+    Attributes:
+        path: or URL
+        bytes: its length, or None
+        sha256: of its contents, or ""
     """
 
     path: str
@@ -50,7 +51,8 @@ class Place:
 def cache_folder() -> Path:
     """Where fetched shards are kept: ssdcore-shards in $SSDCORE_CACHE, or a folder of the user's in the temporary one.
 
-    Raises OSError unless it is a folder, no link, of this user, that no other may write to.
+    Raises:
+        OSError: Unless it is a folder, no link, of this user, that no other may write to.
     """
     chosen = os.environ.get("SSDCORE_CACHE")
     user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()

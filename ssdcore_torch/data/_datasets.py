@@ -21,7 +21,9 @@ class DatasetSource(Source):
     channels. Labels are the Dataset's `targets` with its `classes` as names, as torchvision's have them; else they are
     read item by item.
 
-    Raises TypeError for a Dataset without length or of other items, ValueError for one that is empty.
+    Raises:
+        TypeError: For a Dataset without length or of other items.
+        ValueError: For one that is empty.
     """
 
     def __init__(self, dataset: Any, choices: Choices) -> None:

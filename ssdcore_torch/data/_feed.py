@@ -22,9 +22,10 @@ from ssdcore_torch.randomness import Purpose, keyed
 class ImageBatch:
     """Images of a step.
 
-    images   (b, c, h, w) uint8 on the device
-    labels   (b,) int64 on the device, or None where the data has none
-    indices  (b,) int64, the numbers of these images among all in the source
+    Attributes:
+        images: (b, c, h, w) uint8 on the device
+        labels: (b,) int64 on the device, or None where the data has none
+        indices: (b,) int64, the numbers of these images among all in the source
     """
 
     images: Tensor
@@ -35,13 +36,15 @@ class ImageBatch:
 class Feed:
     """The batches of a run, a pure function of (seed, step): nothing to save, and resuming replays nothing.
 
-    order    what each global batch holds
-    flip     mirror half of the images left to right, by coin tosses for the whole global batch
-    part     (i, n): only the i-th of n contiguous equal slices of each global batch
+    - order: what each global batch holds
+    - flip: mirror half of the images left to right, by coin tosses for the whole global batch
+    - part: (i, n): only the i-th of n contiguous equal slices of each global batch
+
     workers  processes that decode an `ImageStream`; None: one for each core but one, at most 8; 0: none. The batches
              are the same whatever their number.
 
-    Raises ValueError if n does not divide the batch size, or if the order is of another number of images.
+    Raises:
+        ValueError: If n does not divide the batch size, or if the order is of another number of images.
     """
 
     def __init__(
@@ -84,7 +87,8 @@ class Feed:
     def batches(self, first_step: int) -> Iterator[ImageBatch]:
         """The batches of step first_step, first_step + 1, … without end.
 
-        Raises ValueError once too many pictures of a stream are broken.
+        Raises:
+            ValueError: Once too many pictures of a stream are broken.
         """
         read = self._gather(first_step) if isinstance(self.images, ImageSet) else self._stream(first_step)
         step = first_step

@@ -33,7 +33,8 @@ _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation",
 def image_files(folder: Path) -> list[Path]:
     """Every file below `folder` but hidden ones, in one order on every machine; links back up are not followed.
 
-    Raises OSError for a folder that cannot be read.
+    Raises:
+        OSError: For a folder that cannot be read.
     """
     return [folder / name for name in _names_below(folder)]
 

@@ -52,16 +52,17 @@ Crop = Literal["center", "random"]
 class ImageSet:
     """Images of one size, held as bytes.
 
-    images       (n, height, width, c) uint8, sRGB or grey
-    labels       (n,) int64 indices into `class_names`, or None where the source has no labels
-    class_names  names of the labels; empty without labels
-    source       what was read, for messages
-    skipped      (path, reason) of every file that could not be used
-    missing      (k,) int64, ascending: of the `count` pictures in the source, the numbers of those that are not here,
-                 as they are broken or too small
-    blocks       sizes of consecutive groups of the `count` pictures that are read together (tar shards); () for none
-    fingerprint  the same for a copy of the data in another place
-    understood   what the pictures and the labels were taken for, in two lines to be read before training
+    Attributes:
+        images: (n, height, width, c) uint8, sRGB or grey
+        labels: (n,) int64 indices into `class_names`, or None where the source has no labels
+        class_names: names of the labels; empty without labels
+        source: what was read, for messages
+        skipped: (path, reason) of every file that could not be used
+        missing: (k,) int64, ascending: of the `count` pictures in the source, the numbers of those that are not
+            here, as they are broken or too small
+        blocks: sizes of consecutive groups of the `count` pictures that are read together (tar shards); () for none
+        fingerprint: the same for a copy of the data in another place
+        understood: what the pictures and the labels were taken for, in two lines to be read before training
     """
 
     images: np.ndarray
@@ -115,13 +116,14 @@ class ImageSet:
 class ImageStream:
     """Images of one size, decoded when they are read; in the place of one that cannot be read comes its neighbour.
 
-    labels       (n,) int64 indices into `class_names`, or None where the source has no labels
-    class_names  names of the labels; empty without labels
-    source       what is read, for messages
-    size         height and width
-    crop         "center", or "random": another square each time
-    fingerprint  the same for a copy of the data in another place
-    understood   what the pictures and the labels were taken for, in two lines to be read before training
+    Attributes:
+        labels: (n,) int64 indices into `class_names`, or None where the source has no labels
+        class_names: names of the labels; empty without labels
+        source: what is read, for messages
+        size: height and width
+        crop: "center", or "random": another square each time
+        fingerprint: the same for a copy of the data in another place
+        understood: what the pictures and the labels were taken for, in two lines to be read before training
     """
 
     reader: Reader
@@ -210,40 +212,43 @@ def open_images(
 ) -> ImageSet | ImageStream:
     """The images of `path`, cropped to the shape of `size` and resized (antialiased) to it.
 
-    path          one of
-                  `EMBEDDED`
-                  a folder, searched through; labels are those of EDM's dataset.json in it, or else, with several
-                  sub-folders and every picture in one, the sub-folders directly inside it
-                  a zip file of pictures, with a dataset.json or not, as EDM's dataset_tool.py makes it
-                  an .npz or .npy file of images shaped (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or
-                  uint16; in an .npz also `labels` (n,) and `class_names`, or guided-diffusion's arr_0 and arr_1
-                  an IDX file of images (the MNIST family; .gz too), or a folder with one, labels in the file beside it
-                  tar shards in WebDataset's layout: what `python -m ssdcore_torch.prepare` wrote, a folder of .tar
-                  files, a .tar, a pattern (train-{000..123}.tar, train-*.tar); any of them may be a URL of https, s3, …
-                  a Hugging Face dataset: a folder that `save_to_disk` wrote, or "hf:NAME", "hf:NAME:SPLIT"
-                  from Python also an array (n, h, w) or (n, h, w, c) of uint8, a tuple (array, labels) or (array,
-                  labels, class names), or a map-style torch `Dataset` of pictures or (picture, class number)
-    size          height and width, or (height, width)
-    channels      1: grey; 3: RGB, transparency laid over white; 4: RGBA
-    classes       keep only these classes, for a source with class names; empty keeps all
-    crop          "center": the largest centred part; "random": a part of at least 0.8 of its sides anywhere, another
-                  one each time, which is why such images are never cached
     labels, column, label_column, subset, bits, most_pixels
                   which of what the source holds, as `Choices` says
-    workers       processes that decode; None: one for each core but one, at most 8; 0: none
-    memory_gib    decode all images now and keep them, if they take no more than this (an `ImageSet`); else decode each
-                  when it is wanted (an `ImageStream`). What arrays may take when they are unpacked, too
-    broken_share  of the files read, this share may be unreadable or smaller than `size`; past it reading fails
-    world         with several ranks on a machine, one decodes and the others share its memory
 
     A picture that is broken or smaller than `size` is named in the log and in `skipped`, and another takes its place in
     batches. Whether images are kept in memory changes nothing else: the same images come in the same order. Pictures
     are decoded if they are of a known format (AVIF, BMP, GIF, JPEG, JPEG 2000, PCX, PNG, PPM, QOI, SGI, TGA, TIFF,
     WebP), whatever they are called.
 
-    Raises ValueError if nothing is readable, too much is broken, or labels are not the numbers of classes; TypeError
-    for objects of other kinds; FileNotFoundError for no such path; OSError for a folder that cannot be read;
-    ImportError where shards or Hugging Face datasets need the extra `ssdcore[data]`.
+    Args:
+        path: one of `EMBEDDED` a folder, searched through; labels are those of EDM's dataset.json in it, or else,
+            with several sub-folders and every picture in one, the sub-folders directly inside it a zip file of
+            pictures, with a dataset.json or not, as EDM's dataset_tool.py makes it an .npz or .npy file of images
+            shaped (n, h, w), (n, h, w, 1), (n, h, w, 3) or (n, h, w, 4), uint8 or uint16; in an .npz also `labels` (n,)
+            and `class_names`, or guided-diffusion's arr_0 and arr_1 an IDX file of images (the MNIST family; .gz too),
+            or a folder with one, labels in the file beside it tar shards in WebDataset's layout: what `python -m
+            ssdcore_torch.prepare` wrote, a folder of .tar files, a .tar, a pattern (train-{000..123}.tar, train-*.tar);
+            any of them may be a URL of https, s3, … a Hugging Face dataset: a folder that `save_to_disk` wrote, or
+            "hf:NAME", "hf:NAME:SPLIT" from Python also an array (n, h, w) or (n, h, w, c) of uint8, a tuple (array,
+            labels) or (array, labels, class names), or a map-style torch `Dataset` of pictures or (picture, class
+            number)
+        size: height and width, or (height, width)
+        channels: 1: grey; 3: RGB, transparency laid over white; 4: RGBA
+        classes: keep only these classes, for a source with class names; empty keeps all
+        crop: "center": the largest centred part; "random": a part of at least 0.8 of its sides anywhere, another
+            one each time, which is why such images are never cached
+        workers: processes that decode; None: one for each core but one, at most 8; 0: none
+        memory_gib: decode all images now and keep them, if they take no more than this (an `ImageSet`); else decode
+            each when it is wanted (an `ImageStream`). What arrays may take when they are unpacked, too
+        broken_share: of the files read, this share may be unreadable or smaller than `size`; past it reading fails
+        world: with several ranks on a machine, one decodes and the others share its memory
+
+    Raises:
+        ValueError: If nothing is readable, too much is broken, or labels are not the numbers of classes.
+        TypeError: For objects of other kinds.
+        FileNotFoundError: For no such path.
+        OSError: For a folder that cannot be read.
+        ImportError: Where shards or Hugging Face datasets need the extra `ssdcore[data]`.
     """
     shape = extent(size)
     if channels not in CHANNELS:

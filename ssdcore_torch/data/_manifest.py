@@ -1,8 +1,8 @@
 """What `python -m ssdcore_torch.prepare` says about the tar shards it wrote.
 
-manifest.json      format, recipe, size, counts, class names; of each shard its name, images, bytes and SHA-256
-index.npz          offsets, lengths: where in its shard each image's file lies, in bytes; labels, where there are any
-shard-000000.tar   …
+- manifest.json: format, recipe, size, counts, class names; of each shard its name, images, bytes and SHA-256
+- index.npz: offsets, lengths: where in its shard each image's file lies, in bytes; labels, where there are any
+- shard-000000.tar: …
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class Shard:
 class Manifest:
     """The contents of a folder of shards.
 
-    recipe        what made them: its name, and whatever else decides the pixels and their order
-    size          height and width of the images; 0 where they differ
-    class_names   names of the labels; empty without labels
-    skipped       inputs that were broken or too small
-    shards        in order
-    index_sha256  of index.npz
+    Attributes:
+        recipe: what made them: its name, and whatever else decides the pixels and their order
+        size: height and width of the images; 0 where they differ
+        class_names: names of the labels; empty without labels
+        skipped: inputs that were broken or too small
+        shards: in order
+        index_sha256: of index.npz
     """
 
     recipe: Mapping[str, Any]
@@ -113,8 +114,9 @@ def _is_count(value: object) -> bool:
 class Index:
     """Where images lie in their shards, in the order of the shards.
 
-    offsets, lengths  (n,) int64, in bytes, of the pictures' files
-    labels            (n,) int64, or None
+    Attributes:
+        offsets, lengths: (n,) int64, in bytes, of the pictures' files
+        labels: (n,) int64, or None
     """
 
     offsets: np.ndarray

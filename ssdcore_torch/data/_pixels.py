@@ -84,7 +84,8 @@ def fit_random(image: Image.Image, size: Size, numbers: np.ndarray) -> np.ndarra
 def to_bytes(values: np.ndarray, bits: int = DEEPEST) -> np.ndarray:
     """uint16 to uint8 by the ratio of the full ranges, from 0 … 2^bits − 1; uint8 as it is.
 
-    Raises ValueError for a value above.
+    Raises:
+        ValueError: For a value above.
     """
     if values.dtype == np.uint8:
         return values

@@ -42,10 +42,11 @@ class Failure:
 class Reader:
     """The chosen pictures of a source, at one size.
 
-    rows      (n,) the numbers in the source of pictures 0, 1, …
-    size      (height, width) that they are cropped and resized to
-    channels  1 (grey), 3 (RGB) or 4 (RGBA)
-    bits      that values of more than 8 bits use
+    Attributes:
+        rows: (n,) the numbers in the source of pictures 0, 1, …
+        size: (height, width) that they are cropped and resized to
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA)
+        bits: that values of more than 8 bits use
     """
 
     source: Source

@@ -49,8 +49,9 @@ MOST_SHARDS = 1_000_000
 class ShardSource(Source):
     """The pictures of some tar files, here or on another machine.
 
-    counts  pictures in each
-    index   where they lie in it
+    Args:
+        counts: pictures in each
+        index: where they lie in it
     """
 
     def __init__(
@@ -180,9 +181,11 @@ def open_shards(path: str, choices: Choices | None = None) -> ShardSource:
 def scan(shard: str, column: str | None = None) -> tuple[Place, Index]:
     """What is known of one shard after reading through it, and its index.
 
-    column   of the pictures of a key (KEY.input.jpg, KEY.target.jpg) those with this ending; None: its only one
+    Args:
+        column: of the pictures of a key (KEY.input.jpg, KEY.target.jpg) those with this ending; None: its only one
 
-    Raises ValueError if it is no uncompressed tar, is cut short, or holds labels for some of its pictures only.
+    Raises:
+        ValueError: If it is no uncompressed tar, is cut short, or holds labels for some of its pictures only.
     """
     base_plus_ext = need("webdataset.tariterators").base_plus_ext
     places: dict[str, tuple[int, int]] = {}

@@ -31,14 +31,15 @@ LEAST_UNPACKED = 2**30
 class Choices:
     """What is read of a source that holds several things, and how.
 
-    labels        False: the pictures alone, whatever folders or labels there are
-    column        of a table (a Hugging Face dataset), which column of images; of tar shards, which of a key's pictures
-                  ("input.jpg"); None: the only one, or the first
-    label_column  of a table, the column of labels; None: the first that says so itself
-    subset        of a Hugging Face dataset that has several ("configurations")
-    bits          that values of 16-bit pictures and arrays use: 12 scales 4095 to white
-    most_pixels   of a picture; one with more is taken for broken
-    unpacked      bytes that a compressed array may take in memory
+    Attributes:
+        labels: False: the pictures alone, whatever folders or labels there are
+        column: of a table (a Hugging Face dataset), which column of images; of tar shards, which of a key's
+            pictures ("input.jpg"); None: the only one, or the first
+        label_column: of a table, the column of labels; None: the first that says so itself
+        subset: of a Hugging Face dataset that has several ("configurations")
+        bits: that values of 16-bit pictures and arrays use: 12 scales 4095 to white
+        most_pixels: of a picture; one with more is taken for broken
+        unpacked: bytes that a compressed array may take in memory
     """
 
     labels: bool = True
@@ -59,15 +60,16 @@ class Choices:
 class Source(ABC):
     """Pictures of any size, numbered from 0. It is pickled to worker processes, so it holds no open files.
 
-    source       what is read, for messages
-    labels       (n,) int64 indices into `class_names`, or None
-    class_names  names of the labels; empty without labels
-    labelled_by  what says the labels, for people
-    doubts       guesses about the data that look wrong, and how to choose otherwise, a sentence each
-    passed_over  (path, reason) of what was found but is not even numbered
-    blocks       sizes of consecutive groups that are read together; () for none
-    size         (height, width) of every picture, where they are known to be equal
-    slow         whether looking at a picture may have to fetch it from another machine
+    Attributes:
+        source: what is read, for messages
+        labels: (n,) int64 indices into `class_names`, or None
+        class_names: names of the labels; empty without labels
+        labelled_by: what says the labels, for people
+        doubts: guesses about the data that look wrong, and how to choose otherwise, a sentence each
+        passed_over: (path, reason) of what was found but is not even numbered
+        blocks: sizes of consecutive groups that are read together; () for none
+        size: (height, width) of every picture, where they are known to be equal
+        slow: whether looking at a picture may have to fetch it from another machine
     """
 
     source: str
@@ -160,7 +162,8 @@ class FatalSourceError(ValueError):
 def classes_of(source: Source, classes: Sequence[str]) -> np.ndarray:
     """(n,) int64: which of the source's images belong to these classes; all for ().
 
-    Raises ValueError for a class that the source has not.
+    Raises:
+        ValueError: For a class that the source has not.
     """
     if not classes:
         return np.arange(len(source))

@@ -30,8 +30,9 @@ def understood(
 ) -> tuple[tuple[str, ...], str]:
     """((what the pictures are, what the labels are), a doubt about the values or "").
 
-    labels   of the images that are used
-    images   (n, height, width, c), where they are decoded already
+    Args:
+        labels: of the images that are used
+        images: (n, height, width, c), where they are decoded already
     """
     kinds, low, high = _look(source, reader, images)
     height, width = reader.size

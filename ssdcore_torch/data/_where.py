@@ -92,7 +92,8 @@ def refuse_untyped(path: str, where: str) -> None:
     """Raises ValueError for a `data.path` that opens an address. For one that only a file names, such as a config.json
     that may come from anywhere; what the user has typed needs no such check.
 
-    where   the file
+    Args:
+        where: the file
     """
     if is_address(path):
         raise ValueError(

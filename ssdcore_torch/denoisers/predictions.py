@@ -3,6 +3,8 @@
 A network F and a prediction make a denoiser: with z the state x_t (lifted to the size of the prediction where that is
 larger) and the coefficients of the state's time,
 
+::
+
     x̂ = c_skip z + c_out F(c_in z, c_noise).
 
     name        c_in   c_skip        c_out        what F is, where the state is the clean image with noise
@@ -35,9 +37,10 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Prediction:
     """How a clean image follows from what a network gives.
 
-    coefficients   float64 arrays (α, σ) -> (c_in, c_skip, c_out)
-    needs_signal   whether it says nothing of the image where no signal is left (α = 0)
-    by_noise       whether the network is told ¼ ln(σ/α), EDM's c_noise, and not the time t − 1
+    Attributes:
+        coefficients: float64 arrays (α, σ) -> (c_in, c_skip, c_out)
+        needs_signal: whether it says nothing of the image where no signal is left (α = 0)
+        by_noise: whether the network is told ¼ ln(σ/α), EDM's c_noise, and not the time t − 1
     """
 
     coefficients: Callable[[np.ndarray, np.ndarray], Rows]
@@ -47,7 +50,8 @@ class Prediction:
     def table(self, name: str, process: ssd.LinearDiffusion) -> np.ndarray:
         """(4, T + 1) float64: c_in, c_skip, c_out and what the network is told, over t = 0 … T (t = 0 is never asked).
 
-        Raises ValueError where the prediction does not fit the process's noise.
+        Raises:
+            ValueError: Where the prediction does not fit the process's noise.
         """
         alpha, sigma = process.noise.alpha, process.noise.sigma
         if self.needs_signal and not alpha.all():

@@ -22,22 +22,28 @@ Predictor = Callable[..., Tensor]
 class Denoiser(Protocol):
     """A network that predicts clean images: a module with four attributes.
 
+    ::
+
         net(x, t, out_level=None, label=None)
 
-    x          (batch, channels, *size), size one of `sizes`: so its level is found
-    t          (batch,) process times 1 … T
-    out_level  index into `sizes` of the prediction, at most that of x (0: full size); None: the level of x
-    label      (batch,) int64 class labels, `null_label` among them; None: no class. Given to class-conditional networks
-               only
-    Returns (batch, channels, *sizes[out_level]): the clean image at that size, as the process degrades it at the first
-    time of the size. (For a resize that is R_{0→s} x_0; for a blur, which keeps the size, x_0 itself.)
+    - x: ``(batch, channels, *size)``, size one of `sizes`: so its level is found
+    - t: (batch,) process times 1 … T
 
-    sizes        trailing shapes of the states, full size first: one a level
-    channels     of the images, in and out
-    num_classes  class-conditional if not None
-    null_label   the label that means "no class", which guidance compares with; None: there is none
+    out_level  index into `sizes` of the prediction, at most that of x (0: full size); None: the level of x
+
+    - label: (batch,) int64 class labels, `null_label` among them; None: no class. Given to class-conditional networks
+      only
+
+    Returns ``(batch, channels, *sizes[out_level])``: the clean image at that size, as the process degrades it at the
+    first time of the size. (For a resize that is R_{0→s} x_0; for a blur, which keeps the size, x_0 itself.)
 
     `FlexiUNet` is one; `wrap` makes one of any module.
+
+    Attributes:
+        sizes: trailing shapes of the states, full size first: one a level
+        channels: of the images, in and out
+        num_classes: class-conditional if not None
+        null_label: the label that means "no class", which guidance compares with; None: there is none
     """
 
     @property

@@ -25,12 +25,13 @@ REBUILT = "diffusers"
 class WrappedConfig:
     """A `WrappedDenoiser` in a run's configuration.
 
-    prediction   a name of `PREDICTIONS`
-    level_sizes  trailing shapes of the states, full size first
-    in_channels  of the images, in and out
-    num_classes  class-conditional if given; label `num_classes` then means "no class"
-    module       name of the wrapped module's class, with its package
-    settings     the configuration that makes a diffusers model again; None for other modules
+    Attributes:
+        prediction: a name of `PREDICTIONS`
+        level_sizes: trailing shapes of the states, full size first
+        in_channels: of the images, in and out
+        num_classes: class-conditional if given; label `num_classes` then means "no class"
+        module: name of the wrapped module's class, with its package
+        settings: the configuration that makes a diffusers model again; None for other modules
     """
 
     prediction: str
@@ -117,7 +118,8 @@ class WrappedDenoiser(nn.Module):
     def told_by(self, process: ssd.LinearDiffusion) -> WrappedDenoiser:
         """Take the coefficients and changes of size of this process, of the same sizes; returns self.
 
-        Raises ValueError where the prediction does not fit its noise.
+        Raises:
+            ValueError: Where the prediction does not fit its noise.
         """
         table = prediction_named(self.prediction).table(self.prediction, process)
         self.table = torch.from_numpy(table).to(self.table.device, torch.float32)
@@ -210,17 +212,21 @@ def wrap(
 ) -> WrappedDenoiser:
     """A `Denoiser` of any module, for the trainer, the samplers and the run folder.
 
-    net          called as net(x, t): x (batch, channels, *size) of every size of the process, t (batch,) the time as
-                 most networks embed it, 0 … T − 1 (¼ ln(σ/α) where the prediction is "edm"). It returns a tensor of
-                 x's shape, or an object that holds one as `sample`, as diffusers' models do. With classes it is also
-                 given class_labels (a diffusers model) or label, (batch,) int64
-    proc         the process whose states it is shown
-    prediction   what it predicts: "clean", "noise", "velocity" or "edm" (see `ssdcore_torch.denoisers.predictions`)
-    channels     of the images; None: as the network's configuration says, or else as the data has
-    num_classes  of a class-conditional network, which also knows the label num_classes, "no class"; None: of a
-                 diffusers model, num_class_embeds − 1
+    Args:
+        net: called as net(x, t): x ``(batch, channels, *size)`` of every size of the process, t (batch,) the time as
+            most networks embed it, 0 … T − 1 (¼ ln(σ/α) where the prediction is "edm"). It returns a tensor of x's
+            shape, or an object that holds one as `sample`, as diffusers' models do. With classes it is also given
+            class_labels (a diffusers model) or label, (batch,) int64
+        proc: the process whose states it is shown
+        prediction: what it predicts: "clean", "noise", "velocity" or "edm" (see
+            `ssdcore_torch.denoisers.predictions`)
+        channels: of the images; None: as the network's configuration says, or else as the data has
+        num_classes: of a class-conditional network, which also knows the label num_classes, "no class"; None: of a
+            diffusers model, num_class_embeds − 1
 
-    Raises TypeError for what is no module, ValueError for a prediction that is unknown or does not fit the noise.
+    Raises:
+        TypeError: For what is no module.
+        ValueError: For a prediction that is unknown or does not fit the noise.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"wrap: expected a torch module, got {type(net).__name__}")
@@ -246,8 +252,9 @@ def wrap(
 def check_denoiser(net: Any, process: ssd.LinearDiffusion) -> None:
     """Show the network an image of nothing on every path of the process.
 
-    Raises ValueError where its sizes are not the process's, its predictions have another shape than they should, it
-    fails, or holds one tensor under two names.
+    Raises:
+        ValueError: Where its sizes are not the process's, its predictions have another shape than they should, it
+            fails, or holds one tensor under two names.
     """
     if tuple(net.sizes) != process.shapes:
         raise ValueError(f"network: its sizes are {tuple(net.sizes)}, the process has {process.shapes}")

@@ -1,5 +1,7 @@
 """ssdcore in other people's libraries: diffusers, deepinv, scipy and PyLops.
 
+::
+
     SSDScheduler, SSDPipeline, FlexiUNetModel    diffusers     pip install "ssdcore[interop]"
     to_deepinv, from_deepinv                     deepinv       pip install "ssdcore[deepinv]"
     to_scipy, from_scipy, to_pylops, from_pylops                pip install "ssdcore[interop]"

@@ -88,10 +88,11 @@ class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> UNet2DOutput | tuple[Tensor]:
         """The clean image predicted from a state.
 
-        sample        x_t, (batch, channels, height, width) of one of the levels
-        timestep      t − 1, as diffusers counts: a number, or one an image
-        class_labels  (batch,) integers, class-conditional networks only; None: no class
-        out_size      (height, width) of the prediction, `SSDScheduler.prediction_size`; None: that of the sample
+        Args:
+            sample: x_t, (batch, channels, height, width) of one of the levels
+            timestep: t − 1, as diffusers counts: a number, or one an image
+            class_labels: (batch,) integers, class-conditional networks only; None: no class
+            out_size: (height, width) of the prediction, `SSDScheduler.prediction_size`; None: that of the sample
         """
         config = self.net.config
         level = None
@@ -107,10 +108,11 @@ class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 class SSDPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Mean and covariance of the clean images at the smallest size, from which the law of x_T follows.
 
-    mean        (channels, height, width)
-    covariance  (n, n), n = channels · height · width, C order
+    - shape: (channels, height, width)
 
-    shape       (channels, height, width)
+    Attributes:
+        mean: (channels, height, width)
+        covariance: (n, n), n = channels · height · width, C order
     """
 
     mean: Tensor
@@ -135,16 +137,19 @@ class SSDPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
 class SSDPipeline(DiffusionPipeline):
     """Draws images with a trained Flexi-UNet.
 
+    ::
+
         pipe = SSDPipeline.from_run("runs/first")
         image = pipe(seed=0).images[0]
         pipe.save_pretrained("folder")
         pipe = SSDPipeline.from_pretrained("folder")
 
-    unet        a FlexiUNetModel
-    scheduler   an SSDScheduler whose sizes are among the network's levels
-    prior       an SSDPrior; None: x_T ~ N(0, σ_T² I)
-
     Load with this class (``DiffusionPipeline.from_pretrained`` looks only inside diffusers).
+
+    Attributes:
+        unet: a FlexiUNetModel
+        scheduler: an SSDScheduler whose sizes are among the network's levels
+        prior: an SSDPrior; None: x_T ~ N(0, σ_T² I)
     """
 
     unet: FlexiUNetModel
@@ -187,10 +192,11 @@ class SSDPipeline(DiffusionPipeline):
     ) -> SSDPipeline:
         """The pipeline of a run folder of `ssdcore_torch.train`.
 
-        weights     "ema": the moving average, which samples are drawn with; "model": the weights themselves
-        scheduler   settings of `SSDScheduler` beside the process, such as sampler="multistep"
-
         Raises what `load_run` raises, and ValueError for other weights, and for a process that SSDScheduler has not.
+
+        Args:
+            weights: "ema": the moving average, which samples are drawn with; "model": the weights themselves
+            scheduler: settings of `SSDScheduler` beside the process, such as sampler="multistep"
         """
         if weights not in ("ema", "model"):
             raise ValueError(f"weights: expected ema or model, got {weights!r}")
@@ -237,17 +243,18 @@ class SSDPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw `batch_size` images.
 
-        num_inference_steps  network evaluations an image; None: 100, or as many as `timesteps`
-        generator            of all noise, or one for each image; or
-        seed                 image i is then sample i of ``ssdcore_torch.generate(…, seed=seed)``, up to rounding
-        class_labels         class of each image, or one for all; None: no class
-        guidance_scale       w of classifier-free guidance; 1: none
-        timesteps            timesteps to visit, decreasing, instead of num_inference_steps evenly spaced ones
-        output_type          "pil" (a list of images), "np" (batch, height, width, channels) or "pt" (batch, channels,
-                             height, width), both in [0, 1]
-
         Returns an ImagePipelineOutput, or (images,). Raises ValueError for a batch_size below 1, both seed and
         generator, labels that the network cannot take, and timesteps that the process cannot take.
+
+        Args:
+            num_inference_steps: network evaluations an image; None: 100, or as many as `timesteps`
+            generator: of all noise, or one for each image; or
+            seed: image i is then sample i of ``ssdcore_torch.generate(…, seed=seed)``, up to rounding
+            class_labels: class of each image, or one for all; None: no class
+            guidance_scale: w of classifier-free guidance; 1: none
+            timesteps: timesteps to visit, decreasing, instead of num_inference_steps evenly spaced ones
+            output_type: "pil" (a list of images), "np" (batch, height, width, channels) or "pt" (batch, channels,
+                height, width), both in [0, 1]
         """
         self._check_parts()
         if batch_size < 1 or output_type not in ("pil", "np", "pt"):

@@ -42,9 +42,9 @@ _ONLY = {
 
 @dataclass
 class SSDSchedulerOutput(BaseOutput):
-    """
-    prev_sample             x_s, the next and less noisy state, (batch, channels, *its size)
-    pred_original_sample    the clean image, clipped if asked for, at the size of `prev_sample`
+    """Attributes:
+    prev_sample: x_s, the next and less noisy state, ``(batch, channels, *its size)``
+    pred_original_sample: the clean image, clipped if asked for, at the size of `prev_sample`
     """
 
     prev_sample: Tensor
@@ -55,7 +55,7 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """Samples with the exact posteriors of a scale-space (or ordinary) diffusion, by the conventions of diffusers.
 
     Timesteps are those of diffusers, 0 … T − 1: timestep i is the time t = i + 1 of `process`. Across a change of size
-    the network is asked for the clean image at the next, larger size, and `step` returns a state of that size:
+    the network is asked for the clean image at the next, larger size, and `step` returns a state of that size::
 
         x = scheduler.init_noise_sigma * torch.randn(1, 3, *scheduler.state_size(scheduler.timesteps[0]))
         for t in scheduler.timesteps:
@@ -66,21 +66,22 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     (not its DDIMPipeline, which puts a DDIMScheduler in the place of any other);
     ``SSDScheduler.from_config(pipe.scheduler.config, level_sizes=[[64, 64]])`` takes over the settings of theirs.
 
-    level_sizes          (height, width) of every level of the state, full size first; one of them: an ordinary process
+    - level_sizes: (height, width) of every level of the state, full size first; one of them: an ordinary process
+
     num_train_timesteps  T
-    beta_schedule        noise of the full-size process: "linear" and "scaled_linear" from beta_start to beta_end, or
-                         "squaredcos_cap_v2"; trained_betas gives the T numbers themselves
-    level_schedule       how long each level lasts: "equal", "convex", "sigmoid" or "tanh" with exponent `level_gamma`
-                         (None: its default), or "thresholds": level k starts at the time level_starts[k − 1] of 1 … T
-    matched, kernel      of `ssdcore.LinearDiffusion.resize`
-    sampler, eta         of `ssdcore_torch.generate`; eta None: 1 for "ancestral", 0 for "multistep"
-    prediction_type      "sample": the network predicts clean images; "epsilon" and "v_prediction" for one size only, as
-                         noise of the smaller state does not say what the larger one holds
-    clip_sample          clip predictions to ±clip_sample_range. Noise is always derived from the clipped prediction
-                         (DDIM's `use_clipped_model_output`)
-    timestep_spacing     "time" or "log_snr" as in `ssdcore_torch.generate`, the only ones for several sizes, because
-                         they pass every change; "leading", "trailing" and "linspace" as in diffusers; None: the
-                         sampler's own
+
+    - beta_schedule: noise of the full-size process: "linear" and "scaled_linear" from beta_start to beta_end, or
+      "squaredcos_cap_v2"; trained_betas gives the T numbers themselves
+    - level_schedule: how long each level lasts: "equal", "convex", "sigmoid" or "tanh" with exponent `level_gamma`
+      (None: its default), or "thresholds": level k starts at the time level_starts[k − 1] of 1 … T
+    - matched, kernel: of `ssdcore.LinearDiffusion.resize`
+    - sampler, eta: of `ssdcore_torch.generate`; eta None: 1 for "ancestral", 0 for "multistep"
+    - prediction_type: "sample": the network predicts clean images; "epsilon" and "v_prediction" for one size only, as
+      noise of the smaller state does not say what the larger one holds
+    - clip_sample: clip predictions to ±clip_sample_range. Noise is always derived from the clipped prediction (DDIM's
+      `use_clipped_model_output`)
+    - timestep_spacing: "time" or "log_snr" as in `ssdcore_torch.generate`, the only ones for several sizes, because
+      they pass every change; "leading", "trailing" and "linspace" as in diffusers; None: the sampler's own
 
     `config` holds all of it as JSON. Raises ValueError or TypeError for settings that are wrong or do not go together.
     """
@@ -164,8 +165,9 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As in diffusers, also from the configuration of a DDPMScheduler or DDIMScheduler, with level_sizes added.
 
-        Raises ValueError for the configuration of another scheduler, and for a setting of theirs that has no
-        counterpart here, such as learned variances.
+        Raises:
+            ValueError: For the configuration of another scheduler, and for a setting of theirs that has no
+                counterpart here, such as learned variances.
         """
         if isinstance(config, Mapping):
             # diffusers leaves out what was a default where it was made; other defaults stand here
@@ -206,8 +208,9 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Choose `timesteps`, decreasing within 0 … T − 1: that many, or those given.
 
-        Raises ValueError for more than T, fewer than the changes of size need, and given ones that leave out T − 1 or
-        a timestep at which the size changes.
+        Raises:
+            ValueError: For more than T, fewer than the changes of size need, and given ones that leave out T − 1 or
+                a timestep at which the size changes.
         """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("set_timesteps: give either num_inference_steps or timesteps")
@@ -287,13 +290,15 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> SSDSchedulerOutput | tuple[Tensor, Tensor]:
         """Draw x_s from q(x_s | x_t, x̂), s the next of `timesteps` (or 0: the prediction itself).
 
-        model_output    (batch, channels, *prediction_size(timestep))
-        timestep        t − 1, one of `timesteps`
-        sample          x_t, (batch, channels, *state_size(timestep))
-        generator       of the noise; or one for each image
-        variance_noise  standard normal noise shaped like model_output, instead of a generator
+        Args:
+            model_output: ``(batch, channels, *prediction_size(timestep))``
+            timestep: t − 1, one of `timesteps`
+            sample: x_t, ``(batch, channels, *state_size(timestep))``
+            generator: of the noise; or one for each image
+            variance_noise: standard normal noise shaped like model_output, instead of a generator
 
-        Raises ValueError for wrong shapes, a timestep that is not among `timesteps`, and noise from both sources.
+        Raises:
+            ValueError: For wrong shapes, a timestep that is not among `timesteps`, and noise from both sources.
         """
         k = self._step(timestep)
         self._check_shapes(model_output, sample, k)
@@ -343,7 +348,10 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = α_t R x_0 + σ_t noise, one timestep for each image, all of them of one state size.
 
-        original_samples  (batch, channels, *full size);   noise  (batch, channels, *state size);   timesteps  (batch,)
+        Args:
+            original_samples: ``(batch, channels, *full size)``
+            noise: ``(batch, channels, *state size)``
+            timesteps: (batch,)
         """
         times = self._training_times(timesteps, original_samples, 0, "add_noise")
         alpha, sigma = self._levels(times, noise)

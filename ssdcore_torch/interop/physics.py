@@ -13,12 +13,13 @@ from ssdcore.operators.linear_map import positive_shape
 
 
 def to_deepinv(op: ssd.LinearOperator) -> Any:
-    """`op` as a `deepinv.physics.LinearPhysics` on images (batch, channels, *in_shape), with its exact adjoint.
+    """`op` as a `deepinv.physics.LinearPhysics` on images ``(batch, channels, *in_shape)``, with its exact adjoint.
 
     The operator acts on the trailing axes, so every image and channel is measured alike; dtype and device are kept. Add
     noise with the physics' `set_noise_model`.
 
-    Raises TypeError for anything but an ssdcore operator.
+    Raises:
+        TypeError: For anything but an ssdcore operator.
     """
     physics = _deepinv().physics
     if not isinstance(op, ssd.LinearOperator):
@@ -36,16 +37,19 @@ def from_deepinv(
 ) -> ssd.Functional:
     """The noiseless part A of a `deepinv.physics.LinearPhysics`, with its adjoint, as an ssdcore operator.
 
-    in_shape     of one image, as the physics takes it after the batch axis: (channels, height, width)
-    out_shape    of its measurement; None: found by measuring zeros
-    per_channel  leave the channel axis out of in_shape and out_shape: the physics gets one channel at a time, as
-                 processes and `ssdcore_torch.restore` want
-
     The operator takes torch tensors on the physics' device, of its precision or less. Its norm, its matrix and
     `restore` need float64: call ``physics.to(torch.float64)`` where the physics holds tensors, such as a filter.
 
-    Raises TypeError for a physics that is not linear, or whose measurements are complex or more than one tensor;
-    ValueError for shapes that do not fit, and for tensors on another device or of more precision than the physics.
+    Args:
+        in_shape: of one image, as the physics takes it after the batch axis: (channels, height, width)
+        out_shape: of its measurement; None: found by measuring zeros
+        per_channel: leave the channel axis out of in_shape and out_shape: the physics gets one channel at a time,
+            as processes and `ssdcore_torch.restore` want
+
+    Raises:
+        TypeError: For a physics that is not linear, or whose measurements are complex or more than one tensor.
+        ValueError: For shapes that do not fit, and for tensors on another device or of more precision than the
+            physics.
     """
     kinds = _deepinv().physics
     if not isinstance(physics, kinds.LinearPhysics):

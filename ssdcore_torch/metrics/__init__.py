@@ -1,5 +1,7 @@
 """How good samples are: distances between sets of images, in feature spaces that need no download.
 
+::
+
     extractor = open_extractor("lite0")
     figures(extractor(samples), extractor(data))     # both uint8 (n, 3, h, w), as many of one as of the other
 

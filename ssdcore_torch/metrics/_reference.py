@@ -37,8 +37,9 @@ MOST = 50_000
 class Measured:
     """What is kept of n images.
 
-    features   (n, d) float32, on every rank, on its device
-    power      `radial_power` of all of them
+    Attributes:
+        features: (n, d) float32, on every rank, on its device
+        power: `radial_power` of all of them
     """
 
     features: Tensor
@@ -67,10 +68,12 @@ def measure(batches: Iterable[Tensor], extractor: Extractor, world: World) -> Me
 class Reference:
     """Real images to compare with, in a fixed random order, so that the first n are a sample of the data for any n.
 
-    features   (m, d) float32, on the device that the samples are compared on
-    power      `radial_power` of all m
-    data       the images, of which `indices` (m,) int64 are the measured ones
-    about      what they are, as plain values for a report: number, size, SHA-256 of the pixels (on rank 0), extractor
+    Attributes:
+        features: (m, d) float32, on the device that the samples are compared on
+        power: `radial_power` of all m
+        data: the images, of which `indices` (m,) int64 are the measured ones
+        about: what they are, as plain values for a report: number, size, SHA-256 of the pixels (on rank 0),
+            extractor
     """
 
     features: Tensor
@@ -124,7 +127,9 @@ def open_reference(
     What was kept is taken only if its description agrees in everything: the pixels' SHA-256, the number and order of
     the images, the extractor's fingerprint, the kind of device and torch's version. The ranks share the work; rank 0
     reads and writes the cache. A cache that cannot be written is named in the log, and costs only time.
-    Raises ImportError if what compares features is not installed, before the work of measuring them.
+
+    Raises:
+        ImportError: If what compares features is not installed, before the work of measuring them.
     """
     require_torchmetrics()
     count = min(most, len(data))

@@ -11,10 +11,11 @@ CHUNK = 512
 def radial_power(images: Tensor) -> Tensor:
     """Mean power at the spatial frequencies 1, 2, …, min(h, w)/2 cycles an image side: float64, on the CPU.
 
-    images   uint8 (n, channels, h, w)
-
     The mean of |DFT|² over images, channels and the frequencies (f_y, f_x) with round(|f|) = 1, 2, …, of pixels in
     [0, 1], each image less its mean and under a Hann window, which keeps the jump between opposite edges out.
+
+    Args:
+        images: uint8 (n, channels, h, w)
     """
     if images.ndim != 4 or images.dtype != torch.uint8 or min(images.shape[2:]) < 4 or len(images) == 0:
         kind = str(images.dtype).removeprefix("torch.")
@@ -44,7 +45,8 @@ def radial_power(images: Tensor) -> Tensor:
 def radial_spectrum_ratio(samples: Tensor, reference: Tensor) -> Tensor:
     """`radial_power` of the samples over that of the reference: (min(h, w)/2,) float64, 1 where their detail agrees.
 
-    Raises ValueError for images of different sizes.
+    Raises:
+        ValueError: For images of different sizes.
     """
     if samples.shape[1:] != reference.shape[1:]:
         raise ValueError(

@@ -32,9 +32,10 @@ Images = ImageSet | ImageStream
 class Session:
     """A trainer that stands where its run does, in a folder that rank 0 holds until `checkpoint.release`.
 
-    saved    the run's configuration as it was, where it is resumed; None for a new run
-    started  whether it goes on from a checkpoint
-    said     what was replaced or made again on the way
+    Attributes:
+        saved: the run's configuration as it was, where it is resumed; None for a new run
+        started: whether it goes on from a checkpoint
+        said: what was replaced or made again on the way
     """
 
     trainer: Trainer
@@ -83,19 +84,20 @@ def begin(
 ) -> Session:
     """Check everything, read the data, build or restore the trainer; only then make the run folder.
 
-    out            None: the first free of runs/PRESET, runs/PRESET-2, …
-    configuration  the run's, from the saved one or, for a new run, None
-    resume         go on with the run in `out` from its newest sound checkpoint
-    conditional    learn the data's classes
-    dry_run        nothing is written: for a look at what a run would cost
-    replay         nothing is written: for a look at this step
-    minutes        train for as many steps as take so long on this machine, as measured first, decays included
-    process        any `LinearDiffusion`, instead of the configuration's; it is saved by its operators
-    network        a `Denoiser` to train, instead of a new one of the configuration's shape
-    data           images in memory, or opened before, instead of those at `config.data.path`
-    typed          whether the user has named the data: an address that only a file, `where`, names is not opened
-
     Raises ValueError, OSError or ImportError; nothing is then left of a new run.
+
+    Args:
+        out: None: the first free of runs/PRESET, runs/PRESET-2, …
+        configuration: the run's, from the saved one or, for a new run, None
+        resume: go on with the run in `out` from its newest sound checkpoint
+        conditional: learn the data's classes
+        dry_run: nothing is written: for a look at what a run would cost
+        replay: nothing is written: for a look at this step
+        minutes: train for as many steps as take so long on this machine, as measured first, decays included
+        process: any `LinearDiffusion`, instead of the configuration's; it is saved by its operators
+        network: a `Denoiser` to train, instead of a new one of the configuration's shape
+        data: images in memory, or opened before, instead of those at `config.data.path`
+        typed: whether the user has named the data: an address that only a file, `where`, names is not opened
     """
     made, said = False, list[str]()
     writes = not dry_run and replay is None
@@ -349,7 +351,8 @@ def _free_names(config: Config) -> Iterator[Path]:
 def _claim(out: Path | None, config: Config) -> Path:
     """Make the folder of a new run, and hold it; None: under the first free name, whoever takes them meanwhile.
 
-    Raises ValueError if another process holds the folder asked for.
+    Raises:
+        ValueError: If another process holds the folder asked for.
     """
     folder = _first_free(config) if out is None else out
     if out is not None:

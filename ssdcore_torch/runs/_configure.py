@@ -20,12 +20,14 @@ from ssdcore_torch.processes import GO_WITH, ProcessConfig
 class Asked:
     """What is asked of a run.
 
-    preset    a name of `PRESETS`; None: the saved run's, or the device's
-    data      whatever `data.path` may be, or None
-    size      height and width of the images;   levels   each half the size of the last
-    schedule  a file that `python -m ssdcore design --out` wrote
-    given     settings by where they come from, in order: each wins over those before it
-    options   settings that win over all of them
+    Attributes:
+        preset: a name of `PRESETS`; None: the saved run's, or the device's
+        data: whatever `data.path` may be, or None
+        size: height and width of the images
+        levels: each half the size of the last
+        schedule: a file that `python -m ssdcore design --out` wrote
+        given: settings by where they come from, in order: each wins over those before it
+        options: settings that win over all of them
     """
 
     preset: str | None = None
@@ -40,9 +42,11 @@ class Asked:
 def configure(asked: Asked, saved: Config | None, device: str) -> Config:
     """The saved run's configuration or the preset's, with what is asked for laid over it.
 
-    device   its type: the default preset is "gpu64" for "cuda", else "cpu"
+    Args:
+        device: its type: the default preset is "gpu64" for "cuda", else "cpu"
 
-    Raises ValueError, naming where a setting comes from.
+    Raises:
+        ValueError: Naming where a setting comes from.
     """
     if asked.preset is not None or saved is None:
         name = asked.preset or ("gpu64" if device == "cuda" else "cpu")

@@ -23,15 +23,19 @@ Label = str | int | Sequence[str | int]
 class Drawing:
     """What says how images are drawn from a run, beside their number and classes.
 
-    steps       network evaluations an image; None: 100, or as many as a designed schedule has
-    sampler     a name of `SAMPLERS`;   eta   its own if None
-    placement   "time", "log_snr" or "design", the times that the run's schedule was designed for; None: the sampler's
-    guidance    weight of classifier-free guidance, 1 for none
-    seed        image i depends on the seed and i alone
-    precision   of the network's arithmetic: "auto", as the run was trained
-    batch_size  images through the network at once
+    Attributes:
+        steps: network evaluations an image; None: 100, or as many as a designed schedule has
+        sampler: a name of `SAMPLERS`
+        eta: its own if None
+        placement: "time", "log_snr" or "design", the times that the run's schedule was designed for; None: the
+            sampler's
+        guidance: weight of classifier-free guidance, 1 for none
+        seed: image i depends on the seed and i alone
+        precision: of the network's arithmetic: "auto", as the run was trained
+        batch_size: images through the network at once
 
-    Raises ValueError for what no run takes.
+    Raises:
+        ValueError: For what no run takes.
     """
 
     steps: int | None = None
@@ -102,7 +106,8 @@ class Drawing:
 def labels_of(config: Config, wanted: Label | None, n: int) -> list[int] | None:
     """Numbers of the classes `wanted` by name or number, taking turns over n images; of all classes for None.
 
-    Raises ValueError for an unknown class, or for any of a run without classes.
+    Raises:
+        ValueError: For an unknown class, or for any of a run without classes.
     """
     count, names = config.network.num_classes, config.data.class_names
     chosen = [wanted] if isinstance(wanted, (str, int)) else list(wanted or ())

@@ -45,12 +45,13 @@ class Evaluated:
 class _Subject:
     """What is evaluated.
 
-    size      (height, width) of its images, which the real ones are resized to
-    channels  that both have
-    most      how many there are, None for any number
-    data      the real images
-    samples   this rank's share of n of them, to compare with a reference
-    about     what a report says of it
+    Attributes:
+        size: (height, width) of its images, which the real ones are resized to
+        channels: that both have
+        most: how many there are, None for any number
+        data: the real images
+        samples: this rank's share of n of them, to compare with a reference
+        about: what a report says of it
     """
 
     size: tuple[int, int]
@@ -78,15 +79,17 @@ def evaluate_run(
 ) -> Evaluated:
     """Samples of the run's average against real images.
 
-    n          samples; None: 5,000, or all of the data where it has fewer
-    data       the real images; None: the run's
-    held_out   real images that were not trained on
-    cache      None: `metrics.cache_folder()`
-    trust_features   run a file of features that is a program, though it is none of those published
-    weights    what to call other weights that the run's average was given
-    opened     the run's images, where they are open already
+    Args:
+        n: samples; None: 5,000, or all of the data where it has fewer
+        data: the real images; None: the run's
+        held_out: real images that were not trained on
+        cache: None: `metrics.cache_folder()`
+        trust_features: run a file of features that is a program, though it is none of those published
+        weights: what to call other weights that the run's average was given
+        opened: the run's images, where they are open already
 
-    Raises ValueError for what the run or the data cannot do.
+    Raises:
+        ValueError: For what the run or the data cannot do.
     """
     drawing.check(run.config)
     times = drawing.times(run.process, run.config.process.times)

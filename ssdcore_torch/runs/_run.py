@@ -44,17 +44,21 @@ class Opened:
 class Run:
     """A run folder: make one with `create`, or `open` one; then `train`, `sample`, `restore`, `evaluate`.
 
+    ::
+
         run = Run.create("runs/mine", data="pictures", size=32, levels=3, settings={"train": {"steps": 500}})
         run.train()
         images = run.sample(64, steps=25)
 
-    path      the folder
-    config    the `Config`
-    process   the `LinearDiffusion`
-    net, ema  the network at the newest sound checkpoint, and its average, in evaluation mode: a `FlexiUNet` or a
-              wrapped one
-    step      optimizer steps that they have had
-    prior     law of x_T to hand to `generate`, or None
+    - path: the folder
+    - config: the `Config`
+
+    Attributes:
+        process: the `LinearDiffusion`
+        net, ema: the network at the newest sound checkpoint, and its average, in evaluation mode: a `FlexiUNet` or
+            a wrapped one
+        step: optimizer steps that they have had
+        prior: law of x_T to hand to `generate`, or None
     """
 
     def __init__(
@@ -94,19 +98,21 @@ class Run:
     ) -> Run:
         """A new run in the folder `out`, which must be new or empty; everything is checked before it is made.
 
-        data         all that the command's --data takes, an array (n, h, w) or (n, h, w, c) of uint8, (array, labels),
-                     or a torch `Dataset` of pictures or (picture, class number); None: the preset's
-        preset       a name of `ssdcore_torch.config.PRESETS`; None: "gpu64" with a CUDA device, else "cpu"
-        size, levels height and width of the images, and how many sizes, each half the last; None: the preset's, or
-                     those of `process`
-        settings     of config.json, as a tree: {"train": {"steps": 500}, "process": {"degradation": "blur"}}
-        process      any `LinearDiffusion` over images; it is saved by its operators. None: as `settings` say
-        network      a `FlexiUNet`, or ``wrap(net, process)`` of any module, trained as it is; None: a new Flexi-UNet
-        conditional  learn the data's classes
-        minutes      train for as many steps as take so long on this machine, as measured first, instead of a number
-        device       "cpu", "cuda", …; None: a CUDA device if there is one
-
         Raises ValueError, OSError or ImportError, in one line that says what to do; nothing is left behind.
+
+        Args:
+            data: all that the command's --data takes, an array (n, h, w) or (n, h, w, c) of uint8, (array, labels),
+                or a torch `Dataset` of pictures or (picture, class number); None: the preset's
+            preset: a name of `ssdcore_torch.config.PRESETS`; None: "gpu64" with a CUDA device, else "cpu"
+            size, levels: height and width of the images, and how many sizes, each half the last; None: the
+                preset's, or those of `process`
+            settings: of config.json, as a tree: {"train": {"steps": 500}, "process": {"degradation": "blur"}}
+            process: any `LinearDiffusion` over images; it is saved by its operators. None: as `settings` say
+            network: a `FlexiUNet`, or ``wrap(net, process)`` of any module, trained as it is; None: a new
+                Flexi-UNet
+            conditional: learn the data's classes
+            minutes: train for as many steps as take so long on this machine, as measured first, instead of a number
+            device: "cpu", "cuda", …; None: a CUDA device if there is one
         """
         path = Path(out)
         if (process is not None or network is not None) and (size is not None or levels is not None):
@@ -148,13 +154,16 @@ class Run:
     ) -> Run:
         """The run in a folder, at its newest sound checkpoint, its networks on `device`.
 
-        network   the wrapped network of a run that was made with one that a folder cannot make again
-        data      the images of a run that was made with an array
-
         A damaged checkpoint is named in a warning and the one before it taken.
 
-        Raises FileNotFoundError for what is not a run or misses a file, ValueError naming a file that is unreadable,
-        cut short or belongs to another network, or each damaged checkpoint if none is sound.
+        Args:
+            network: the wrapped network of a run that was made with one that a folder cannot make again
+            data: the images of a run that was made with an array
+
+        Raises:
+            FileNotFoundError: For what is not a run or misses a file.
+            ValueError: Naming a file that is unreadable, cut short or belongs to another network, or each damaged
+                checkpoint if none is sound.
         """
         folder = Path(path)
         run = cls(folder, checkpoint.read_config(folder), device, network=network, data=data)
@@ -217,12 +226,14 @@ class Run:
 
         Progress is shown, and checkpoints, log and pictures are written, as the command does.
 
-        steps        to this many in all, instead of as many as the configuration says, which then says so
-        tensorboard  write its event files, too;   profile   trace some steps once the run is warm
-
         Returns whether the run is complete. Either way its state is saved. Raises what `begin` and
         `ssdcore_torch.training.train` raise: NotFiniteError before an update that is not finite, OSError where the
         folder cannot be written; the last checkpoint is then intact.
+
+        Args:
+            steps: to this many in all, instead of as many as the configuration says, which then says so
+            tensorboard: write its event files, too
+            profile: trace some steps once the run is warm
         """
         config = self.config
         if steps is not None:
@@ -263,12 +274,16 @@ class Run:
         """n images (n, channels, h, w) in [−1, 1], from the averaged weights, as `python -m ssdcore_torch.sample` draws
         them: with the run's prior and precision, its classes in turn.
 
-        steps    network evaluations an image (default: 100)
-        label    a class by name or number, or several that take turns; None: all of a class-conditional run in turn
-        drawing  the other fields of `Drawing`: sampler, eta, placement, guidance, precision, batch_size
-        on_step  as for `generate`
+        Args:
+            steps: network evaluations an image (default: 100)
+            label: a class by name or number, or several that take turns; None: all of a class-conditional run in
+                turn
+            drawing: the other fields of `Drawing`: sampler, eta, placement, guidance, precision, batch_size
+            on_step: as for `generate`
 
-        Raises ValueError for what the run cannot do, TypeError for an unknown option.
+        Raises:
+            ValueError: For what the run cannot do.
+            TypeError: For an unknown option.
         """
         return draw_images(
             self, World(0, 1, 0, torch.device(self.device)), n, Drawing(steps, seed=seed, **drawing), label, on_step
@@ -324,12 +339,13 @@ class Run:
     ) -> dict[str, Any]:
         """The report of `python -m ssdcore_torch.evaluate`: n samples against as many real images.
 
-        n          samples; None: 5,000, or all of the data where it has fewer
-        features   "lite0", "pixels", or a file of Inception's weights
-        data       the real images; None: those that the run was trained on
-        held_out   real images that were not trained on, to judge by how near samples come to training
-        cache      where features of real images are kept; None: ssdcore in the user's cache folder
-        drawing    as for `sample`
+        Args:
+            n: samples; None: 5,000, or all of the data where it has fewer
+            features: "lite0", "pixels", or a file of Inception's weights
+            data: the real images; None: those that the run was trained on
+            held_out: real images that were not trained on, to judge by how near samples come to training
+            cache: where features of real images are kept; None: ssdcore in the user's cache folder
+            drawing: as for `sample`
         """
         with connect(_device_name(self.device)) as world:
             return evaluate_run(

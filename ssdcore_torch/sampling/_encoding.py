@@ -28,10 +28,11 @@ _MAX_ITERATIONS = 100
 class Encoding:
     """What `encode` makes of images, and `decode` takes back.
 
-    state     (n, channels, *smallest size) x_T
-    details   for each change of size, from the smallest up: (n, channels, *larger size), the standard normal noise
-              that puts back the modes which the change destroys, zero on the others. Empty if no size changes.
-    times     the times of the chain
+    Attributes:
+        state: ``(n, channels, *smallest size)`` x_T
+        details: for each change of size, from the smallest up: ``(n, channels, *larger size)``, the standard normal
+            noise that puts back the modes which the change destroys, zero on the others. Empty if no size changes.
+        times: the times of the chain
     """
 
     state: Tensor
@@ -58,6 +59,8 @@ def encode(
     has no inverse: what lies below the noise level σ of the first time cannot be told from noise, and `decode` returns
     E[x_0 | x_{t_1}] in its place. Each further step s → t solves the sampler's own step for x_t,
 
+    ::
+
         x_s = α_s x̂_s(x_t) + B (x_t − α_t R x̂_s(x_t)),   B = (σ_s/σ_t) V Uᵀ,   R = U diag(r) Vᵀ,
 
     by iterating x_t ← (1 − ω) x_t + ω [α_t R x̂_s(x_t) + (σ_t/σ_s) U Vᵀ (x_s − α_s x̂_s(x_t))] until no element of the
@@ -66,20 +69,26 @@ def encode(
     and 1 (as on Gaussian data). Within a size that determines x_t from x_s. Where the size changes, the modes that R
     destroys are not in x_t; they are kept beside it, as the noise of the posterior that `decode` will need there. So
 
+    ::
+
         ‖decode(encode(x_0)) − x_0‖_rms ≲ σ_{t_1}/α_{t_1} + what the iteration's tolerance grows to on the way down.
 
     A network's own error at the first time counts as noise there, σ_{t_1} being the unit. Where it is larger than that
     (small or briefly trained networks), the encoding is off the law of x_T by as much: start later then, with
     ``times=sampling_times(proc, steps, "log_snr", first=…)`` at a σ of about that error.
 
-    images      (n, channels, *full size) floating point, of the range that the network was trained for
-    placement, steps, times, labels, batch_size   as for `generate`
-    tolerance   in units of the state (whose noise is about 1 at T); at float32 not below 1e-5
-
     Image i is encoded by itself, whatever the batch: images[i] with its label and the noise of (seed, i).
 
-    Raises ssdcore.ConvergenceError where the iteration does not converge in 100 rounds: the network is then steeper
-    than that, or the step long (q above 20), and more steps help. ValueError where α_T = 0.
+    ValueError where α_T = 0.
+
+    Args:
+        images: ``(n, channels, *full size)`` floating point, of the range that the network was trained for
+        placement, steps, times, labels, batch_size: as for `generate`
+        tolerance: in units of the state (whose noise is about 1 at T); at float32 not below 1e-5
+
+    Raises:
+        ConvergenceError: Where the iteration does not converge in 100 rounds: the network is then steeper than
+            that, or the step long (q above 20), and more steps help.
     """
     chain = chain_of(proc, steps, placement, times)
     if images.ndim != 2 + len(proc.shape(0)) or not images.is_floating_point() or len(images) == 0:
@@ -163,12 +172,13 @@ def decode(
     labels: Labels | None = None,
     batch_size: int = 64,
 ) -> Tensor:
-    """Images (n, channels, *full size) from their `Encoding`, by the sampler at eta = 0 and the encoding's times.
+    """Images ``(n, channels, *full size)`` from their `Encoding`, by the sampler at eta = 0 and the encoding's times.
 
-    seed   None: the details that the encoding keeps, which gives the images back. A number: what the changes of size
-           destroy is drawn afresh from its exact conditional law given the state that is left, image i by (seed, i):
-           other images with the same coarse content. Without changes of size there is nothing to draw.
-    labels, batch_size   as for `generate`: the labels given to `encode` for the images themselves, or others
+    Args:
+        seed: None: the details that the encoding keeps, which gives the images back. A number: what the changes of
+            size destroy is drawn afresh from its exact conditional law given the state that is left, image i by (seed,
+            i): other images with the same coarse content. Without changes of size there is nothing to draw.
+        labels, batch_size: as for `generate`: the labels given to `encode` for the images themselves, or others
     """
     if batch_size < 1:
         raise ValueError(f"expected batch_size >= 1, got {batch_size}")
@@ -211,15 +221,17 @@ def interpolate(
     batch_size: int = 64,
     tolerance: float = 1e-4,
 ) -> Tensor:
-    """Images between `first` (weight 0) and `second` (weight 1): (len(weights), n, channels, *full size).
+    """Images between `first` (weight 0) and `second` (weight 1): ``(len(weights), n, channels, *full size)``.
 
     Both are encoded, their noise (x_T less its mean, and the details of every change of size) is interpolated
     spherically, which keeps its length and so its plausibility as noise, and the result is decoded.
 
-    first, second   (n, channels, *full size)
-    prior           law of x_T, as for `generate`; only its mean matters
-    labels          one for all, or n of them, each for both images of its pair
     The other arguments are those of `encode`; at the ends the error is its.
+
+    Args:
+        first, second: ``(n, channels, *full size)``
+        prior: law of x_T, as for `generate`; only its mean matters
+        labels: one for all, or n of them, each for both images of its pair
     """
     if first.shape != second.shape:
         raise ValueError(f"expected as many images of one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
@@ -252,7 +264,8 @@ def interpolate(
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """(sin((1−w)Ω) a + sin(wΩ) b)/sin Ω for each image, Ω the angle between a and b; a straight line where Ω is 0 or π.
 
-    a, b   (n, …)
+    Args:
+        a, b: (n, …)
     """
     shape = (-1, *[1] * (a.ndim - 1))
     u, v = a.flatten(1), b.flatten(1)

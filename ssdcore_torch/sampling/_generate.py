@@ -30,8 +30,10 @@ LARGEST_FITTED_PRIOR = 1024
 def fit_moments(images: Tensor | Iterable[Tensor], proc: ssd.LinearDiffusion) -> tuple[np.ndarray, np.ndarray] | None:
     """Mean (channels, h, w) and covariance (n, n), n = channels·h·w, of clean images at the smallest size: float64.
 
-    images   (count, channels, *full size) uint8, or batches of them, one of which is held at a time
     Feed them to `proc.prior` for the law of x_T. None where n exceeds `LARGEST_FITTED_PRIOR`.
+
+    Args:
+        images: ``(count, channels, *full size)`` uint8, or batches of them, one of which is held at a time
     """
     small: list[Tensor] = []
     for batch in images.split(1024) if isinstance(images, Tensor) else images:
@@ -79,6 +81,8 @@ def generate(
     At each time t of the chain the network predicts the clean image x̂_t at the size of the next time s, and x_s is
     drawn from the exact posterior q_η(x_s | x_t, x̂); x_0 is the last prediction.
 
+    ::
+
         "ancestral"   x̂ = x̂_t: the paper's sampling at eta = 1, DDIM within a size at eta = 0
         "multistep"   eta = 0 and x̂ = x̂_t extrapolated from the last two predictions, which is second order in the log
                       signal-to-noise ratio: DPM-Solver++(2M) within a size (Lu et al., 2022), carried across changes
@@ -88,31 +92,33 @@ def generate(
     ones. A small or briefly trained network, inaccurate at little noise, does better with placement="time" or a later
     first time, ``times=sampling_times(proc, steps, "log_snr", first=…)``.
 
-    net         a `Denoiser`, or any callable net(x, t, out_level=…) that predicts clean images (and takes label=…,
-                (batch,) int64, where labels are given)
-    steps       network evaluations an image
-    eta         factor on the posterior's noise where a change of size does not force it: 1 (the default of "ancestral")
-                all of it, 0 (that of "multistep", which takes no other) none
-    labels      class of each sample, n of them or one for all, `net.null_label` meaning none; None: no class
-    guidance    w of classifier-free guidance (Ho and Salimans, 2022): x̂_t = x̂_null + w (x̂_label − x̂_null), both
-                predicted in one batch. 1: x̂_label alone. Else labels and a denoiser with a null label are needed.
-    first       make samples first … first + n − 1 of the seed, so that several calls or ranks share one set
-    placement   how `sampling_times` spreads the steps: "time" (the default of "ancestral") or "log_snr" ("multistep")
-    times       increasing times to visit instead, T and those at which the size changes among them (`steps` and
-                `placement` are then of no effect)
-    prior       law of x_T as `proc.prior` gives it, over (h, w) or (channels, h, w) at the smallest size;
-                None: N(0, σ_T² I)
-    channels    of the images; None: as many as the denoiser says, or the prior is over
-    batch_size  images that go through the network at once (through a compiled network always, also where fewer are
-                left or asked for: another size would be another compilation)
-    clip        clip every prediction to [−1, 1], the range of images
-    dtype       of the states and of the result; the network must take it. Under `torch.autocast` the network alone
-                computes in its lower precision.
-    on_step     called with (t, x_t, prediction) at every step of every batch, for pictures of the chain
-
     Sample i is a function of (seed, i) and its label alone (up to rounding, whatever the batch it shares). A module is
     run in evaluation mode. Raises ValueError for n < 1, for an unknown sampler or placement, for steps or times that
     the chain cannot take, for eta outside [0, 1], and for labels or a guidance that the network cannot take.
+
+    Args:
+        net: a `Denoiser`, or any callable net(x, t, out_level=…) that predicts clean images (and takes label=…,
+            (batch,) int64, where labels are given)
+        steps: network evaluations an image
+        eta: factor on the posterior's noise where a change of size does not force it: 1 (the default of
+            "ancestral") all of it, 0 (that of "multistep", which takes no other) none
+        labels: class of each sample, n of them or one for all, `net.null_label` meaning none; None: no class
+        guidance: w of classifier-free guidance (Ho and Salimans, 2022): x̂_t = x̂_null + w (x̂_label − x̂_null),
+            both predicted in one batch. 1: x̂_label alone. Else labels and a denoiser with a null label are needed.
+        first: make samples first … first + n − 1 of the seed, so that several calls or ranks share one set
+        placement: how `sampling_times` spreads the steps: "time" (the default of "ancestral") or "log_snr"
+            ("multistep")
+        times: increasing times to visit instead, T and those at which the size changes among them (`steps` and
+            `placement` are then of no effect)
+        prior: law of x_T as `proc.prior` gives it, over (h, w) or (channels, h, w) at the smallest size; None: N(0,
+            σ_T² I)
+        channels: of the images; None: as many as the denoiser says, or the prior is over
+        batch_size: images that go through the network at once (through a compiled network always, also where fewer
+            are left or asked for: another size would be another compilation)
+        clip: clip every prediction to [−1, 1], the range of images
+        dtype: of the states and of the result; the network must take it. Under `torch.autocast` the network alone
+            computes in its lower precision.
+        on_step: called with (t, x_t, prediction) at every step of every batch, for pictures of the chain
     """
     if n < 1 or batch_size < 1 or first < 0:
         raise ValueError(

@@ -18,8 +18,10 @@ Labels = int | Sequence[int] | np.ndarray | Tensor
 def check_labels(net: object, labels: Labels | None, n: int, guidance: float = 1.0) -> Tensor | None:
     """The (n,) int64 labels of n samples, on the CPU; None for none. A `guidance` other than 1 needs a null label.
 
-    Raises TypeError for labels or a guidance of another kind, ValueError for labels of another number, out of range,
-    unwanted or missing, and for guidance that is impossible.
+    Raises:
+        TypeError: For labels or a guidance of another kind.
+        ValueError: For labels of another number, out of range, unwanted or missing, and for guidance that is
+            impossible.
     """
     known = classes_of(net)
     num_classes, null_label = (None, None) if known is None else known

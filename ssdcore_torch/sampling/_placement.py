@@ -20,14 +20,16 @@ def sampling_times(
 
     The network learns to raise the size only at the first time of a level, so the chain must pass there.
 
-    placement   "time": uniform in t; "log_snr": uniform in the log signal-to-noise ratio 2 log(‖M_{0→t}‖/σ_t) of the
-                mode that the degradation keeps best, which never rises with t (condition of theorem 1) and, with
-                scale-matched noise, goes on smoothly through the changes of size
-    first       the least time, where the last step of sampling starts. Steps that are even in log-SNR spend many at
-                little noise; a network that is not accurate to σ there gains from starting where σ is about its error.
+    Args:
+        placement: "time": uniform in t; "log_snr": uniform in the log signal-to-noise ratio 2 log(‖M_{0→t}‖/σ_t) of
+            the mode that the degradation keeps best, which never rises with t (condition of theorem 1) and, with
+            scale-matched noise, goes on smoothly through the changes of size
+        first: the least time, where the last step of sampling starts. Steps that are even in log-SNR spend many at
+            little noise; a network that is not accurate to σ there gains from starting where σ is about its error.
 
-    Raises ValueError for fewer steps than such times, more than there are, an unknown placement, or a `first` outside
-    1 … T or after the first change of size.
+    Raises:
+        ValueError: For fewer steps than such times, more than there are, an unknown placement, or a `first` outside
+            1 … T or after the first change of size.
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")

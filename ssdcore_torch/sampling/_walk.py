@@ -66,7 +66,9 @@ class Noise:
 
     Computed where it is needed, from counters: the same on every device and in every batch.
 
-        noise(shape) -> (len(indices), channels, *shape)
+    ::
+
+        noise(shape) -> ``(len(indices), channels, *shape)``
     """
 
     def __init__(
@@ -109,17 +111,20 @@ def degraded_further(chain: ssd.LinearDiffusion, clean: Tensor, k: int) -> Tenso
 class Walk:
     """A denoiser, the chain of times that it is asked at, and how one state follows from another.
 
-    net      the denoiser;   sizes  the size of each of its levels
-    chain    a process respaced to the sampler's times
-    sampler  one of SAMPLERS
-    eta      of the posteriors
-    clip     clip every prediction to [−1, 1]
-    correct  makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None. Its
-             prediction, as every one, is the clean image as degraded at step `first_of_size(chain, k − 1)`
-    labels   (batch,) class labels on the network's device, or None
-    guidance weight w of classifier-free guidance: x̂ = x̂_null + w (x̂_label − x̂_null), before clipping; 1: x̂_label
-    fill     show the network batches of at least this many samples, adding some whose predictions are dropped: for
-             compiled networks, where another batch size costs another compilation
+    Attributes:
+        net: the denoiser
+        sizes: the size of each of its levels
+        chain: a process respaced to the sampler's times
+        sampler: one of SAMPLERS
+        eta: of the posteriors
+        clip: clip every prediction to [−1, 1]
+        correct: makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None.
+            Its prediction, as every one, is the clean image as degraded at step `first_of_size(chain, k − 1)`
+        labels: (batch,) class labels on the network's device, or None
+        guidance: weight w of classifier-free guidance: x̂ = x̂_null + w (x̂_label − x̂_null), before clipping; 1:
+            x̂_label
+        fill: show the network batches of at least this many samples, adding some whose predictions are dropped: for
+            compiled networks, where another batch size costs another compilation
     """
 
     net: Predictor
@@ -182,7 +187,7 @@ class Walk:
         return self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1)), **condition).to(x.dtype)
 
     def down(self, x: Tensor, draw: Draw, on_step: StepRecorder | None = None) -> Tensor:
-        """x_0, the last prediction, from x_T (batch, channels, *smallest size); noise is drawn where a step has any."""
+        """x_0, the last prediction, from x_T ``(batch, channels, *smallest size)``; noise is drawn where needed."""
         chain = self.chain
         previous: Tensor | None = None
         for k in range(chain.steps, 0, -1):

@@ -14,9 +14,10 @@ from ssdcore_torch.diffusion import Batch
 class Draw:
     """What a step draws for its whole batch, over all processes: a function of (config, seed, step) alone.
 
-    noise     standard normal, shaped `batch.noise_shape(channels)`
-    rows      `Objective.rows` of the batch's times
-    dropped   (batch,) bool: images that are trained without their label
+    Attributes:
+        noise: standard normal, shaped `batch.noise_shape(channels)`
+        rows: `Objective.rows` of the batch's times
+        dropped: (batch,) bool: images that are trained without their label
     """
 
     batch: Batch
@@ -29,9 +30,10 @@ class Draw:
 class StepNumbers:
     """What else changes from step to step: plain numbers, or tensors of one on the device, for a CUDA graph to read.
 
-    step     the step's number
-    rate     learning rate
-    shares   of the new weights in each average
+    Attributes:
+        step: the step's number
+        rate: learning rate
+        shares: of the new weights in each average
     """
 
     step: int | Tensor

@@ -32,9 +32,10 @@ _log = logging.getLogger("ssdcore_torch")
 class Extras:
     """What a run may do besides training.
 
-    evaluate  trainer -> figures of its averaged network, called on every rank; the least "frechet" is the best
-    board     write TensorBoard's event files, too
-    profile   trace a few steps once the run is warm
+    Attributes:
+        evaluate: trainer -> figures of its averaged network, called on every rank; the least "frechet" is the best
+        board: write TensorBoard's event files, too
+        profile: trace a few steps once the run is warm
     """
 
     evaluate: Callable[[Trainer], Mapping[str, float]] | None = None
@@ -46,7 +47,9 @@ def train(trainer: Trainer, out: Path, extras: Extras) -> bool:
     """Train to the configured number of steps; False if asked to stop before all was done. Either way the state is
     saved, but for the steps that a second request gives up, which raises KeyboardInterrupt.
 
-    Raises NotFiniteError before an update that is not finite, OSError where the state cannot be written to `out`.
+    Raises:
+        NotFiniteError: Before an update that is not finite.
+        OSError: Where the state cannot be written to `out`.
     """
     total = trainer.config.train.steps
     with ExitStack() as stack:

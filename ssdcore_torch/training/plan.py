@@ -33,10 +33,11 @@ class PathPlan:
 class Plan:
     """A run's costs on this device.
 
-    parameters   of the network
-    state_bytes  weights, gradients, optimizer moments and averages
-    saved_bytes  the most that a path keeps for its backward pass, at this process' part of a batch, in float32
-    seconds      of all the steps, as measured on this device with images drawn at random; loading is not in it
+    Attributes:
+        parameters: of the network
+        state_bytes: weights, gradients, optimizer moments and averages
+        saved_bytes: the most that a path keeps for its backward pass, at this process' part of a batch, in float32
+        seconds: of all the steps, as measured on this device with images drawn at random; loading is not in it
     """
 
     parameters: int
@@ -102,7 +103,8 @@ def steps_within(trainer: Trainer, seconds: float) -> int:
 def saved_bytes(net: Any, path: Path, recompute: bool = False) -> int:
     """Bytes that one image's forward pass keeps for the backward pass in float32, found on shapes alone.
 
-    recompute   as `FlexiUNet.checkpoint_activations` does: what is kept until a block is computed again
+    Args:
+        recompute: as `FlexiUNet.checkpoint_activations` does: what is kept until a block is computed again
     """
     sizes = list(net.sizes)
     kept: dict[int, int] = {}

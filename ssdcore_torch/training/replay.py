@@ -13,7 +13,9 @@ def replay(trainer: Trainer, step: int) -> Iterator[str]:
     """Lines that say what step `step` does, in place of its update: each image's time and loss, gradients that are not
     finite. The steps up to it are done as in training, from where the trainer stands; nothing is saved.
 
-    Raises ValueError where the trainer is past the step, and NotFiniteError if an earlier step fails already.
+    Raises:
+        ValueError: Where the trainer is past the step.
+        NotFiniteError: If an earlier step fails already.
     """
     if step < trainer.step:
         raise ValueError(f"--replay {step}: the last checkpoint is of step {trainer.step}, which is past it")

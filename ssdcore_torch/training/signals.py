@@ -27,8 +27,9 @@ class Stopped(BaseException):
 class Stops:
     """Requests to stop: true once one has come.
 
-    answer   what to say to the first one, asked for in another thread within a second, whatever the main thread does;
-             None: nothing is said
+    Args:
+        answer: what to say to the first one, asked for in another thread within a second, whatever the main thread
+            does; None: nothing is said
     """
 
     def __init__(self, answer: Callable[[], str] | None) -> None:

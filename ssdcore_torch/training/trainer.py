@@ -57,9 +57,9 @@ class Trainer:
         process: ssd.LinearDiffusion | None = None,
         network: Any = None,
     ) -> None:
-        """
-        process   instead of the configuration's: one of the user's own, which the configuration only names
-        network   a `Denoiser` to train as it is, instead of a new one of the configuration's shape
+        """Args:
+        process: instead of the configuration's: one of the user's own, which the configuration only names
+        network: a `Denoiser` to train as it is, instead of a new one of the configuration's shape
         """
         train, device = config.train, world.device
         parts = world.size * train.accumulate
@@ -154,10 +154,11 @@ class Trainer:
     def train_step(self, images: ImageBatch, path: Path | None = None) -> Tensor:
         """One optimizer step on this process' slice of the batch of step `self.step`; its mean loss, on the device.
 
-        path   to take instead of the one that the step draws, to time it
-
         The update is left out, without the host being asked, where the loss or the gradient is not finite (and in all
         steps after: `check` then says so), and where the loss is a spike by `train.skip_spikes`.
+
+        Args:
+            path: to take instead of the one that the step draws, to time it
         """
         config, step = self.config, self.step
         drawn = self.draw(step, path)

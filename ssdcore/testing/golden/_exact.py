@@ -129,8 +129,9 @@ def agree(
 ) -> Iterator[Measurement]:
     """The deviation of float64 numbers from exact ones, in units of the largest of them (or each of its own size).
 
-    operations   length of the sums behind one number: the tolerance is 64 roundings for each
-    scale        size of the terms of those sums, where they cancel: the least unit
+    Args:
+        operations: length of the sums behind one number: the tolerance is 64 roundings for each
+        scale: size of the terms of those sums, where they cancel: the least unit
     """
     expected = floats(want)
     found = np.asarray(got, dtype=np.float64)

@@ -97,8 +97,9 @@ def sampler_moments(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(mean of x_0 minus that of the data, covariance of x_0) of the chain over `times` and 0, perfect predictions.
 
-    start   (distance of the mean of x_T from the exact one, its covariance); None: the exact marginal
-    second_moments   add D Cov[x_0 | x_t] Dᵀ, D = a_s R_s − a_t B R_t, at every step but the last
+    Args:
+        start: (distance of the mean of x_T from the exact one, its covariance); None: the exact marginal
+        second_moments: add D Cov[x_0 | x_t] Dᵀ, D = a_s R_s − a_t B R_t, at every step but the last
     """
     last = times[-1]
     shift, p = (zeros(model.size_at(last)), marginal(model, data, last)) if start is None else start

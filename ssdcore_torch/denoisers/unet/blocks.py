@@ -32,7 +32,8 @@ class Norm(nn.GroupNorm):
     def activated(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """silu(norm(x) · (1 + scale) + shift), rounded to the dtype of x only at the end.
 
-        scale, shift   (batch, channels), both or neither
+        Args:
+            scale, shift: (batch, channels), both or neither
         """
         if fuses(x):
             return self._fused(x, scale, shift, activated=True)

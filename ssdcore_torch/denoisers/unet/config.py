@@ -27,10 +27,13 @@ def level_sizes(
     rounded to the nearest multiple of 2^(stages − 1 − stage), which the stages below its own divide (half a
     multiple rounds down).
 
-    full_size   (h, w), or one number for a square; both divisible by 2^(stages − 1)
-    stages      of the network that will run them: `len(config.channel_multipliers)`
-    flexi       False: every level runs through all stages, so every size is a multiple of 2^(stages − 1)
-    Raises ValueError if the stages do not divide the full size, or if there are more levels than sizes.
+    Args:
+        full_size: (h, w), or one number for a square; both divisible by 2^(stages − 1)
+        stages: of the network that will run them: `len(config.channel_multipliers)`
+        flexi: False: every level runs through all stages, so every size is a multiple of 2^(stages − 1)
+
+    Raises:
+        ValueError: If the stages do not divide the full size, or if there are more levels than sizes.
     """
     full = (full_size, full_size) if isinstance(full_size, int) else (int(full_size[0]), int(full_size[1]))
     if stages < 1 or levels < 1 or not factor > 1 or min(full) < 1:
@@ -72,24 +75,25 @@ def _check_divides(size: Size, stages: int, stage: int, what: str) -> None:
 class FlexiUNetConfig:
     """Shape of a `FlexiUNet`. Stage k runs at full size / 2^k; a level runs from the stage its size falls in.
 
-    level_sizes          (h, w) of every level, full size first, strictly decreasing; see `level_sizes()`
-    in_channels          of the image, in and out
-    base_channels        width that the multipliers multiply; the time is embedded in 4 × as many numbers
-    channel_multipliers  one a stage; each stage's width must be a multiple of 32 (the groups of its norms)
-    blocks_per_stage     residual blocks of an encoder stage; its decoder stage has one more
-    attention_sizes      shorter sides, at a full-size run, of the stages with attention;
-                         None: the stages of 8 to 16 pixels
-    heads                attention heads
-    dropout              probability, inside residual blocks
-    num_classes          class-conditional if given; label `num_classes` (`null_label`) then means "no class"
-    preconditioned_times T of the process if the network predicts a correction to its scaled input
-                         (`FlexiUNet.precondition`); None: it predicts the clean image itself
-    flexi                False: every level runs through all stages and there are no adapters (the full U-Net
-                         of the paper's ablation); a size-increasing step resizes its input bilinearly
-    released_behaviour   run as the paper's released code does: a level stops before the last decoder block of
-                         its output stage (so the very last block is never used); a size-increasing step into
-                         level 0 resizes its input bilinearly and runs at full size; every stage has adapters,
-                         whether a level needs them or not; there is no null label
+    Attributes:
+        level_sizes: (h, w) of every level, full size first, strictly decreasing; see `level_sizes()`
+        in_channels: of the image, in and out
+        base_channels: width that the multipliers multiply; the time is embedded in 4 × as many numbers
+        channel_multipliers: one a stage; each stage's width must be a multiple of 32 (the groups of its norms)
+        blocks_per_stage: residual blocks of an encoder stage; its decoder stage has one more
+        attention_sizes: shorter sides, at a full-size run, of the stages with attention; None: the stages of 8 to
+            16 pixels
+        heads: attention heads
+        dropout: probability, inside residual blocks
+        num_classes: class-conditional if given; label `num_classes` (`null_label`) then means "no class"
+        preconditioned_times: T of the process if the network predicts a correction to its scaled input
+            (`FlexiUNet.precondition`); None: it predicts the clean image itself
+        flexi: False: every level runs through all stages and there are no adapters (the full U-Net of the paper's
+            ablation); a size-increasing step resizes its input bilinearly
+        released_behaviour: run as the paper's released code does: a level stops before the last decoder block of
+            its output stage (so the very last block is never used); a size-increasing step into level 0 resizes its
+            input bilinearly and runs at full size; every stage has adapters, whether a level needs them or not; there
+            is no null label
     """
 
     level_sizes: tuple[Size, ...]

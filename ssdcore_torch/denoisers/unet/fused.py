@@ -5,10 +5,14 @@ layout and back: on an H100 these copies and what follows from them took half of
 
 With x̂ = (x − mean) · rstd over the channels and pixels of a group,
 
+::
+
     y = act(u),   u = (x̂ · weight + bias) · (1 + scale) + shift = a · (x − mean) + b,   act = SiLU or nothing,
 
 a and b being one number per image and channel. Backward, with g = dL/du, S1 = Σ g and S2 = Σ g x̂ over pixels, and m1
 and m2 the means over a group of weight (1 + scale) g and of the same times x̂,
+
+::
 
     dL/dx = a · g − rstd · (m1 + x̂ · m2).
 
@@ -215,12 +219,13 @@ def group_norm(
 ) -> Tensor:
     """act((group norm of x) · (1 + scale) + shift), in the layout and dtype of x.
 
-    x              (batch, channels, h, w), contiguous in channels-last memory
-    weight, bias   (channels,)
-    scale, shift   (batch, channels), their last axis contiguous; both or neither
-    activated      SiLU at the end
-
     Differentiable once, in x, weight, bias, scale and shift.
+
+    Args:
+        x: (batch, channels, h, w), contiguous in channels-last memory
+        weight, bias: (channels,)
+        scale, shift: (batch, channels), their last axis contiguous; both or neither
+        activated: SiLU at the end
     """
     with torch.cuda.device_of(x):
         return _GroupNorm.apply(x, groups, weight, bias, eps, scale, shift, activated)

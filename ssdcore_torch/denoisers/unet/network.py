@@ -35,23 +35,30 @@ Path = Callable[..., Tensor]
 class FlexiUNet(nn.Module):
     """x̂(x_t, t): the unscaled clean image, at the size of x_t's level or of any level above it.
 
+    ::
+
         net(x, t, out_level=None, label=None)
 
-    x          (batch, in_channels, h, w), (h, w) one of `config.level_sizes`: so its level is found
-    t          (batch,) process times 1..T, whole or not; t − 1 is embedded, as in the paper's weights
+    - x: (batch, in_channels, h, w), (h, w) one of `config.level_sizes`: so its level is found
+    - t: (batch,) process times 1..T, whole or not; t − 1 is embedded, as in the paper's weights
+
     out_level  0 = full size; default: the level of x
-    label      (batch,) integers, class-conditional networks only; default: the null label
-    Returns (batch, in_channels, *level_sizes[out_level]) in the dtype of x.
+
+    - label: (batch,) integers, class-conditional networks only; default: the null label
+
+    Returns ``(batch, in_channels, *level_sizes[out_level])`` in the dtype of x.
 
     With `config.preconditioned_times` the layers F predict a correction (Karras et al. 2022, "Elucidating the design
-    space of diffusion-based generative models", here for α x_0 + σ ε and for changes of size):
+    space of diffusion-based generative models", here for α x_0 + σ ε and for changes of size)::
 
         x̂ = c_skip(t) · L x_t + c_out(t) · F(c_in(t) · x_t, t),   L the bilinear interpolation to the size of x̂
 
     with the coefficients of `precondition`; until it is called they are 0, 1 and 1.
 
-    Raises TypeError for wrong kinds, ValueError for wrong shapes, unknown sizes and levels, and labels that
-    are missing, unwanted or (on the CPU, where looking costs no synchronisation) out of range.
+    Raises:
+        TypeError: For wrong kinds.
+        ValueError: For wrong shapes, unknown sizes and levels, and labels that are missing, unwanted or (on the
+            CPU, where looking costs no synchronisation) out of range.
     """
 
     def __init__(self, config: FlexiUNetConfig) -> None:
@@ -128,12 +135,13 @@ class FlexiUNet(nn.Module):
     def compile_paths(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> FlexiUNet:
         """From now on run each path as one compiled graph, made when the path first meets a batch size; returns self.
 
-        backend, mode   of torch.compile. mode="reduce-overhead" replays CUDA graphs: for sampling, and for training
-                        where each step has one backward pass and starts from gradients of None.
-
         Static shapes, whole graphs: what cannot be compiled so is an error, never a silent fall-back. The results agree
         with the plain network's to rounding. Inductor keeps what it made on disk (TORCHINDUCTOR_CACHE_DIR), so that
         another process starts in a fraction of the time. Copies and pickles of the network are made uncompiled.
+
+        Args:
+            backend, mode: of torch.compile. mode="reduce-overhead" replays CUDA graphs: for sampling, and for
+                training where each step has one backward pass and starts from gradients of None.
         """
 
         def compiler(run: Path) -> Path:
