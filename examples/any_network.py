@@ -12,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from diffusers import UNet2DModel
 
 import ssdcore as ssd
@@ -20,8 +21,8 @@ from ssdcore_torch import Run, wrap
 SIZE, STEPS = 16, 1000
 
 
-def network() -> UNet2DModel:
-    return UNet2DModel(
+def network() -> torch.nn.Module:
+    made: torch.nn.Module = UNet2DModel(  # type: ignore[assignment]
         sample_size=SIZE,
         in_channels=3,
         out_channels=3,
@@ -31,6 +32,7 @@ def network() -> UNet2DModel:
         up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=8,
     )
+    return made
 
 
 def main(out: Path, steps: int = 60, samples: int = 16) -> dict[str, float]:
