@@ -159,7 +159,7 @@ def test_decoding_before_the_first_step_leaves_nothing(number: int, pictures: Pa
     code, _, error = finish(process)
     assert code in (0, cli.INTERRUPTED, -signal.SIGKILL), error
     assert "Traceback" not in error
-    assert not list(scratch.iterdir())
+    assert not list(scratch.glob("*ssdcore*"))  # torch makes a cache of its own there
     code, _, error = finish(start("train", *options, "--resume") if code == 0 else start("train", *options))
     assert code == 0, error
 
