@@ -101,7 +101,9 @@ class Resize(AxisOperator):
     Attributes:
         kernel: "box", "bilinear", "bicubic" (Keys, a = −1/2) or "lanczos3". "bilinear" and "bicubic" equal
             ``torch.nn.functional.interpolate(..., antialias=True, align_corners=False)``, all four equal Pillow's
-            ``Image.resize`` on float images, to rounding.
+            ``Image.resize`` on float images, to rounding. Two exceptions: Pillow decides ties of its box by rounding
+            errors at some sizes (11 to 6, 17 to 10), which here are decided by exact rational arithmetic; and torch is
+            wrong for images of a single column, where Pillow and jax agree with this operator.
 
     Raises:
         ValueError: For an empty axis, shapes with different numbers of axes, or an unknown kernel.
