@@ -83,7 +83,7 @@ def step(
         x_t: ``(*batch, *shape(t))`` state
         prediction: ``(*batch, *shape(s))`` clean image at the size of s, as predicted from x_t
         s, t: times of `proc`, s < t, as `posterior` takes them: one, one for each item, or traced
-        normal: normal(shape) -> standard normal array like x_t; called once, except at s = 0
+        normal: normal(shape) -> standard normal array like x_t; called once, and not where the law has no noise
         eta: 1 ancestral … 0 deterministic where the size is kept (DDIM)
         previous: ``(*batch, *shape(t))`` what was predicted in the step u → t before. With eta = 0 the step is then the
             second-order multistep one (`ssdcore.multistep.extrapolated`), DPM-Solver++(2M) within a size
@@ -103,7 +103,7 @@ def step(
         return prediction
     options = {} if clean_covariance is None else {"clean_covariance": clean_covariance}
     law = proc.posterior(x_t, prediction, s, t, eta, **options)
-    return law.sample(normal(tuple(law.mean.shape)))
+    return law.mean if law.covariance.is_zero else law.sample(normal(tuple(law.mean.shape)))
 
 
 def sample(

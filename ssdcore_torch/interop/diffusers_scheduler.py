@@ -19,7 +19,6 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore.multistep import extrapolated
 from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, sampling_times
 
 LEVEL_SCHEDULES = ("equal", "convex", "sigmoid", "tanh", "thresholds")
@@ -310,16 +309,18 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if k == 1:
             drawn = clean
         else:
-            used = clean
+            before = None
             if self.config["sampler"] == "multistep":
                 before = self._earlier[1] if self._earlier is not None and self._earlier[0] == k + 1 else None
-                used = extrapolated(self._chain, k - 1, k, k + 1, clean, before)
                 self._earlier = (k, clean)
-            law = self._chain.posterior(sample, used, k - 1, k, eta=self._eta)
-            if variance_noise is None and not law.covariance.is_zero:
-                shape = tuple(law.mean.shape)
-                variance_noise = randn_tensor(shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            drawn = law.mean if variance_noise is None else law.sample(variance_noise)
+
+            def normal(shape: tuple[int, ...]) -> Tensor:
+                if variance_noise is not None:
+                    return variance_noise
+                noise: Tensor = randn_tensor(shape, generator=generator, device=sample.device, dtype=sample.dtype)
+                return noise
+
+            drawn = ssd.sampling.step(self._chain, sample, clean, k - 1, k, normal, self._eta, previous=before, u=k + 1)
         return SSDSchedulerOutput(drawn, clean) if return_dict else (drawn, clean)
 
     def _check_shapes(self, model_output: Tensor, sample: Tensor, k: int) -> None:

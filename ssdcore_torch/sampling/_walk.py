@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import ssdcore as ssd
-from ssdcore.multistep import extrapolated
 from ssdcore_torch.denoisers import Predictor, classes_of, compiled
 from ssdcore_torch.randomness import sample_noise
 from ssdcore_torch.sampling._placement import Placement
@@ -196,10 +195,12 @@ class Walk:
                 on_step(chain.times[k - 1], x, clean)
             if k == 1:
                 break
-            used = clean = self.given(clean, k)
+            clean = self.given(clean, k)
+
+            def normal(_: tuple[int, ...], k: int = k) -> Tensor:
+                return draw(chain.shape(k - 1))
+
+            x = ssd.sampling.step(chain, x, clean, k - 1, k, normal, self.eta, previous=previous, u=k + 1)
             if self.sampler == "multistep":
-                used = extrapolated(chain, k - 1, k, k + 1, clean, previous)
                 previous = clean
-            law = chain.posterior(x, used, k - 1, k, eta=self.eta)
-            x = law.mean if law.covariance.is_zero else law.sample(draw(chain.shape(k - 1)))
         return clean
