@@ -86,6 +86,13 @@ def computing_dtype(xp: Namespace, dtype: Any) -> Any:
     return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
 
 
+def widest_dtype(xp: Namespace, x: Array) -> Any:
+    """float64 where the library, as set up, and the device of `x` have it; else the dtype of `x`."""
+    if array_api_compat.is_jax_array(x):
+        return xp.float64 if sys.modules["jax"].config.jax_enable_x64 else x.dtype
+    return x.dtype if getattr(device_of(x), "type", None) == "mps" else xp.float64
+
+
 def full_precision(x: Array) -> contextlib.AbstractContextManager[Any]:
     """Keep matrix products at the input's precision where the backend would lower it.
 

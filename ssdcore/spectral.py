@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of
+from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of, widest_dtype
 from ssdcore.axes import AxisMatrix, AxisSVD, Basis, analyse_axis, synthesise_axis
 
 
@@ -229,12 +229,19 @@ class _LanczosStep:
     beta: Array
 
     def eigh(self) -> tuple[Array, Array]:
-        """Eigenvalues (batch, k), rising, and eigenvectors (batch, k, k) of the tridiagonal matrix T."""
+        """Eigenvalues (batch, k), rising, and eigenvectors (batch, k, k) of the tridiagonal matrix T.
+
+        In float64 where the library has it: a function such as 1 − ρ λ loses most digits of a λ near 1/ρ.
+        """
         xp, k = self.xp, len(self.diagonal)
-        like = {"dtype": self.beta.dtype, "device": device_of(self.beta)}
-        tridiagonal = xp.stack(self.diagonal, axis=-1)[:, :, None] * xp.eye(k, **like)
+        wide = widest_dtype(xp, self.beta)
+        like = {"dtype": wide, "device": device_of(self.beta)}
+        diagonal, off_diagonal = (
+            [xp.astype(part, wide, copy=False) for part in parts] for parts in (self.diagonal, self.off_diagonal)
+        )
+        tridiagonal = xp.stack(diagonal, axis=-1)[:, :, None] * xp.eye(k, **like)
         if k > 1:
-            off = xp.stack([*self.off_diagonal[: k - 1], xp.zeros_like(self.beta)], axis=-1)
+            off = xp.stack([*off_diagonal[: k - 1], xp.zeros_like(diagonal[0])], axis=-1)
             upper = off[:, :, None] * xp.eye(k, k=1, **like)
             tridiagonal = tridiagonal + upper + xp.matrix_transpose(upper)
         values, vectors = xp.linalg.eigh(tridiagonal)
@@ -288,13 +295,14 @@ def lanczos_function(
         if invariant or step == n:
             error = 0.0
         elif previous is not None:
-            padding = xp.zeros((flat.shape[0], step - previous.shape[1]), dtype=x.dtype, device=device_of(x))
+            padding = xp.zeros((flat.shape[0], step - previous.shape[1]), dtype=coefficients.dtype, device=device_of(x))
             change = coefficients - xp.concat([previous, padding], axis=1)
             size = xp.sqrt(xp.sum(coefficients * coefficients, axis=-1))
             residual = state.beta * xp.abs(coefficients[:, -1]) / xp.where(spread > 0, spread, xp.ones_like(spread))
             estimate = xp.maximum(xp.sqrt(xp.sum(change * change, axis=-1)), residual)
             error = float(xp.max(estimate / xp.where(size > 0, size, xp.ones_like(size))))
         if error <= tolerance:
+            coefficients = xp.astype(coefficients, x.dtype, copy=False)
             return xp.reshape(xp.sum(coefficients[:, :, None] * state.basis, axis=1), x.shape)
         if last:
             break

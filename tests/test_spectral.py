@@ -2,11 +2,12 @@
 
 import math
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
 
 import ssdcore as ssd
-from ssdcore.spectral import LANCZOS_MAX_STEPS
+from ssdcore.spectral import LANCZOS_MAX_STEPS, lanczos_function
 
 EPS = np.finfo(np.float64).eps
 
@@ -115,3 +116,23 @@ def test_a_dense_decomposition_has_the_right_complement():
     np.testing.assert_allclose(
         op.gram_function(lambda e: np.exp(-e), x).reshape(2, 12), expected.T, atol=12 * 12 * 16 * EPS * math.sqrt(24)
     )
+
+
+def test_lanczos_keeps_the_digits_of_a_nearly_destroyed_mode():
+    """√(1 − ρ λ) where ρ λ is nearly 1 for the top mode, in float32: T, the small matrix, is worked with in float64."""
+    matrix = ssd.Resize((64,), (32,)).as_matrix()
+    values, vectors = np.linalg.eigh(matrix.T @ matrix)
+    noise = ssd.NoiseSchedule.linear(100_000)
+    s, t = 49_999, 50_000
+    ratio = (noise.sigma[s] * noise.alpha[t] / noise.sigma[t] / noise.alpha[s]) ** 2
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    small = matrix.astype(np.float32)
+
+    def root(eigenvalues):
+        return np.sqrt(np.maximum(1 - ratio * eigenvalues / values.max(), 0))
+
+    got = lanczos_function(array_api_compat.numpy, lambda v: (v @ small.T) @ small, root, x, (64,), "op")
+    exact = x.astype(np.float64) @ (vectors * root(values)) @ vectors.T
+    assert got.dtype == np.float32
+    top = vectors[:, -1]
+    assert np.abs(got @ top - exact @ top).max() < 1.5e-4 * np.abs(exact @ top).max()  # in float32 it was 2.8e-4
