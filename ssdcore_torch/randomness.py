@@ -35,7 +35,7 @@ def keyed(purpose: Purpose, seed: int, *numbers: int) -> np.random.Generator:
 
 def torch_seed(purpose: Purpose, seed: int, *numbers: int) -> int:
     """The same as a seed of 63 bits, for torch's generators."""
-    return int(np.random.SeedSequence((purpose, seed, *numbers)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((purpose, seed, *numbers)).generate_state(1, np.uint64)[0]) >> 1
 
 
 # ---- noise of sampling: a function of what it is for, computed where it is needed
@@ -71,11 +71,11 @@ def sample_noise(seed: int, indices: Sequence[int], draws: range, size: int, dev
         draws: below 2³²
     """
     key = np.random.SeedSequence((Purpose.SAMPLING, seed)).generate_state(2, np.uint32).tolist()
-    samples = np.array(indices, dtype=np.uint64)
+    halves = np.array([(index & _MASK, index >> 32) for index in indices], dtype=np.int64).reshape(-1, 2)
     words = [
         torch.arange(-(-size // 4), device=device),
         torch.arange(draws.start, draws.stop, device=device)[:, None, None],
-        *(to_device(part.astype(np.int64), device)[:, None] for part in (samples & _MASK, samples >> 32)),
+        *(to_device(np.ascontiguousarray(part), device)[:, None] for part in halves.T),
     ]
     a, b, c, d = torch.broadcast_tensors(*philox(words, (key[0], key[1])))
     # Box and Muller, in float64: what devices differ by is then lost in rounding

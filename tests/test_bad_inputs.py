@@ -297,6 +297,7 @@ def test_settings(setting: str, message: str, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_advice_can_be_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchmetrics")
     np.save(tmp_path / "three.npy", np.zeros((3, 8, 8, 3), np.uint8))
     options = [
         "--set",
