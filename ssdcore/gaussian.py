@@ -7,7 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Covariance(abc.ABC):
     """
 
     shape: Shape
+    is_zero: ClassVar[bool] = False
+    """Whether every variance is known to be zero, so that a draw is the mean and takes no noise."""
 
     @staticmethod
     def isotropic(shape: Shape | int, variance: float) -> Covariance:
@@ -152,11 +154,6 @@ class Covariance(abc.ABC):
     def as_matrix(self) -> np.ndarray:
         """The dense matrix (n, n) in float64 over the trailing axes flattened in C order."""
 
-    @property
-    def is_zero(self) -> bool:
-        """Whether every variance is known to be zero, so that a draw is the mean and takes no noise."""
-        return False
-
     def __call__(self, x: Array) -> Array:
         """C x for x of ``(*batch, *shape)``, dtype and device kept."""
         return self._run(x, 1.0)
@@ -218,6 +215,9 @@ class SpectralCovariance(Covariance):
         values.flags.writeable = False
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "rest", max(self.rest, 0.0))
+        # not a cached property, whose lock torch.compile cannot trace
+        complete = math.prod(self.modes.counts) == self.size
+        object.__setattr__(self, "is_zero", not values.any() and (complete or self.rest == 0))
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
@@ -261,11 +261,6 @@ class SpectralCovariance(Covariance):
         """(distinct mode variances, multiplicity of each, variance of the rest, its multiplicity)."""
         modes = math.prod(self.modes.counts)
         return self.values, modes // self.values.size, self.rest, self.size - modes
-
-    @functools.cached_property
-    def is_zero(self) -> bool:
-        values, _, rest, others = self.eigenvalues
-        return not values.any() and not (others and rest)
 
     def log_determinant(self) -> float:
         values, multiplicity, rest, others = self.eigenvalues

@@ -136,7 +136,7 @@ def test_evaluating_a_network(data: ImageSet) -> None:
     reference = metrics.open_reference(data, extractor, world=ALONE, most=60)
 
     def evaluate(n: int = 40, **options: Any) -> dict[str, float]:
-        settings = {"seed": 3, "steps": 4, "extractor": extractor, "world": ALONE} | options
+        settings = {"seed": 3, "steps": 4, "channels": 3, "extractor": extractor, "world": ALONE} | options
         return metrics.evaluate_network(halved, process, reference, n, **settings)
 
     found = evaluate()

