@@ -22,12 +22,36 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_I
 import pytest  # noqa: E402
 
 _TABLE = pytest.StashKey[list[tuple[str, ...]]]()
+MOST_PROCESSES = 8  # each imports torch and jax
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Folders of tests are shared among the cores; single files, a debugger, coverage and `-n` are taken as asked."""
+    if hasattr(config, "workerinput") or not config.pluginmanager.hasplugin("xdist"):
+        return
+    option = config.option
+    alone = option.usepdb or option.collectonly or getattr(option, "cov_source", None)
+    if option.numprocesses is None and not alone and all(os.path.isdir(name) for name in config.args):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "worksteal"
 
 
 @pytest.fixture
 def mutant_table(request: pytest.FixtureRequest) -> list[tuple[str, ...]]:
     """Rows (mutant, check that killed it, measured, tolerance, what was measured), printed at the end of the run."""
     return request.config.stash.setdefault(_TABLE, [])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["mutants"] = session.config.stash.get(_TABLE, [])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    rows = getattr(node, "workeroutput", {}).get("mutants", [])
+    node.config.stash.setdefault(_TABLE, []).extend(map(tuple, rows))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -31,7 +31,9 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "call", [pytest.param(c, marks=[] if c in ("add_noise", "posterior") else pytest.mark.slow) for c in CALLS]
+)
 def test_one_graph_at_fixed_times_and_its_own_for_each_time_and_process(call):
     torch._dynamo.reset()
     compiled = torch.compile(CALLS[call], fullgraph=True, backend="eager")

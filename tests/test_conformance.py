@@ -52,12 +52,14 @@ def test_shipped_process(name: str, xp: Any) -> None:
     assert all(row.count > 0 for row in report.rows)
 
 
+@pytest.mark.slow
 def test_operator_on_jax_as_it_comes() -> None:
     """Without jax_enable_x64, whose other setting `python -m ssdcore verify` takes; float32 is then the widest dtype."""
     report = check_operator(OPERATORS["sparse matrix"], jnp, dtypes="float32", examples=1)
     assert report.namespace == "jax.numpy"
 
 
+@pytest.mark.slow
 def test_process_on_jax_as_it_comes() -> None:
     assert check_process(PROCESSES["resize, matched"], jnp, dtypes="float32", examples=1).passed
 

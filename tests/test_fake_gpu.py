@@ -101,10 +101,10 @@ def test_training_and_restoring(settings: dict[str, Any], gpu: FakeGpu, tmp_path
 @pytest.mark.parametrize(
     ("options", "in_bfloat16"),
     [
-        ({"labels": 1, "guidance": 2.0}, True),
-        pytest.param({}, False, marks=pytest.mark.slow),
+        pytest.param({"labels": 1, "guidance": 2.0}, True, marks=pytest.mark.slow),
+        ({}, False),
         pytest.param({"eta": 0.0}, False, marks=pytest.mark.slow),
-        ({"sampler": "multistep"}, False),
+        pytest.param({"sampler": "multistep"}, False, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -116,6 +116,7 @@ def test_sampling(options: dict[str, Any], in_bfloat16: bool, gpu: FakeGpu) -> N
     assert drawn.is_cuda
 
 
+@pytest.mark.slow
 def test_encoding_and_restoration(gpu: FakeGpu) -> None:
     """Which wait by design: for what has settled, and for the residuals."""
     proc = process()

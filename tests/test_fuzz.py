@@ -445,13 +445,13 @@ TAGS = (
 SCALARS = st.text("0123456789:-+.eE_xobntTZ ~'\"[]{},\n", max_size=12)
 
 
-@fuzz(600)
+@fuzz(200)
 @given(st.one_of(st.text(max_size=60), st.builds("train: {{clip: {} {}}}".format, st.sampled_from(TAGS), SCALARS)))
 @example("!!bool x")
 @example("!!int ''")
 @example("!!timestamp x")
 @example("!!python/object/apply:os.system [ls]")
-@example("[" * 3000)
+@example("[" * 500)
 @example("train: 3")
 @example("train: null")
 @example("network: {level_sizes: []}")

@@ -87,7 +87,9 @@ def a_config(classes: int | None, dropout: float, **settings: Any) -> Config:
     return replace(config, network=replace(config.network, dropout=dropout))
 
 
-@pytest.mark.parametrize(("classes", "settings"), list(zip((None, 2), SETTINGS)))
+@pytest.mark.parametrize(
+    ("classes", "settings"), [(None, SETTINGS[0]), pytest.param(2, SETTINGS[1], marks=pytest.mark.slow)]
+)
 def test_a_captured_step_takes_nothing_that_changes_from_python(
     classes: int | None, settings: dict[str, Any], stand_in: dict[str, Any]
 ) -> None:

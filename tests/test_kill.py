@@ -71,7 +71,13 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-@pytest.mark.parametrize("new", [NEW, dataclasses.replace(NEW, step=OLD.step)], ids=["next", "same step"])
+@pytest.mark.parametrize(
+    "new",
+    [
+        pytest.param(NEW, id="next"),
+        pytest.param(dataclasses.replace(NEW, step=OLD.step), id="same step", marks=pytest.mark.slow),
+    ],
+)
 def test_a_save_killed_at_any_call_leaves_the_old_state_or_the_new(
     tmp_path: Path, script: dict[str, Any], new: State
 ) -> None:

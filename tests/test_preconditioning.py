@@ -107,7 +107,9 @@ def test_before_it_is_told_the_process_it_is_the_plain_network() -> None:
         torch.testing.assert_close(net(x, t, 0), F.interpolate(x, (8, 8), mode="bilinear") * 0 + layers(x, t, 0))
 
 
-@pytest.mark.parametrize(("level", "out_level"), PATHS)
+@pytest.mark.parametrize(
+    ("level", "out_level"), [pytest.param(*p, marks=[] if p == PATHS[0] else pytest.mark.slow) for p in PATHS]
+)
 def test_compiled_and_bfloat16_agree(level: int, out_level: int) -> None:
     net, _ = networks()
     x, t = state(level), torch.full((3,), 30.0)

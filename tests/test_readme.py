@@ -1,6 +1,7 @@
 """What the README shows must run as it stands."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,10 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_every_python_example_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    if importlib.util.find_spec("torch"):  # cheap pictures at the end of the run
+        pictures = importlib.import_module("ssdcore_torch.training.pictures")
+        monkeypatch.setattr(pictures, "SAMPLES", 4)
+        monkeypatch.setattr(pictures, "SAMPLE_STEPS", 4)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert blocks
     names: dict[str, object] = {}

@@ -38,7 +38,7 @@ RECORDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", ["cpu", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpu64", "celeba64"))])
 def test_a_preset_trains_and_samples_as_recorded(name):
     network, size, levels, losses, moments, pixel = RECORDED[name]
     data = EMBEDDED if name == "celeba64" else None

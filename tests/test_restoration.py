@@ -106,6 +106,7 @@ def test_the_chain_starts_from_the_law_of_the_last_state_given_the_measurement()
     np.testing.assert_allclose(columns.T @ columns, expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_ancestral_restoration_converges_to_the_posterior() -> None:
     """First order in the steps: twice as many halve the distance, within the slope's 0.2."""
     proc, operator = process(3, 400), OPERATORS["super-resolution"]

@@ -315,7 +315,7 @@ TINY += ["--set", "network.base_channels=32", "--set", "network.channel_multipli
 TINY += ["--set", "process.steps=21", "--set", "network.attention_sizes=null"]
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_grey_and_rgba_are_trained_resumed_sampled_and_evaluated(channels: int, tmp_path: Path) -> None:
     pytest.importorskip("torchmetrics")
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, channels), dtype=np.uint8)

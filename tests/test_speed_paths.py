@@ -468,6 +468,7 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_both_sides(speed: Any) -> None:
     """Its functions on a tiny model, with our own network in the peer's place."""
     tiny = speed.Model(8, 2, (1, 1), channels=32, blocks=1)

@@ -39,6 +39,7 @@ CALLS: dict[str, Callable[[ssd.LinearOperator, Any], Any]] = {
     "round trip": lambda op, x: op.T(op(x)),
     "gram_function": lambda op, x: op.gram_function(lambda e: 1 / (1 + e), x),
 }
+COMPILED = ("resize", "blur", "sparse", "composition")  # in the quick run, of which tracing takes the most time
 every_operator = pytest.mark.parametrize("name", OPERATORS)
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
@@ -68,7 +69,10 @@ def assert_close(got: Any, want: np.ndarray) -> None:
 
 @pytest.mark.parametrize(
     ("name", "dynamic"),
-    [*((name, None) for name in OPERATORS), ("separable", True), ("banded", True), ("sparse", True)],
+    [
+        *(pytest.param(name, None, marks=[] if name in COMPILED else pytest.mark.slow) for name in OPERATORS),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("separable", "banded", "sparse")),
+    ],
 )
 def test_torch_compile(name: str, dynamic: bool | None) -> None:
     torch._dynamo.reset()
@@ -103,7 +107,9 @@ PAIRS: dict[str, Callable[[float], ssd.LinearOperator]] = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in (*COMPILED, "functional") else pytest.mark.slow) for n in PAIRS]
+)
 def test_torch_compile_never_takes_one_operator_for_another(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(lambda op, x: op(x), fullgraph=True, backend="eager")
@@ -138,7 +144,10 @@ LAWS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize(
+    "law",
+    [pytest.param(LAWS[n], id=n, marks=[] if n == "posterior at eta 0.5" else pytest.mark.slow) for n in LAWS],
+)
 def test_torch_compile_takes_the_numbers_of_each_time_and_process(law: Any) -> None:
     torch._dynamo.reset()
     levels = ssd.ResolutionSchedule.thresholds([50])
@@ -191,7 +200,7 @@ def test_operators_and_laws_cross_the_borders_of_torch() -> None:
     torch.testing.assert_close(lifted(y, x[1]), proc.posterior(y, x, 49, 50).sample(x))
 
 
-@every_operator
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in COMPILED else pytest.mark.slow) for n in OPERATORS])
 def test_torch_compile_backward(name: str) -> None:
     torch._dynamo.reset()
     op = OPERATORS[name]()
@@ -226,7 +235,7 @@ def test_torch_inference_mode_then_autograd(name: str, call: Any) -> None:
     assert_close(leaf.grad, expected_gradient(name, call, x))
 
 
-@every_operator
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in COMPILED else pytest.mark.slow) for n in OPERATORS])
 @every_call
 def test_jax(name: str, call: Any) -> None:
     op = OPERATORS[name]()

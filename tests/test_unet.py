@@ -60,20 +60,25 @@ def inputs(config: FlexiUNetConfig, level: int, dtype: torch.dtype = torch.float
 # ---- shape and cost
 
 
-def test_paper_sizes() -> None:
+@pytest.mark.parametrize(
+    ("config", "count", "gflop"),
+    [
+        pytest.param(PAPER_64, 92_256_131, [56.7, 34.4, 16.3, 5.0], id="64 px"),
+        pytest.param(PAPER_256, 124_250_883, [436, 193, 104, 45.6, 22.5, 5.1], id="256 px", marks=pytest.mark.slow),
+    ],
+)
+def test_paper_sizes(config: FlexiUNetConfig, count: int, gflop: list[float]) -> None:
     """92.3 million parameters at 64 px; one output a step of the paper's levels; GFLOP as measured on its code."""
-    counts, gflop = [], []
-    for config in (PAPER_64, PAPER_256):
-        with torch.device("meta"):
-            counts.append(sum(p.numel() for p in FlexiUNet(config).parameters()))
-        released = dataclasses.replace(config, released_behaviour=True)
-        gflop.append([forward_flops(released, k) / 1e9 for k in range(len(config.level_sizes))])
-    assert counts == [92_256_131, 124_250_883]
-    # printed with three figures: half a unit of the last
-    for found, expected in zip(gflop, ([56.7, 34.4, 16.3, 5.0], [436, 193, 104, 45.6, 22.5, 5.1])):
-        assert found == pytest.approx(expected, rel=0.01)
-    # the native network runs its last blocks too, and an empty skip costs less than a full one
-    assert forward_flops(PAPER_64, 0) > gflop[0][0] * 1e9
+    with torch.device("meta"):
+        assert sum(p.numel() for p in FlexiUNet(config).parameters()) == count
+    released = dataclasses.replace(config, released_behaviour=True)
+    found = [forward_flops(released, k) / 1e9 for k in range(len(config.level_sizes))]
+    assert found == pytest.approx(gflop, rel=0.01)  # printed with three figures: half a unit of the last
+
+
+def test_an_empty_skip_costs_less_than_a_full_one() -> None:
+    """And the native network runs its last blocks too."""
+    assert forward_flops(PAPER_64, 0) > forward_flops(dataclasses.replace(PAPER_64, released_behaviour=True), 0)
     assert forward_flops(PAPER_64, 1, 0) < forward_flops(PAPER_64, 0)
 
 
@@ -292,6 +297,7 @@ def test_float64_network_agrees() -> None:
         assert 0 < error < 100 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.slow
 def test_traces_into_one_graph() -> None:
     """torch.compile finds no break on any path, labels included."""
     config = CONFIGS["classes"]

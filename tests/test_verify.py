@@ -36,6 +36,7 @@ def one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_verify, "check_golden", lambda: _verify.Tally("golden"))
 
 
+@pytest.mark.slow
 def test_numpy_passes_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     path = tmp_path / "verify.json"
     assert main(["verify", "--backend", "numpy", "--json", str(path)]) == 0

@@ -111,7 +111,7 @@ def collect_contexts(packages: Sequence[str]) -> None:
             }
             files = [f"tests/test_{name}.py" for name in TESTS[package]]
             command = [sys.executable, "-m", "pytest", "-q", "-p", "record", "--cov=ssdcore", "--cov=ssdcore_torch",
-                       "--cov-context=test", "--cov-report=", "-p", "no:xdist", *files]  # fmt: skip
+                       "--cov-context=test", "--cov-report=", *files]  # fmt: skip
             done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
             if done.returncode != 0:
                 raise SystemExit("the tests must pass before mutants can fail them")
@@ -196,7 +196,7 @@ def _child(mutant: Mutant, golden: Sequence[str], tests: Sequence[str], pipe: in
             import pytest
 
             first = _FirstFailure()
-            quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:randomly", "-p", "no:xdist"]
+            quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:randomly"]
             if pytest.main([*quiet, *tests], plugins=[first]) != 0:
                 report.write(first.name or "the tests do not start")
     except BaseException as error:

@@ -111,7 +111,8 @@ def _open_sound(cached: Path, shard: Place) -> BinaryIO | None:
             return None
         _sound.add(known)
         file.seek(0)
-    os.utime(cached, ns=(time.time_ns(), about.st_mtime_ns))  # used last; the contents are as old as they were
+    with contextlib.suppress(FileNotFoundError):  # another process made room for its own
+        os.utime(cached, ns=(time.time_ns(), about.st_mtime_ns))  # used last; the contents are as old as they were
     return file
 
 
