@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,3 +140,19 @@ def test_noise_on_a_gpu_is_that_of_the_cpu() -> None:
     here, there = (Noise(3, [0, 5, 2**40], 3, torch.float32, torch.device(device)) for device in ("cpu", "cuda"))
     for size in (4, 4, 8, 4, 16, 16):
         torch.testing.assert_close(there((size, size)).cpu(), here((size, size)), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "expected"),
+    [
+        ({}, "ssdcore_torch", "300"),
+        ({"GOMP_SPINCOUNT": "7"}, "ssdcore_torch", "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ssdcore_torch", "None"),
+        ({}, "torch", "None"),  # which has read it by then
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_told_otherwise(given: dict[str, str], first: str, expected: str) -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+    code = f"import {first}, ssdcore_torch, os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
