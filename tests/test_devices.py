@@ -147,8 +147,8 @@ def test_noise_on_a_gpu_is_that_of_the_cpu() -> None:
     [
         ({}, "ssdcore_torch", "300"),
         ({"GOMP_SPINCOUNT": "7"}, "ssdcore_torch", "7"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ssdcore_torch", "None"),
-        ({}, "torch", "None"),  # which has read it by then
+        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "ssdcore_torch", "None", marks=pytest.mark.slow),
+        pytest.param({}, "torch", "None", marks=pytest.mark.slow),  # which has read it by then
     ],
 )
 def test_waiting_threads_sleep_soon_unless_told_otherwise(given: dict[str, str], first: str, expected: str) -> None:
