@@ -1,12 +1,14 @@
 """Published changes of size beside ours, on Gaussian data: what law each leaves, exactly.
 
-    python benchmarks/size_changes.py          # the tables in Markdown, some seconds
+    python benchmarks/size_changes.py          # the tables in Markdown, a minute
 
 A sampler holds a small state x_t whose law is right and makes a larger state x_s of it, 8 x 8 to 16 x 16. Every
 method below does so by a linear map and Gaussian noise, x_s = G x_t + n (with the perfect prediction of Gaussian data
 where it has one), so its law is exact linear algebra. "jump" is the squared 2-Wasserstein distance of that law to the
 one it should have, N(0, a_s² C + σ_s² I), in units of σ_s² per pixel; "error" that of the finished images to the
 data, after 100 ancestral steps at full size from there; "of it" its ratio to the same steps begun with the right law.
+Relay Diffusion's states are blurred as well as noisy after the jump, so the law it should have and the steps are those
+of its own blurring process.
 
 Data: 16 x 16, variance of cosine mode (i, j) proportional to (1 + √(i² + j²))^-2.5, mean pixel variance ¼. The jumps
 are those of the papers and their public code, named below, written afresh; everything else (noise schedule, the steps
@@ -38,11 +40,13 @@ def data() -> ssd.Covariance:
 
 @dataclass(frozen=True)
 class Change:
-    """x_s = G x_t + n from x_t ~ N(0, P_t), in units in which the state at s is alpha x_0 + sigma ε."""
+    """x_s = G x_t + n from x_t ~ N(0, P_t), in units in which the state at s is alpha x_0 + sigma ε, or alpha D x_0 +
+    sigma ε where the method's own states are blurred (by D of `relay_blur`)."""
 
     gain: np.ndarray
     noise: np.ndarray
     before: np.ndarray
+    blurred: bool = False
 
     def law(self) -> np.ndarray:
         law = self.gain @ self.before @ self.gain.T + self.noise
@@ -113,6 +117,24 @@ def subspace(c: np.ndarray, s: int) -> Change:
     return Change(u.T, (sigma**2 + alpha**2 * born) * rest, _state(u, c, alpha, sigma))
 
 
+def block_noise(c: np.ndarray, s: int, more_noise: float) -> Change:
+    """A flow, α + σ = 1, of 2 x 2 averages: x_s = β Up(x_t) + (1 − α_s) n, n of the block covariance I − 1/z², which
+    leaves white noise whatever z = `more_noise`, the ratio of σ/α after the jump to that before it; at least 2."""
+    z, mean = more_noise, _pairs() / 2
+    ratio = NOISE.sigma[s] / NOISE.alpha[s]  # of the state at s; on the small side 1/z of it
+    alpha_t = 1 / (1 + ratio / z)
+    sigma_t = 1 - alpha_t
+    beta = 1 / (z * sigma_t + alpha_t)
+    block = np.eye(len(c)) - (2 * mean).T @ (2 * mean) * 4 / z**2
+    unit = NOISE.sigma[s] / (1 - beta * alpha_t)  # back to the units of alpha² + sigma² = 1
+    return Change(unit * beta * 4 * mean.T, NOISE.sigma[s] ** 2 * block, _state(mean, c, alpha_t, sigma_t))
+
+
+def ralu(c: np.ndarray, s: int) -> Change:
+    """RALU (Jeong et al. 2025), its code's `generate_noise`: z fitted to the times of its steps, 6.3 at 4x speed."""
+    return block_noise(c, s, 6.3)
+
+
 def pyramid_flow(c: np.ndarray, s: int) -> Change:
     """Pyramid-Flow (Jin et al., ICLR 2025), its code's `sample_block_noise`, and PixelFlow (2025). A flow, α + σ = 1:
     x_s = k Up(x_t) + k √3 σ_t n, n of the 2 x 2 block covariance (4/3) I − 1/3, where k makes it a flow again."""
@@ -144,12 +166,35 @@ def udpm(c: np.ndarray, s: int) -> Change:
     return Change(gain, variance * np.eye(len(c)), before)
 
 
+def relay_blur(s: int) -> np.ndarray:
+    """D at that noise: cosines of 2 x 2 patches damped as heat does, but for a thousandth of each."""
+    level = math.log(NOISE.sigma[s] / NOISE.alpha[s])
+    share = 0.5 * (1 + math.erf((level + 1.2) / 1.2 / math.sqrt(2))) / 0.93
+    width = 3 * math.sin(min(share, 1.0) * math.pi / 2) ** 2
+    squared = (np.pi / 2 * np.arange(2)) ** 2
+    damped = np.exp(-np.add.outer(squared, squared) * width**2 / 2) * (1 - 0.001) + 0.001
+    cosines = np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)
+    axis = np.kron(np.eye(SIZE // 2), cosines)
+    patches = np.kron(axis, axis)
+    modes = np.tile(damped, (SIZE // 2, SIZE // 2)).ravel()
+    return patches.T @ (modes[:, None] * patches)
+
+
+def relay(c: np.ndarray, s: int) -> Change:
+    """Relay Diffusion (Teng et al., ICLR 2024), its code's `blur_sampler`: the finished small image, nearest
+    upsampled, and noise; from there on a blurring process, whose state it takes this for."""
+    mean = _pairs() / 2
+    return Change(NOISE.alpha[s] * 4 * mean.T, NOISE.sigma[s] ** 2 * np.eye(len(c)), mean @ c @ mean.T, blurred=True)
+
+
 METHODS: tuple[tuple[str, Callable[[np.ndarray, int], Change], str], ...] = (
     ("ours: matched noise", ours, "new modes lack α² Var(x_0 given x_t)"),
     ("ours: matched noise, theory (13)", lambda c, s: ours(c, s, full=True), "none"),
     ("Scale Space Diffusion", the_paper, "the same; the coarse modes' SNR falls by 4 at once"),
     ("Subspace Diffusion", subspace, "new modes' variance is one number, independent of x_t"),
     ("Pyramid-Flow, PixelFlow", pyramid_flow, "new modes are noise alone: its own process starts each stage so"),
+    ("RALU", ralu, "the same law, with more noise put back, from a less noisy small state"),
+    ("Relay Diffusion", relay, "what the blur D of its process leaves of the new modes"),
     ("SPEED", truncated, "new modes are noise alone"),
     ("UDPM", udpm, "one number for the covariance: new modes get too little noise and too little signal"),
 )  # fmt: skip
@@ -163,12 +208,21 @@ def distance(p: np.ndarray, q: np.ndarray) -> float:
     return max(float(np.trace(p) + np.trace(q) - 2 * overlap), 0.0)
 
 
-def finish(law: np.ndarray, s: int) -> float:
+def right_law(s: int, blurred: bool) -> np.ndarray:
+    degradation = relay_blur(s) if blurred else np.eye(SIZE**2)
+    return _state(degradation, data().as_matrix(), NOISE.alpha[s], NOISE.sigma[s])
+
+
+def finish(law: np.ndarray, s: int, blurred: bool) -> float:
     """Error of the images after STEPS ancestral steps from that law at s, by the exact oracle."""
-    proc = ssd.LinearDiffusion.identity((SIZE, SIZE), NOISE)
-    times = sorted({round(t) for t in np.linspace(1, s, min(STEPS, s))})
-    start = ssd.Gaussian(np.zeros((SIZE, SIZE)), ssd.Covariance.dense(law, (SIZE, SIZE)))
-    return ssd.oracle.sampler_error(proc, data(), times, prior=start)
+    shape, times = (SIZE, SIZE), sorted({round(t) for t in np.linspace(1, s, min(STEPS, s))})
+    noise = ssd.NoiseSchedule(NOISE.alpha[[0, *times]], NOISE.sigma[[0, *times]])
+    if blurred:
+        proc = ssd.LinearDiffusion.from_operators([ssd.Matrix(relay_blur(t), shape, shape) for t in times], noise)
+    else:
+        proc = ssd.LinearDiffusion.identity(shape, noise)
+    start = ssd.Gaussian(np.zeros(shape), ssd.Covariance.dense(law, shape))
+    return ssd.oracle.sampler_error(proc, data(), range(1, len(times) + 1), prior=start)
 
 
 def rows() -> list[tuple[str, float, float, float, float, str]]:
@@ -177,13 +231,13 @@ def rows() -> list[tuple[str, float, float, float, float, str]]:
     result = []
     for wanted in LEVELS:
         s = int(np.argmin(np.abs(NOISE.log_snr() - wanted))) + 1
-        right = _state(np.eye(len(c)), c, NOISE.alpha[s], NOISE.sigma[s])
-        ideal = finish(right, s)
+        right = {blurred: right_law(s, blurred) for blurred in (False, True)}
+        ideal = {blurred: finish(law, s, blurred) for blurred, law in right.items()}
         for name, method, wrong in METHODS:
-            law = method(c, s).law()
-            error = finish(law, s)
-            jump = distance(law, right) / (NOISE.sigma[s] ** 2 * len(c))
-            result.append((name, wanted, jump, error, error / ideal, wrong))
+            change = method(c, s)
+            error = finish(change.law(), s, change.blurred)
+            jump = distance(change.law(), right[change.blurred]) / (NOISE.sigma[s] ** 2 * len(c))
+            result.append((name, wanted, jump, error, error / ideal[change.blurred], wrong))
     return result
 
 

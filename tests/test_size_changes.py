@@ -66,3 +66,24 @@ def test_udpm_s_new_modes_get_the_kept_modes_variance() -> None:
     rest = np.eye(len(C)) - size_changes._pairs().T @ size_changes._pairs()
     per_mode = np.trace(rest @ change.noise) / np.trace(rest)
     assert per_mode < 0.1 * SIGMA**2  # theorem 2 gives σ_s² there
+
+
+@pytest.mark.parametrize("more_noise", [2.0, 6.3])
+def test_ralu_leaves_pyramid_flow_s_law_however_much_noise_it_puts_back(more_noise: float) -> None:
+    """And at the least it can put back, 2, it is the same step."""
+    found, expected = size_changes.block_noise(C, S, more_noise), size_changes.pyramid_flow(C, S)
+    np.testing.assert_allclose(found.law(), expected.law(), atol=1e-12)
+    assert np.linalg.eigvalsh(found.noise).min() > -1e-12
+    if more_noise == 2:
+        np.testing.assert_allclose(found.gain, expected.gain, atol=1e-12)
+
+
+def test_relay_diffusion_is_right_in_all_that_its_blur_keeps() -> None:
+    """The averages of patches exactly; of the rest its own process keeps little where it begins, and much later on."""
+    u = size_changes._pairs()
+    lacks = []
+    for s in (100, 700):
+        law, right = size_changes.relay(C, s).law(), size_changes.right_law(s, blurred=True)
+        np.testing.assert_allclose(u @ law @ u.T, u @ right @ u.T, atol=1e-12)
+        lacks.append(size_changes.distance(law, right))
+    assert lacks[1] < 1e-6 < lacks[0]
