@@ -1,4 +1,5 @@
-"""Reading files that others wrote: only regular files, only what they can hold, only pictures of known formats."""
+"""Files: reading what others wrote (only regular files, only what they can hold, only pictures of known formats), and
+writing whole ones."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import functools
 import io
 import os
+import secrets
 import stat
 import struct
 import warnings
@@ -71,6 +73,22 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(path)} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file, all of it or nothing, replacing one of this name in one step; a link is replaced, not followed.
+
+    The name in between is one that nobody can guess, and so nobody can have planted a link at.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def size_of(count: float) -> str:

@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssdcore import _plot
+from ssdcore._files import write_whole
 from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
@@ -153,6 +155,8 @@ def run(args: argparse.Namespace) -> int:
         return 2
     try:
         _plot.check(args.plot)
+        if args.json not in (None, "-") and not Path(args.json).absolute().parent.is_dir():
+            raise ValueError(f"--json {args.json}: there is no folder {Path(args.json).parent} to write it in")
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
@@ -181,8 +185,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(result))
         if args.json:
-            with open(args.json, "w", encoding="utf-8") as file:
-                json.dump(result, file, indent=1)
+            write_whole(args.json, json.dumps(result, indent=1).encode())
     if args.plot:
         from ssdcore import plotting
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssdcore._files import write_whole
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.process import LinearDiffusion
 
@@ -66,12 +67,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = 150) -> None
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "ssdcore"}):  # else every id in the file is random
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=_UNDATED[kind])
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(target, buffer.getvalue())
 
 
 # ---- curves

@@ -12,7 +12,7 @@ from ssdcore_torch import checkpoint
 from ssdcore_torch.checkpoint import temporary_beside
 from ssdcore_torch.config import Config, DataConfig, ProcessConfig, preset
 from ssdcore_torch.denoisers.unet import FlexiUNet
-from ssdcore_torch.locks import lock_folder
+from ssdcore_torch.locks import lock_folder, unlock_folder
 from ssdcore_torch.official import official_step
 
 
@@ -51,8 +51,7 @@ def convert(official: Path, out: Path, net: FlexiUNet, process: ProcessConfig) -
         shutil.rmtree(staged, ignore_errors=True)
         raise
     finally:
-        if lock is not None:
-            os.close(lock)
+        unlock_folder(lock)
     return config
 
 
@@ -66,8 +65,7 @@ def _sweep(out: Path) -> None:
         except OSError:  # in use, or not ours
             continue
         shutil.rmtree(left, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        unlock_folder(lock)
 
 
 if __name__ == "__main__":

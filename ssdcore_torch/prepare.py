@@ -41,7 +41,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ssdcore._files import open_regular, read_bytes, unlimited_pixels
@@ -50,12 +49,13 @@ from ssdcore_torch.data._folders import FolderSource
 from ssdcore_torch.data._images import FEW, LEAST_READ, check_share
 from ssdcore_torch.data._manifest import INDEX, MANIFEST, MOST_MANIFEST, Index, Manifest, Shard
 from ssdcore_torch.data._pixels import reason, to_channels
-from ssdcore_torch.data._reading import Failure, check_workers, in_workers, reporting_killed_workers
+from ssdcore_torch.data._reading import Failure
 from ssdcore_torch.data._shards import open_shards, scan
 from ssdcore_torch.data._sources import FatalSourceError, Source, need
-from ssdcore_torch.locks import lock_folder
+from ssdcore_torch.locks import lock_folder, unlock_folder
 from ssdcore_torch.recipes import RECIPES, DownsampledImageNet, Recipe
 from ssdcore_torch.text import printable
+from ssdcore_torch.workers import check_workers, in_workers
 
 log = logging.getLogger("ssdcore_torch")
 
@@ -72,13 +72,13 @@ EVALUATION = (
 )
 
 
-class _Packer(Dataset[list[tuple[int, bytes | Failure]]]):
+class _Packer:
     """Row numbers to PNG files."""
 
     def __init__(self, source: Source, recipe: Recipe, size: int, channels: int) -> None:
         self.source, self.recipe, self.size, self.channels = source, recipe, size, channels
 
-    def __getitem__(self, rows: np.ndarray) -> list[tuple[int, bytes | Failure]]:
+    def __call__(self, rows: np.ndarray) -> list[tuple[int, bytes | Failure]]:
         return [(int(row), self._pack(int(row))) for row in rows]
 
     def _pack(self, row: int) -> bytes | Failure:
@@ -205,7 +205,7 @@ def _make(
     chunks = [rows[first : first + CHUNK] for _, rows in missing for first in range(0, len(rows), CHUNK)]
     packed = itertools.chain.from_iterable(in_workers(packer, chunks, 0 if in_one else check_workers(workers)))
     bar = tqdm(total=len(source), initial=before, unit="image", disable=None, delay=1, dynamic_ncols=True)
-    with bar, reporting_killed_workers():
+    with bar:
         sound = _Sound(packed, broken_share, source.source, bar)
         for path, rows in missing:
             pictures = sound.take(len(rows))
@@ -260,8 +260,7 @@ def _held(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        unlock_folder(lock)
 
 
 def _begin(out: Path, plan: dict[str, Any]) -> Manifest | None:
@@ -278,16 +277,18 @@ def _begin(out: Path, plan: dict[str, Any]) -> Manifest | None:
         if there != plan and _is_plan(there) and not _holds_pictures(out):  # what was begun has come to nothing
             _undo(out, whole=False)
             there = None
-    elif any(out.iterdir()):
+    elif set(out.iterdir()) - set(_own_files(out, _PART)):
         raise ValueError(f"--out {out} is not empty: choose a new folder")
+    for part in _own_files(out, _PART):  # of a process that was killed
+        part.unlink()
     if there is None:
         write_atomically(out / PREPARING, lambda file: file.write_text(json.dumps(plan), encoding="utf-8"))
         return None
     if there != plan:
         changed = _differences(there, plan)
         raise ValueError(f"--out {out} was begun otherwise ({changed}): choose another folder, or remove that one")
-    for part in _own_files(out, r"\..*\.tmp"):  # of a process that was killed
-        part.unlink()
+    if found is not None:  # all is done, whenever the process that did it was killed
+        (out / PREPARING).unlink(missing_ok=True)
     return found
 
 
@@ -297,13 +298,18 @@ def _is_plan(there: object) -> bool:
     return isinstance(recipe, dict) and {"name", "inputs", "listing"} <= recipe.keys()
 
 
-def _own_files(out: Path, pattern: str = r"shard-\d{6,}\.tar|\..*\.tmp") -> list[Path]:
-    return [path for path in out.iterdir() if re.fullmatch(pattern, path.name)]
+_SHARD = r"shard-\d{6,}\.tar"
+_PART = rf"\.({_SHARD}|{re.escape(PREPARING)}|{re.escape(INDEX)}|{re.escape(MANIFEST)})\.[0-9a-f]{{16}}\.tmp"
+
+
+def _own_files(out: Path, pattern: str = rf"{_SHARD}|{_PART}") -> list[Path]:
+    """Files with names that only this program gives; `_PART`: of files that a killed process was writing."""
+    return [path for path in out.iterdir() if re.fullmatch(pattern, path.name) and path.is_file()]
 
 
 def _holds_pictures(out: Path) -> bool:
     """Whether any shard here holds one: an empty tar is nothing but zeros."""
-    for path in _own_files(out, r"shard-\d{6,}\.tar"):
+    for path in _own_files(out, _SHARD):
         with open_regular(path) as file:
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 return True

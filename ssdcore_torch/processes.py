@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 import ssdcore as ssd
+from ssdcore._files import MOST_TEXT, ArrayFile, read_text
 from ssdcore.degradations import BlurredResize
 
 Size = tuple[int, ...]
@@ -210,9 +211,9 @@ def log_snr_file(path: Path) -> tuple[float, ...]:
     """log(α²/σ²) at t = 1 … T from a text file of numbers, or an .npy file. Raises ValueError for anything else."""
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
+            values = ArrayFile(path, MOST_TEXT)["images"]
         else:
-            values = np.array(path.read_text(encoding="utf-8").replace(",", " ").split(), dtype=np.float64)
+            values = np.array(read_text(path).replace(",", " ").split(), dtype=np.float64)
         if values.ndim != 1 or not len(values):
             raise ValueError(f"expected one number a step, got the shape {values.shape}")
         ssd.NoiseSchedule.from_log_snr(values)

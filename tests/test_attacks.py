@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import stat
 import sys
 import zipfile
@@ -481,27 +482,35 @@ def test_what_a_killed_process_left_in_the_temporary_folder_is_swept(
     assert not Path(alive).exists()
 
 
+@pytest.mark.multiprocess
 def test_a_killed_decoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    from ssdcore_torch.data import _images
+    """Whatever the command: training, preparing, evaluating."""
+    from ssdcore_torch.data._reading import Reader
 
-    def killed(*arguments: object) -> Any:
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
-        yield
+    parent, read = os.getpid(), Reader.read
 
-    monkeypatch.setattr(_images, "answers", killed)
-    said = refusal(
-        capsys,
-        train.main,
-        *TINY,
-        "--set",
-        "data.memory_gib=1",
-        "--data",
-        fill(tmp_path / "in", 4),
-        "--out",
-        tmp_path / "run",
-    )
-    assert "a process that decodes pictures was killed" in said
-    assert not (tmp_path / "run").exists()
+    def killed(self: Any, *arguments: Any) -> Any:
+        if os.getpid() == parent:  # a look at a few
+            return read(self, *arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Reader, "read", killed)
+    monkeypatch.setattr(prepare._Packer, "_pack", killed)
+    pictures = fill(tmp_path / "in", 1)
+    for k in range(1, 1010):  # more than are worth starting processes for
+        os.link(pictures / "000.png", pictures / f"{k:03d}.png")
+    np.savez(tmp_path / "x.npz", np.zeros((4, 8, 8, 3), np.uint8))
+    compared = ["--samples", tmp_path / "x.npz", "--data", pictures, "--features", "pixels", "--device", "cpu"]
+    stored = ["--set", "data.memory_gib=1"]
+    for main, options in (
+        (train.main, [*TINY, *stored, "--data", pictures, "--out", tmp_path / "out"]),
+        (prepare_command.main, ["folder", "--from", pictures, "--size", 8, "--workers", 1, "--out", tmp_path / "out"]),
+        (evaluate.main, [*compared, "--out", tmp_path / "x.json"]),
+    ):
+        said = refusal(capsys, main, *options)
+        assert "a process that decodes pictures was killed (exit status -9)" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "x.npz", "out"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["preparing.json"]  # the same command goes on
 
 
 # ---- prepare
@@ -565,7 +574,7 @@ def test_somebody_elses_folder_is_not_cleared(tmp_path: Path) -> None:
 
 def test_a_conversion_that_was_killed_is_swept(tmp_path: Path) -> None:
     from ssdcore_torch.convert import _sweep
-    from ssdcore_torch.locks import lock_folder
+    from ssdcore_torch.locks import lock_folder, unlock_folder
 
     dead, alive = (tmp_path / f".run.{k * 16}.tmp" for k in "ab")
     other = tmp_path / ".run.notes.tmp"
@@ -575,23 +584,23 @@ def test_a_conversion_that_was_killed_is_swept(tmp_path: Path) -> None:
     lock = lock_folder(alive)
     assert lock is not None
     _sweep(tmp_path / "run")
-    os.close(lock)
+    unlock_folder(lock)
     assert not dead.exists()
     assert alive.exists()
     assert other.exists()
 
 
 def test_one_process_locks_a_folder(tmp_path: Path) -> None:
-    from ssdcore_torch.locks import lock_folder
+    from ssdcore_torch.locks import lock_folder, unlock_folder
 
     lock = lock_folder(tmp_path)
     assert lock is not None
     with pytest.raises(BlockingIOError):
         lock_folder(tmp_path)
-    os.close(lock)
+    unlock_folder(lock)
     again = lock_folder(tmp_path)
     assert again is not None
-    os.close(again)
+    unlock_folder(again)
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(OSError, match="link"):
         lock_folder(tmp_path / "link")

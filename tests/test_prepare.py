@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import killed_at_every_change
 
 from ssdcore_torch import prepare as preparing
 from ssdcore_torch.commands import cli
@@ -233,31 +229,27 @@ def test_a_crash_leaves_whole_shards_and_the_next_run_goes_on(
     assert not (out / "preparing.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
-def test_killed_at_any_moment_and_run_again_it_is_as_if_it_had_not_been(tmp_path: Path) -> None:
-    pictures = fill(tmp_path / "in", 1200, 24, 24)
-    options = ["folder", "--from", str(pictures), "--size", "16", "--per-shard", "60"]
-    start = [sys.executable, "-m", "ssdcore_torch.prepare", *options, "--workers", "1", "--out"]
-    subprocess.run([*start, str(tmp_path / "whole")], check=True, capture_output=True)
-    out, kills = tmp_path / "out", 0
-    for seed in range(4):
-        process = subprocess.Popen([*start, str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        begun = len(list(out.glob("shard-*.tar")))
-        deadline = time.monotonic() + 60
-        while len(list(out.glob("shard-*.tar"))) < begun + 2 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(np.random.default_rng(seed).uniform(0, 0.02))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills >= 3
-    done = subprocess.run([*start, str(out)], check=True, capture_output=True, text=True)
-    assert "1200 images" in done.stdout
-    assert {f.name: f.read_bytes() for f in out.iterdir()} == {
-        f.name: f.read_bytes() for f in (tmp_path / "whole").iterdir()
-    }
+@pytest.mark.parametrize("workers", [0, 1])
+def test_killed_at_any_change_to_the_disk_and_run_again_it_is_as_if_it_had_not_been(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "FEW", 0)  # processes for few pictures, too
+    pictures = fill(tmp_path / "in", 7, 16, 16)
+    prepare("folder", pictures, 16, tmp_path / "whole", per_shard=2, workers=0)
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+
+    def work(call: int) -> None:
+        prepare("folder", pictures, 16, tmp_path / f"{call}", per_shard=2, workers=workers)
+
+    def then(call: int) -> None:
+        out = tmp_path / f"{call}"
+        for file in out.glob("[!.]*"):  # whole, if it has its name
+            assert file.name == "preparing.json" or file.read_bytes() == whole[file.name]
+        prepare("folder", pictures, 16, out, per_shard=2, workers=0)
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == whole
+
+    assert killed_at_every_change(work, then) >= 3 * 7  # a sync, a rename and a sync for each of seven files
 
 
 @pytest.mark.multiprocess

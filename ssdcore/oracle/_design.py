@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ssdcore._arrays import Shape
+from ssdcore._files import read_text, write_whole
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._law import as_covariance, sampler_error
 from ssdcore.oracle._times import SPACINGS, optimal_times, sampling_times
@@ -261,11 +261,8 @@ class Schedule:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing it in one step."""
-        target = Path(path)
-        partial = target.with_name(target.name + ".part")
         content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(target)
+        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], shape: Shape | None = None) -> Schedule:
@@ -279,8 +276,8 @@ class Schedule:
                 size.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = json.loads(read_text(path))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a schedule file: {error}") from error
         if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
             raise ValueError(f"{path} is not a schedule file: expected a JSON object with the format {_FORMAT!r}")

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ssdcore
+from ssdcore._files import read_bytes
 from ssdcore_torch.text import printable
 
 Tensors = dict[str, Tensor]
@@ -137,7 +138,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing")
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({printable(error)})") from error
     if not isinstance(values, dict):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssdcore._files import read_text
 from ssdcore_torch.checkpoint._files import json_writer, read_json, write_atomically
 from ssdcore_torch.config import Config, differences
 from ssdcore_torch.text import printable
@@ -94,7 +95,7 @@ def read_config(run: Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"{run} is no run folder: it has no config.json; train one with --out {run}")
     try:
-        return Config.from_json(path.read_text(encoding="utf-8"))
+        return Config.from_json(read_text(path))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {printable(error)}") from error
 

@@ -41,6 +41,7 @@ from ssdcore_torch.checkpoint._files import (
     load_tensors,
     read_json,
     sync_folder,
+    temporary_beside,
     tensor_writer,
     versions,
     write_durably,
@@ -69,6 +70,8 @@ OWN = (
     "process.safetensors",
 )
 OWN_FOLDERS = ("snapshots", "samples", "profile", "reference")
+# Names of files that a killed process was writing: `temporary_beside`, and of versions before it.
+_PART = re.compile(rf"\.({'|'.join(re.escape(name) for name in OWN)})\.[0-9a-f]+\.tmp")
 # What may be there before the first checkpoint.
 _BEGUN = {*OWN, *OWN_FOLDERS, FOLDER, "tensorboard"} - {"model.safetensors", "ema.safetensors"}
 # A checkpoint that is replaced by another of its step goes by the second name until the new one is in place.
@@ -122,7 +125,7 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
     if new:
         sync_folder(run)
     _sweep(run)
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    staged = temporary_beside(folder)
     try:
         staged.mkdir()
         for name, write in writers.items():
@@ -197,7 +200,7 @@ def _writers(state: State, config: Config) -> dict[str, Callable[[Path], object]
 
 def _publish(source: Path, path: Path) -> None:
     """Put `source` in the place of `path`, as a second name of the same file where the file system can."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         try:
             os.link(source, temporary)
@@ -231,7 +234,7 @@ def _remove(folder: Path) -> None:
     """Delete a checkpoint; under another name first, so that a part of one is never taken for one."""
     if not folder.exists():
         return
-    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    doomed = temporary_beside(folder)
     try:
         os.rename(folder, doomed)
     except OSError as error:
@@ -468,7 +471,7 @@ def is_free(run: Path) -> bool:
 
 
 def _left_over(name: str) -> bool:
-    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
+    return name == LOCK or _PART.fullmatch(name) is not None
 
 
 def discard(run: Path) -> None:

@@ -246,9 +246,9 @@ def _work(args: argparse.Namespace, world: World, session: Session) -> int:
             what = str(error).splitlines()[0] if str(error) else "asked for too much"
             advice = "lower --batch-size, or raise train.accumulate (--set train.accumulate=2)"
             raise cli.UserError(f"not enough memory ({what}): {advice}; {_standing(out)}") from error
-        if not isinstance(error, ValueError) and "DataLoader worker" not in str(error):
+        if not isinstance(error, ValueError):
             raise
-        # Too much of the data is broken, or a process that decodes was killed.
+        # Too much of the data is broken.
         raise cli.UserError(f"{error}; {_standing(out)}") from error
     if not finished:
         again = _command(world, "--out", out, "--resume")

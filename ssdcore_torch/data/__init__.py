@@ -11,9 +11,9 @@ from ssdcore_torch.data._folders import image_files
 from ssdcore_torch.data._images import ImageSet, ImageStream, load_images, open_images
 from ssdcore_torch.data._order import Order
 from ssdcore_torch.data._pixels import CHANNELS, fit, to_channels, to_rgb
-from ssdcore_torch.data._reading import WorkerKilledError
 from ssdcore_torch.data._sources import Choices
 from ssdcore_torch.data._where import EMBEDDED, FROM_PYTHON, absolute, is_address, open_source, refuse_untyped
+from ssdcore_torch.workers import WorkerKilledError
 
 __all__ = [
     "CHANNELS",

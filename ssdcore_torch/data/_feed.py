@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ssdcore_torch.data._images import ImageSet, ImageStream
 from ssdcore_torch.data._order import WINDOW, Order
-from ssdcore_torch.data._reading import Task, check_workers
+from ssdcore_torch.data._reading import Task
 from ssdcore_torch.data._shards import Prefetcher, ShardSource
 from ssdcore_torch.randomness import Purpose, keyed
+from ssdcore_torch.workers import check_workers
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,14 +23,13 @@ from ssdcore_torch.data._reading import (
     Reader,
     Task,
     answers,
-    check_workers,
-    reporting_killed_workers,
 )
 from ssdcore_torch.data._sharing import Room, shared
 from ssdcore_torch.data._sources import Choices, Source, classes_of
 from ssdcore_torch.data._understood import understood
 from ssdcore_torch.data._where import open_source
 from ssdcore_torch.text import printable
+from ssdcore_torch.workers import check_workers
 
 if TYPE_CHECKING:
     from ssdcore_torch.distributed import World
@@ -185,7 +185,7 @@ class ImageStream:
             # Of different pictures, as where all are decoded at once: in every epoch the same are read again.
             different = min(self._read[0], len(self))
             check_share(len(self._failed), different, self._failed, self.broken_share, self.source)
-            yield images, used
+            yield torch.as_tensor(images), used
 
 
 def _counts(labels: np.ndarray | None, names: Sequence[str]) -> tuple[int, ...]:
@@ -328,9 +328,9 @@ def _decode_all(reader: Reader, workers: int, broken_share: float, room: Room) -
         used: list[np.ndarray] = []
         done = 0
         bar = tqdm(total=count, desc="decoding", unit="image", disable=None, delay=1, leave=False, dynamic_ncols=True)
-        with bar, reporting_killed_workers():
+        with bar:
             for part, indices, failed, _ in answers(Pictures(reader, False), tasks, workers if count > FEW else 0):
-                images[done : done + len(part)] = part.numpy()
+                images[done : done + len(part)] = part
                 done += len(part)
                 used.append(indices)
                 failures += failed

@@ -1,28 +1,21 @@
-"""Decoding pictures by number, in this process or in torch's DataLoader workers."""
+"""Decoding pictures by number, in this process or in others."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
 
 from ssdcore._files import unlimited_pixels
 from ssdcore_torch.data._pixels import DEEPEST, fit, fit_random, reason, to_channels
 from ssdcore_torch.data._sources import FatalSourceError, Source
 from ssdcore_torch.text import printable
+from ssdcore_torch.workers import in_workers
 
-MOST_WORKERS = 8
 NEIGHBOURS = 16
-
-
-T = TypeVar("T")
 
 
 class TooSmall(ValueError):
@@ -89,11 +82,12 @@ class Reader:
 Task = tuple[np.ndarray, np.ndarray | None]
 """(b,) indices, and the (b, 3) numbers of their random crops or None for centred ones."""
 
-Answer = tuple[torch.Tensor, np.ndarray, tuple[Failure, ...], str]
-"""(b, height, width, c) uint8, (b,) indices of the pictures they are, failures on the way, and why nothing goes on."""
+Answer = tuple[np.ndarray | Tensor, np.ndarray, tuple[Failure, ...], str]
+"""(b, height, width, c) uint8, a tensor where it is pinned; (b,) indices of the pictures they are; failures on the way;
+and why nothing goes on."""
 
 
-class Pictures(Dataset[Answer]):
+class Pictures:
     """Answers to tasks.
 
     replace  True: in the place of a picture that fails stands the next sound one; False: it is left out
@@ -102,7 +96,7 @@ class Pictures(Dataset[Answer]):
     def __init__(self, reader: Reader, replace: bool) -> None:
         self.reader, self.replace = reader, replace
 
-    def __getitem__(self, task: Task) -> Answer:
+    def __call__(self, task: Task) -> Answer:
         indices, crops = task
         images = np.empty((len(indices), *self.reader.shape), np.uint8)
         used: list[int] = []
@@ -125,85 +119,17 @@ class Pictures(Dataset[Answer]):
                             f"{first.name}: {first.reason}"
                         )
         except FatalSourceError as error:
-            return torch.from_numpy(images), indices, tuple(failures), str(error)
-        return torch.from_numpy(images[: len(used)]), np.array(used, np.int64), tuple(failures), ""
-
-
-class _Tasks(Sampler[Any]):
-    def __init__(self, tasks: Iterable[Any]) -> None:
-        self.tasks = tasks
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.tasks)
-
-
-def in_workers(work: Dataset[T], tasks: Iterable[Any], workers: int, pin: bool = False) -> Iterator[T]:
-    """`work[task]` for each task, in their order, prepared ahead by `workers` processes (0: in this one).
-
-    If such a process dies, torch raises RuntimeError from a signal handler, wherever this process is.
-    """
-    loader: DataLoader[T] = DataLoader(
-        work,
-        batch_size=None,  # a task is a batch
-        sampler=_Tasks(tasks),
-        num_workers=workers,
-        collate_fn=_unchanged,
-        worker_init_fn=_leave_stopping_to_the_parent,
-        prefetch_factor=4 if workers else None,
-        pin_memory=pin,
-        generator=torch.Generator(),  # else starting it would draw from torch's global generator
-    )
-    return iter(loader)
-
-
-class WorkerKilledError(ChildProcessError):
-    """A process that decodes pictures was killed, most likely as memory ran out."""
-
-
-@contextmanager
-def reporting_killed_workers() -> Iterator[None]:
-    """Raises `WorkerKilledError` for what torch raises, wherever this process is, if a process of `in_workers` dies."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkerKilledError(
-            f"a process that decodes pictures was killed ({' '.join(str(error).split())}), as happens where memory "
-            "runs out: take fewer with --set data.workers=1, or smaller batches"
-        ) from error
+            return images, indices, tuple(failures), str(error)
+        return images[: len(used)], np.array(used, np.int64), tuple(failures), ""
 
 
 def answers(pictures: Pictures, tasks: Iterable[Task], workers: int, pin: bool = False) -> Iterator[Answer]:
     """The answers to the tasks. Raises ValueError if the source cannot be read any more."""
-    for answer in in_workers(pictures, tasks, workers, pin):
+    for answer in in_workers(pictures, tasks, workers, _pinned if pin else None):
         if answer[3]:
             raise ValueError(answer[3])
         yield answer
 
 
-def _unchanged(answer: Any) -> Any:
-    return answer
-
-
-def _leave_stopping_to_the_parent(worker: int) -> None:
-    """Ctrl-C, a cluster's SIGTERM and a closed terminal reach every process of a group; the trainer still needs its
-    workers then."""
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def default_workers() -> int:
-    """One for each core that this rank may use but one, at most `MOST_WORKERS`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's
-    return min(MOST_WORKERS, max(1, cores // ranks - 1))
-
-
-def check_workers(workers: int | None) -> int:
-    """The number of workers asked for, None for the default. Raises ValueError for a negative one."""
-    if workers is None:
-        return default_workers()
-    if workers < 0:
-        raise ValueError(f"workers: expected at least 0 (0 decodes in the training process), got {workers}")
-    return workers
+def _pinned(answer: Answer) -> Answer:
+    return torch.as_tensor(answer[0]).pin_memory(), *answer[1:]

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from ssdcore_torch.checkpoint import load_tensors, save_tensors
 from ssdcore_torch.data import ImageSet, ImageStream
-from ssdcore_torch.data._reading import default_workers
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics._distances import Baseline, nearest_others, require_torchmetrics
 from ssdcore_torch.metrics._features import Extractor
 from ssdcore_torch.metrics._spectrum import radial_power
+from ssdcore_torch.workers import default_workers
 
 log = logging.getLogger("ssdcore_torch")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ssdcore._files import read_bytes
 from ssdcore_torch.metrics._evaluation import Evaluation
 from ssdcore_torch.metrics._reference import Reference
 
@@ -88,7 +89,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no such report: {path}; make one with --out {path}")
     try:
-        report = json.loads(path.read_bytes())
+        report = json.loads(read_bytes(path))
         fits = report["format"] == FORMAT and _is_figures(report["figures"])
         fits = fits and (report["floor"] is None or _is_figures(report["floor"]))
         for key in AGREE:

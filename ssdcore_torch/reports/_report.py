@@ -21,6 +21,7 @@ from ssdcore_torch.reports import _page
 from ssdcore_torch.reports._charts import line_chart
 from ssdcore_torch.reports._pictures import picture_of, strip
 from ssdcore_torch.sampling import drawing_network, generate
+from ssdcore_torch.training.log import log_lines
 
 SAMPLES = 16
 SAMPLE_STEPS = 50
@@ -62,7 +63,7 @@ def _log_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a log that can be read; a line cut short by a crash is left out."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in log_lines(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -48,7 +48,7 @@ class Log:
     def _read(self, step: int) -> tuple[list[bytes], list[int]]:
         """(lines up to this step, numbers of those that are no figures)."""
         kept, damaged = [], list[int]()
-        for number, line in enumerate(_lines(self.path), 1):
+        for number, line in enumerate(log_lines(self.path), 1):
             figures = _figures(line)
             if figures is None:
                 damaged.append(number)
@@ -91,7 +91,7 @@ class Log:
             )
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def log_lines(path: Path) -> Iterator[bytes]:
     """Raises OSError for what is there but no file; one that is not there has no lines."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would never be opened
