@@ -25,12 +25,12 @@ class SumCovariance(Covariance):
     Attributes:
         base: K
         clean: C
-        through: (namespace, x) -> D x
+        sides: (namespace, x) -> D x
     """
 
     base: Covariance
     clean: Covariance
-    through: Callable[[Namespace, Array], Array]
+    sides: Callable[[Namespace, Array], Array]
 
     @property
     def shape(self) -> Shape:  # type: ignore[override]
@@ -38,7 +38,7 @@ class SumCovariance(Covariance):
 
     def _apply(self, x: Array) -> Array:
         xp = namespace_of(x)
-        return self.base(x) + self.through(xp, self.clean(self.through(xp, x)))
+        return self.base(x) + self.sides(xp, self.clean(self.sides(xp, x)))
 
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         if power == 1:

@@ -118,6 +118,35 @@ class Covariance(abc.ABC):
             )
         return SpectralCovariance(decomposition.input, np.broadcast_to(variances, shape), float(rest))
 
+    def through(self, operator: LinearOperator) -> Covariance:
+        """R C Rᵀ, the covariance of R x for x of this one: in the modes of R where C is diagonal there, else dense.
+
+        Raises:
+            ValueError: For an operator of other arrays, and where the dense matrix would be too large.
+
+        >>> ssd.Covariance.isotropic(4, 2.0).through(ssd.Matrix([[1.0, 1.0, 0.0, 0.0]])).as_matrix()
+        array([[4.]])
+        """
+        if operator.in_shape != self.shape:
+            raise ValueError(
+                f"Covariance.through: expected an operator on {self.shape}, got one on {operator.in_shape}"
+            )
+        decomposition = operator.decomposition()
+        if decomposition is not None and isinstance(self, SpectralCovariance):
+            if decomposition.is_multiple_of_identity:
+                return self.affine(float(decomposition.singular_values.reshape(-1)[0]) ** 2, 0.0)
+            own = self.in_modes(decomposition.input)
+            if own is not None:
+                return SpectralCovariance(decomposition.output, own[0] * decomposition.singular_values**2, 0.0)
+        if max(self.size, math.prod(operator.out_shape)) > _DENSE_MAX:
+            raise ValueError(
+                f"Covariance.through: this covariance is not diagonal in the modes of {operator}, and a dense matrix "
+                f"over {self.size} elements is too large to build"
+            )
+        columns = operator(np.eye(self.size).reshape(self.size, *self.shape)).reshape(self.size, -1)
+        matrix = columns.T @ self.as_matrix() @ columns
+        return Covariance.dense((matrix + matrix.T) / 2, operator.out_shape)
+
     @abc.abstractmethod
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         """C^power x, for power 1 or 1/2, or −1 where C is invertible: what a subclass implements."""

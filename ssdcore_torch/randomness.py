@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
     FLIP = 7
     CROP = 8
     SAMPLING = 9
+    RESIDUALS = 10
 
 
 def keyed(purpose: Purpose, seed: int, *numbers: int) -> np.random.Generator:

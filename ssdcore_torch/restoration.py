@@ -12,6 +12,7 @@ import ssdcore as ssd
 from ssdcore_torch.denoisers import Predictor, device_of, level_sizes_of
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
+from ssdcore_torch.sampling._residuals import first_of_size
 from ssdcore_torch.sampling._walk import (
     Draw,
     Noise,
@@ -20,7 +21,6 @@ from ssdcore_torch.sampling._walk import (
     defaults_of,
     evaluating,
     fill_of,
-    first_of_size,
 )
 
 _TOLERANCE = 1e-10  # of the conjugate gradients, relative to the right-hand side; they run in float64

@@ -112,6 +112,54 @@ def test_a_run_samples_with_its_prior_as_the_command_does(tmp_path):
     assert not torch.equal(drawn, generate(run.ema, run.process, 3, 6, seed=1))
 
 
+def test_residual_spectra_are_kept_with_the_run_under_their_checksum(tmp_path):
+    run, _ = create(tmp_path / "run", "settings")
+    assert run.train()
+    file = tmp_path / "run" / "residuals.safetensors"
+    content = file.read_bytes()
+    drawn = run.sample(2, steps=5, seed=3, second_moments=True)
+    assert not torch.equal(drawn, run.sample(2, steps=5, seed=3))
+    again = Run.open(tmp_path / "run", data=IMAGES)
+    assert torch.equal(again.sample(2, steps=5, seed=3, second_moments=True), drawn)
+    assert torch.equal(drawn, generate(again.ema, again.process, 2, 5, seed=3, prior=again.prior,
+                                       residuals=again.residuals))  # fmt: skip
+    # changed or missing, the run opens and samples as before, says what is wrong, and --resume measures again
+    for damage in (lambda: file.write_bytes(content[:-1] + b"!"), file.unlink):
+        damage()
+        broken = Run.open(tmp_path / "run", data=IMAGES)
+        broken.sample(1, steps=5)
+        with pytest.raises(ValueError, match=r"residuals\.safetensors is .*--resume measures it again"):
+            broken.sample(1, steps=5, second_moments=True)
+    assert broken.train()
+    assert file.read_bytes() == content
+    # training that goes on leaves them behind until its end
+    assert broken.train(6)
+    assert file.read_bytes() != content
+    assert broken.sample(1, steps=5, second_moments=True).isfinite().all()
+
+
+def test_a_run_without_residual_spectra_opens_and_says_how_to_get_them(tmp_path):
+    """As earlier versions left runs: no file, and a manifest that knows of none."""
+    import json
+
+    run, _ = create(tmp_path / "run", "settings")
+    assert run.train()
+    (tmp_path / "run" / "residuals.safetensors").unlink()
+    for manifest in (tmp_path / "run").glob("checkpoints/*/manifest.json"):
+        values = json.loads(manifest.read_text())
+        del values["residuals"]
+        manifest.write_text(json.dumps(values))
+    old = Run.open(tmp_path / "run", data=IMAGES)
+    assert old.residuals is None
+    old.sample(1, steps=5)
+    with pytest.raises(ValueError, match=r"has no residual spectra.*--resume measures them"):
+        old.sample(1, steps=5, second_moments=True)
+    assert old.train()
+    assert old.sample(1, steps=5, second_moments=True).shape == (1, 3, 8, 8)
+    with pytest.raises(ValueError, match="--second-moments: --sampler multistep draws nothing"):
+        old.sample(1, steps=5, sampler="multistep", second_moments=True)
+
+
 def test_classes_by_name_take_turns(tmp_path):
     labels = np.arange(12) % 3
     run = Run.create(

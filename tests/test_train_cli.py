@@ -86,6 +86,7 @@ def test_a_run_on_image_files(run_folder: tuple[Path, str, str], pictures: Path)
         "model.safetensors",
         "ema.safetensors",
         "prior.safetensors",
+        "residuals.safetensors",
         "log.jsonl",
         "samples.png",
         "denoising.png",

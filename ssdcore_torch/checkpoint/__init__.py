@@ -9,6 +9,7 @@ The files of a run::
     ema.safetensors      their moving average: what samples are drawn with
     snapshots/           averages kept to make others from (`ssdcore_torch.ema`), where asked for
     prior.safetensors    mean and covariance of the clean images at the smallest size, for the law of x_T (where fitted)
+    residuals.safetensors  what the average's predictions leave open, for steps exact to second moments
     log.jsonl            one line an interval: step, loss, learning rate, images per second
     samples.png  denoising.png
     .lock                held by the process that trains
@@ -39,9 +40,11 @@ from ssdcore_torch.checkpoint._run import (
     build_network,
     fill_network,
     load_prior,
+    load_residuals,
     load_weights,
     newest_weights,
     save_prior,
+    save_residuals,
 )
 from ssdcore_torch.checkpoint._state import (
     State,
@@ -54,6 +57,7 @@ from ssdcore_torch.checkpoint._state import (
     never_saved,
     newest_sound,
     prior_is_kept,
+    residuals_are_kept,
     save_state,
     was_saved,
 )
@@ -78,6 +82,7 @@ __all__ = [
     "import_official",
     "is_free",
     "load_prior",
+    "load_residuals",
     "load_state",
     "load_tensors",
     "load_weights",
@@ -87,10 +92,12 @@ __all__ = [
     "prior_is_kept",
     "read_config",
     "release",
+    "residuals_are_kept",
     "resumable_changes",
     "save_config",
     "save_data",
     "save_prior",
+    "save_residuals",
     "save_state",
     "save_tensors",
     "temporary_beside",

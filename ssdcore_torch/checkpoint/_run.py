@@ -1,4 +1,4 @@
-"""The weights of a run folder, and its prior."""
+"""The weights of a run folder, its prior and its residual spectra."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ import torch
 import ssdcore as ssd
 from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors, save_tensors
 from ssdcore_torch.checkpoint._resume import check_unchanged
-from ssdcore_torch.checkpoint._state import PRIOR, check_finite, check_prior, checkpoints, open_newest
+from ssdcore_torch.checkpoint._state import (
+    PRIOR,
+    RESIDUALS,
+    check_finite,
+    check_prior,
+    check_residuals,
+    checkpoints,
+    open_newest,
+)
 from ssdcore_torch.config import Config
 from ssdcore_torch.denoisers import NETWORKS, FlexiUNetConfig
+from ssdcore_torch.sampling import ResidualSpectra
 from ssdcore_torch.text import printable
 
 
@@ -33,6 +42,8 @@ class OpenRun(Protocol):
     def ema(self) -> Any: ...
     @property
     def prior(self) -> ssd.Gaussian | None: ...
+    @property
+    def residuals(self) -> ResidualSpectra | None: ...
     @property
     def step(self) -> int: ...
 
@@ -144,3 +155,36 @@ def load_prior(
         return process.prior(mean.to(device), covariance.numpy())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def save_residuals(run: Path, residuals: ResidualSpectra, step: int) -> None:
+    """Keep the residual spectra of the weights after this step; the checkpoint that is saved next accounts for them."""
+    tensors = {"channel_modes": torch.from_numpy(residuals.channel_modes)}
+    for number, held in enumerate(residuals.paths):
+        if held is not None:
+            tensors |= {f"times/{number}": torch.from_numpy(held[0]), f"power/{number}": torch.from_numpy(held[1])}
+    save_tensors(run / RESIDUALS, tensors, {"step": str(step)})
+
+
+def load_residuals(run: Path, process: ssd.LinearDiffusion, channels: int, step: int) -> ResidualSpectra | None:
+    """The residual spectra of the weights after this step; None where none were measured.
+
+    Raises:
+        ValueError: Where the file is missing, changed, or of another process.
+    """
+    if not check_residuals(run, step):
+        return None
+    path = run / RESIDUALS
+    tensors, _ = load_tensors(path)
+    check_finite(tensors, str(path))
+    paths = tuple(
+        (tensors[f"times/{i}"].numpy(), tensors[f"power/{i}"].numpy()) if f"times/{i}" in tensors else None
+        for i in range(len(process.paths))
+    )
+    try:
+        found = ResidualSpectra(process, tensors["channel_modes"].numpy(), paths)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found.channels != channels:
+        raise ValueError(f"{path} does not fit the network of config.json: it is of {found.channels} channels")
+    return found

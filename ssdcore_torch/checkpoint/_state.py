@@ -7,8 +7,8 @@
         <average>.safetensors   each of their averages
         optimizer.safetensors   both moments of every parameter, and how often it was updated
         state.json              step, number of images, configuration, and what the trainer counts
-        manifest.json           size and SHA-256 of each of the others and of the run's prior, the fingerprint of its
-                                data, and the versions that wrote them
+        manifest.json           size and SHA-256 of each of the others, of the run's prior and of the residual spectra
+                                of this step, the fingerprint of its data, and the versions that wrote them
 
 A checkpoint is written in a folder with a temporary name, every file and the folder brought to the disk, the manifest
 last; one rename then makes it a checkpoint. `model.safetensors` and `ema.safetensors` (the first average) at the top of
@@ -56,6 +56,7 @@ log = logging.getLogger("ssdcore_torch")
 FOLDER = "checkpoints"
 STATE, MANIFEST = "ssdcore_torch state 1", "ssdcore_torch manifest 1"
 PRIOR = "prior.safetensors"
+RESIDUALS = "residuals.safetensors"
 OPTIMIZER_PARTS = ("first_moments", "second_moments", "updates")
 # What a trainer writes at the top of a run.
 OWN = (
@@ -63,6 +64,7 @@ OWN = (
     "data.json",
     "log.jsonl",
     PRIOR,
+    RESIDUALS,
     "model.safetensors",
     "ema.safetensors",
     "samples.png",
@@ -136,6 +138,7 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
             "step": state.step,
             "files": files,
             "prior": _content(run / PRIOR) if (run / PRIOR).is_file() else None,
+            "residuals": _residuals_of(run, state.step),
             "data": data_of(run),
             "versions": versions(),
             "threads": torch.get_num_threads(),
@@ -160,6 +163,18 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
 def _content(path: Path) -> dict[str, Any]:
     """What a manifest says of a file."""
     return {"bytes": path.stat().st_size, "sha256": digest(path)}
+
+
+def _residuals_of(run: Path, step: int) -> dict[str, Any] | None:
+    """What a manifest says of the residual spectra, where there are some of this step's weights."""
+    path = run / RESIDUALS
+    if not path.is_file():
+        return None
+    try:
+        _, metadata = load_tensors(path)
+    except ValueError:  # damaged: measured again at the end of training
+        return None
+    return _content(path) if metadata.get("step") == str(step) else None
 
 
 def _names_average(name: object) -> bool:
@@ -360,6 +375,39 @@ def prior_is_kept(run: Path) -> bool:
     return bool(manifest) and path.is_file()  # of a version that kept no account of it
 
 
+def residuals_are_kept(run: Path, step: int) -> bool:
+    """Whether the run has residual spectra of the weights after this step, as its checkpoint accounts for them."""
+    try:
+        listed = _listed_residuals(run, step)
+    except (ValueError, OSError):
+        return False
+    return listed is not None and (run / RESIDUALS).is_file() and _content(run / RESIDUALS) == listed
+
+
+def check_residuals(run: Path, step: int) -> bool:
+    """Whether there are residual spectra of the weights after this step; False where none were measured.
+
+    Raises:
+        ValueError: Where the file is missing, or not what was written.
+    """
+    listed = _listed_residuals(run, step)
+    if listed is None:
+        return False
+    if not residuals_are_kept(run, step):
+        fault = "is not the file that was written" if (run / RESIDUALS).is_file() else "is missing"
+        raise ValueError(
+            f"{run / RESIDUALS} {fault} (what the network's predictions leave open); python -m ssdcore_torch.train "
+            f"--out {run} --resume measures it again"
+        )
+    return True
+
+
+def _listed_residuals(run: Path, step: int) -> dict[str, Any] | None:
+    folder = run / FOLDER / f"step-{step:08d}"
+    listed: dict[str, Any] | None = _read_manifest(folder).get("residuals") if folder.is_dir() else None
+    return listed
+
+
 def newest_sound(run: Path) -> int | None:
     """The step of the newest checkpoint that training could go on from, every file of it looked at; None: there is
     none."""
@@ -388,8 +436,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if Path(name).name != name or not isinstance(entry, dict):
             raise ValueError(f"{path}: files: expected names in this folder, each with bytes and sha256, got {name!r}")
         _check_fields(entry, {"bytes": int, "sha256": str}, path)
-    if (prior := values.get("prior")) is not None:
-        _check_fields(prior if isinstance(prior, dict) else {}, {"bytes": int, "sha256": str}, path)
+    for name in ("prior", "residuals"):
+        if (entry := values.get(name)) is not None:
+            _check_fields(entry if isinstance(entry, dict) else {}, {"bytes": int, "sha256": str}, path)
     if values.get("data") is not None:
         _check_fields(values, {"data": str}, path)
     return values

@@ -7,6 +7,7 @@ Under `torchrun --nproc_per_node=N -m -- ssdcore_torch.evaluate RUN …` N proce
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 import sys
@@ -20,7 +21,7 @@ from ssdcore_torch import checkpoint, images, metrics
 from ssdcore_torch.commands import cli, sample
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.metrics import report as evaluation_report
-from ssdcore_torch.runs import USUAL, Evaluated, compare_reports, evaluate_files, evaluate_run
+from ssdcore_torch.runs import USUAL, Drawing, Evaluated, compare_reports, evaluate_files, evaluate_run
 from ssdcore_torch.sampling import to_float
 
 
@@ -125,9 +126,11 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.data is None:
         raise ValueError("--samples needs --data, the real images to compare with")
     options = parser()
-    for name in ("steps", "sampler", "eta", "placement", "guidance", "weights", "seed", "precision", "compile"):
+    drawing = [field.name for field in dataclasses.fields(Drawing) if field.name != "batch_size"]
+    for name in (*drawing, "weights", "compile"):
         if getattr(args, name) != options.get_default(name):
-            raise ValueError(f"--{name} says how a run's images are drawn, and --samples are already: leave it out")
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} says how a run's images are drawn, and --samples are already: leave it out")
 
 
 def write(report: Mapping[str, Any], pairs: Tensor, args: argparse.Namespace) -> None:

@@ -103,6 +103,12 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile the network first: a minute or more a path, kept on disk, for many images on CUDA",
     )
+    add(
+        "--second-moments",
+        action="store_true",
+        help="steps exact to second moments: put back the variance that predictions leave open, as measured at the end "
+        "of training",
+    )
     add("--batch-size", type=cli.whole_number(1), default=64, help="images through the network at once (default: 64)")
 
 
@@ -117,6 +123,7 @@ def drawing_of(args: argparse.Namespace) -> Drawing:
         args.seed,
         args.precision,
         args.batch_size,
+        args.second_moments,
     )
 
 
@@ -163,6 +170,7 @@ def _run(args: argparse.Namespace, world: World) -> int:
         how, run = drawing_of(args), open_run(args, world.device)
         how.check(run.config)
         times = how.times(run.process, run.config.process.times)
+        how.residuals(run)
         check_count(run, args.n, world.device)
         labels = labels_of(run.config, args.label, args.n)
         out: Path = args.out or args.run / "grid.png"

@@ -146,7 +146,7 @@ def draw(
 
     Args:
         labels: (n,) the class of each
-        options: of `generate`: steps, sampler, eta, placement, times, guidance, channels
+        options: of `generate`: steps, sampler, eta, placement, times, guidance, residuals, channels
     """
     share = world.share(n)
 

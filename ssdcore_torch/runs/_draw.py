@@ -12,7 +12,15 @@ import ssdcore as ssd
 from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import Config
 from ssdcore_torch.distributed import World
-from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, StepRecorder, drawing_network, generate_shared, sampling_times
+from ssdcore_torch.sampling import (
+    PLACEMENTS,
+    SAMPLERS,
+    ResidualSpectra,
+    StepRecorder,
+    drawing_network,
+    generate_shared,
+    sampling_times,
+)
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 Label = str | int | Sequence[str | int]
@@ -33,6 +41,7 @@ class Drawing:
         seed: image i depends on the seed and i alone
         precision: of the network's arithmetic: "auto", as the run was trained
         batch_size: images through the network at once
+        second_moments: steps exact to second moments, by the run's residual spectra
 
     Raises:
         ValueError: For what no run takes.
@@ -46,6 +55,7 @@ class Drawing:
     seed: int = 0
     precision: str = "auto"
     batch_size: int = 64
+    second_moments: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("sampler", tuple(SAMPLERS)), ("precision", PRECISIONS)):
@@ -55,6 +65,8 @@ class Drawing:
             raise ValueError(f"placement: expected one of {', '.join((*PLACEMENTS, 'design'))}, got {self.placement!r}")
         if self.sampler == "multistep" and self.eta:
             raise ValueError(f"--eta {self.eta:g}: --sampler multistep is the deterministic one; leave --eta out")
+        if self.sampler == "multistep" and self.second_moments:
+            raise ValueError("--second-moments: --sampler multistep draws nothing; leave one of them out")
 
     def check(self, config: Config) -> None:
         """Raises ValueError for guidance of a run that never saw images without a class."""
@@ -87,6 +99,17 @@ class Drawing:
                 f"--steps {self.steps}: the run's schedule was designed for {len(designed)}; leave --steps out"
             )
         return designed
+
+    def residuals(self, run: OpenRun) -> ResidualSpectra | None:
+        """The run's residual spectra, where they are asked for. Raises ValueError where it has none."""
+        if not self.second_moments:
+            return None
+        if (found := run.residuals) is None:
+            raise ValueError(
+                f"--second-moments: {run.path} has no residual spectra, which are measured at the end of training: "
+                f"python -m ssdcore_torch.train --out {run.path} --resume measures them"
+            )
+        return found
 
     def in_bfloat16(self, config: Config, device: str) -> bool:
         """What `precision` means for the network's arithmetic on this type of device."""
@@ -146,6 +169,7 @@ def draw_images(
     """n images of a run, drawn by all ranks together; every rank gets all. Raises ValueError before any work."""
     how.check(run.config)
     times, labels = how.times(run.process, run.config.process.times), labels_of(run.config, label, n)
+    residuals = how.residuals(run)
     return generate_shared(
         world,
         how.network(run, world.device.type, compiled),
@@ -158,6 +182,7 @@ def draw_images(
         sampler=how.sampler,
         times=times,
         prior=run.prior,
+        residuals=residuals,
         batch_size=how.batch_size,
         on_step=on_step,
     )

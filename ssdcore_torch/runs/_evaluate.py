@@ -92,7 +92,7 @@ def evaluate_run(
         ValueError: For what the run or the data cannot do.
     """
     drawing.check(run.config)
-    times = drawing.times(run.process, run.config.process.times)
+    times, residuals = drawing.times(run.process, run.config.process.times), drawing.residuals(run)
     config = run.config
     own = data is None or config.data.path in (data, absolute(data))
     if data is None and opened is None:
@@ -108,6 +108,7 @@ def evaluate_run(
             count,
             world=world,
             prior=run.prior,
+            residuals=residuals,
             seed=drawing.seed,
             batch_size=drawing.batch_size,
             labels=_labels(config, reference, count),
@@ -127,6 +128,7 @@ def evaluate_run(
         "steps": len(times),
         "times": list(times),
         "guidance": drawing.guidance,
+        "second_moments": drawing.second_moments,
         "precision": "bfloat16" if drawing.in_bfloat16(config, world.device.type) else "float32",
         "seed": drawing.seed,
     }

@@ -26,7 +26,7 @@ from ssdcore_torch.runs._configure import Asked, configure
 from ssdcore_torch.runs._draw import Drawing, Label, draw_images, labels_of
 from ssdcore_torch.runs._evaluate import evaluate_run
 from ssdcore_torch.runs.process_file import PROCESS, ProcessFile
-from ssdcore_torch.sampling import StepRecorder
+from ssdcore_torch.sampling import ResidualSpectra, StepRecorder
 from ssdcore_torch.text import printable
 from ssdcore_torch.training import Extras, final_pictures, train
 
@@ -59,6 +59,7 @@ class Run:
             a wrapped one
         step: optimizer steps that they have had
         prior: law of x_T to hand to `generate`, or None
+        residuals: what the average's predictions leave open, to hand to `generate`; None: not measured
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Run:
         self.path, self.config, self.device = path, config, device
         self._network, self._data = network, data
         self._opened: Opened | None = None
+        self._residuals: tuple[int, ResidualSpectra | None] | None = None  # with the step that they are of
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, preset {self.config.preset})"
@@ -174,7 +176,7 @@ class Run:
     def _waits_for_its_first_save(self) -> bool:
         """Whether it was made, but never trained so far that anything was kept."""
         kept = checkpoint.checkpoints(self.path) or list(self.path.glob("*.safetensors"))
-        others = [path for path in kept if path.name not in ("prior.safetensors", PROCESS)]
+        others = [path for path in kept if path.name not in ("prior.safetensors", "residuals.safetensors", PROCESS)]
         return not others and (self.path / "data.json").exists() and not (self.path / "checkpoints").exists()
 
     def _load(self) -> Opened:
@@ -219,6 +221,13 @@ class Run:
     def prior(self) -> ssd.Gaussian | None:
         return self._load().prior
 
+    @property
+    def residuals(self) -> ResidualSpectra | None:
+        if self._residuals is None or self._residuals[0] != self.step:
+            found = checkpoint.load_residuals(self.path, self.process, self.config.network.in_channels, self.step)
+            self._residuals = self.step, found
+        return self._residuals[1]
+
     # ---- using one
 
     def train(self, steps: int | None = None, *, tensorboard: bool = False, profile: bool = False) -> bool:
@@ -252,7 +261,7 @@ class Run:
                 finished = finish(session, tensorboard=tensorboard, profile=profile)
             finally:
                 checkpoint.release(self.path)
-            self.config, self._data, self._opened = config, session.data, None
+            self.config, self._data, self._opened, self._residuals = config, session.data, None, None
             if finished and world.leader:
                 self.draw_pictures()
         return finished
@@ -278,7 +287,8 @@ class Run:
             steps: network evaluations an image (default: 100)
             label: a class by name or number, or several that take turns; None: all of a class-conditional run in
                 turn
-            drawing: the other fields of `Drawing`: sampler, eta, placement, guidance, precision, batch_size
+            drawing: the other fields of `Drawing`: sampler, eta, placement, guidance, precision, batch_size,
+                second_moments
             on_step: as for `generate`
 
         Raises:
@@ -305,6 +315,8 @@ class Run:
         run's averaged weights, precision and classes. The other arguments are those of `sample`."""
         how = Drawing(steps, seed=seed, **drawing)
         how.check(self.config)
+        if how.second_moments:
+            raise ValueError("second_moments: restoring has a covariance of its own for what predictions leave open")
         return restore(
             how.network(self, torch.device(self.device).type),
             self.process,

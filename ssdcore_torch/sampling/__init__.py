@@ -2,8 +2,10 @@
 
 from ssdcore_torch.sampling._encoding import Encoding, decode, encode, interpolate
 from ssdcore_torch.sampling._generate import LARGEST_FITTED_PRIOR, fit_moments, generate, to_bytes, to_float
+from ssdcore_torch.sampling._measure import measure_residuals, measured_times
 from ssdcore_torch.sampling._placement import PLACEMENTS, Placement, sampling_times
 from ssdcore_torch.sampling._precision import drawing_network
+from ssdcore_torch.sampling._residuals import ResidualSpectra, reverse_step
 from ssdcore_torch.sampling._shared import generate_shared
 from ssdcore_torch.sampling._walk import SAMPLERS, StepRecorder
 
@@ -13,6 +15,7 @@ __all__ = [
     "SAMPLERS",
     "Encoding",
     "Placement",
+    "ResidualSpectra",
     "StepRecorder",
     "decode",
     "drawing_network",
@@ -21,6 +24,9 @@ __all__ = [
     "generate",
     "generate_shared",
     "interpolate",
+    "measure_residuals",
+    "measured_times",
+    "reverse_step",
     "sampling_times",
     "to_bytes",
     "to_float",

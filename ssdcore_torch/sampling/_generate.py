@@ -13,6 +13,7 @@ from ssdcore_torch.denoisers import Predictor, channels_of, device_of, level_siz
 from ssdcore_torch.devices import to_device
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
+from ssdcore_torch.sampling._residuals import ResidualSpectra
 from ssdcore_torch.sampling._walk import (
     Noise,
     StepRecorder,
@@ -70,6 +71,7 @@ def generate(
     placement: Placement | None = None,
     times: Sequence[int] | None = None,
     prior: ssd.Gaussian | None = None,
+    residuals: ResidualSpectra | None = None,
     channels: int | None = None,
     batch_size: int = 64,
     clip: bool = True,
@@ -112,6 +114,8 @@ def generate(
             `placement` are then of no effect)
         prior: law of x_T as `proc.prior` gives it, over (h, w) or (channels, h, w) at the smallest size; None: N(0,
             σ_T² I)
+        residuals: what the predictions leave open (`measure_residuals`, `Run.residuals`): each step then has the mean
+            and covariance of the true one, for sampler "ancestral" at any eta. None: steps take x̂ for x_0 itself
         channels: of the images; None: as many as the denoiser says, or the prior is over
         batch_size: images that go through the network at once (through a compiled network always, also where fewer
             are left or asked for: another size would be another compilation)
@@ -148,6 +152,7 @@ def generate(
                 labels=part,
                 guidance=guidance,
                 fill=fill_of(net, batch_size),
+                residuals=residuals,
             )
             draw = Noise(seed, range(first + start, first + stop), channels, dtype, device)
             parts.append(walk.down(law.sample(draw(chain.shape(chain.steps))), draw, on_step))

@@ -15,6 +15,7 @@ import ssdcore as ssd
 from ssdcore_torch.denoisers import Predictor, classes_of, compiled
 from ssdcore_torch.randomness import sample_noise
 from ssdcore_torch.sampling._placement import Placement
+from ssdcore_torch.sampling._residuals import ResidualSpectra, degraded_further, reverse_step
 
 
 @dataclass(frozen=True)
@@ -91,21 +92,6 @@ class Noise:
 _AT_ONCE = 2**21  # numbers: 100 MB while they are made
 
 
-def first_of_size(chain: ssd.LinearDiffusion, k: int) -> int:
-    """The first step of the chain whose state has the size of step k: 0 at full size."""
-    return (
-        0
-        if chain.shape(k) == chain.shape(0)
-        else next(j for j in chain.size_changes if chain.shape(j) == chain.shape(k))
-    )
-
-
-def degraded_further(chain: ssd.LinearDiffusion, clean: Tensor, k: int) -> Tensor:
-    """R from the first step of a size to step k, which has the size too, on clean images of the first."""
-    first = first_of_size(chain, k)
-    return clean if first == k else chain.operator(first, k)(clean)
-
-
 @dataclass(frozen=True)
 class Walk:
     """A denoiser, the chain of times that it is asked at, and how one state follows from another.
@@ -124,6 +110,8 @@ class Walk:
             x̂_label
         fill: show the network batches of at least this many samples, adding some whose predictions are dropped: for
             compiled networks, where another batch size costs another compilation
+        residuals: what predictions leave open: steps are then exact to second moments; None: they take predictions
+            for the clean image itself
     """
 
     net: Predictor
@@ -136,6 +124,7 @@ class Walk:
     labels: Tensor | None = None
     guidance: float = 1.0
     fill: int = 0
+    residuals: ResidualSpectra | None = None
 
     def __post_init__(self) -> None:
         defaults_of(self.sampler)
@@ -145,6 +134,8 @@ class Walk:
             )
         if self.sampler == "multistep" and self.eta != 0:
             raise ValueError(f'eta: the sampler "multistep" is the deterministic one: expected 0, got {self.eta}')
+        if self.sampler == "multistep" and self.residuals is not None:
+            raise ValueError('residuals: the sampler "multistep" draws nothing; take "ancestral", or leave them out')
 
     @property
     def null_label(self) -> int | None:
@@ -200,7 +191,7 @@ class Walk:
             def normal(_: tuple[int, ...], k: int = k) -> Tensor:
                 return draw(chain.shape(k - 1))
 
-            x = ssd.sampling.step(chain, x, clean, k - 1, k, normal, self.eta, previous=previous, u=k + 1)
+            x = reverse_step(chain, x, clean, k, normal, self.eta, previous, self.residuals)
             if self.sampler == "multistep":
                 previous = clean
         return clean

@@ -19,6 +19,7 @@ from ssdcore_torch.data import ImageBatch
 from ssdcore_torch.streams import steady
 from ssdcore_torch.training.log import Board, Log
 from ssdcore_torch.training.pictures import sample_grid
+from ssdcore_torch.training.residuals import measured_residuals
 from ssdcore_torch.training.signals import Stopped, Stops, stop_requests
 from ssdcore_torch.training.trainer import Trainer
 
@@ -64,6 +65,8 @@ def train(trainer: Trainer, out: Path, extras: Extras) -> bool:
         except Stopped:  # in what loses nothing; other ranks, if there are any, may be in the midst of it
             if trainer.world.size > 1:
                 return False
+        if trainer.step >= total and loop.leader:
+            loop.measure(stops)
         loop.save()
         trainer.world.wait()  # torchrun ends the other ranks, rank 0 in its save too, as soon as one has left
         return trainer.step >= total and not stops
@@ -209,6 +212,20 @@ class _Loop:
         if math.isfinite(distance) and (trainer.best is None or distance < trainer.best["frechet"]):
             trainer.best = {"step": trainer.step, "frechet": distance}
             self.save()
+
+    def measure(self, stops: Stops) -> None:
+        """What the predictions of the trained average leave open; where it cannot be measured, the run goes without."""
+        trainer = self.trainer
+        if checkpoint.residuals_are_kept(self.out, trainer.step):
+            return
+        try:
+            with stops.abandonable():
+                checkpoint.save_residuals(self.out, measured_residuals(trainer), trainer.step)
+                self.saved = None  # a checkpoint that was saved before does not account for them
+        except Stopped:
+            pass
+        except Exception as error:  # a full disk, a device without memory
+            _log.warning("what predictions leave open cannot be measured (%s): --resume tries again", error)
 
     def save(self) -> None:
         """Save the state, unless this one is saved."""
