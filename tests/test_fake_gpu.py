@@ -17,6 +17,8 @@ from test_unet import random_net
 
 import ssdcore as ssd
 from ssdcore_torch import checkpoint, generate, graphs
+from ssdcore_torch.config import preset
+from ssdcore_torch.data import EMBEDDED, open_images
 from ssdcore_torch.denoisers.unet import blocks
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics import open_extractor
@@ -96,6 +98,26 @@ def test_training_and_restoring(settings: dict[str, Any], gpu: FakeGpu, tmp_path
     again.restore(checkpoint.load_state(tmp_path, again.net.state_dict()))
     batches = again.feed.batches(again.step)
     again.train_step(next(batches))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("gpu64", 16), ("celeba64", 16), ("celeba128", 32), ("celeba256", 64), ("imagenet64", 16)]
+)
+def test_every_path_of_every_preset(name: str, size: int, gpu: FakeGpu) -> None:
+    """Narrow, and small: with all the levels and settings that the preset has."""
+    full = preset(name, EMBEDDED)
+    levels = len(full.network.level_sizes)
+    narrow = {"base_channels": 32, "channel_multipliers": [1] * len(full.network.channel_multipliers)}
+    config = full.overlaid({"network": narrow, "train": {"batch_size": 2, "accumulate": 1, "steps": 40}}, size, levels)
+    made = Trainer(config, open_images(EMBEDDED, config.size, classes=config.data.classes), WORLD)
+    batches, paths = made.feed.batches(0), made.objective.paths
+    assert len(made.process.shapes) == levels
+    for path in paths:
+        made.train_step(next(batches), path)
+    with gpu.no_waiting():
+        for path in paths:
+            made.train_step(next(batches), path)
 
 
 @pytest.mark.parametrize(
