@@ -76,8 +76,12 @@ def _inline(self: Any, node: nodes.math) -> None:
 
 
 def _block(self: Any, node: nodes.math_block) -> None:
-    number = f'<span class="eqno">({node["number"]})</span>' if node.get("number") else ""
-    self.body.append(f'<div class="math">{number}{_mathml(node.astext(), "block")}</div>')
+    r"""A formula, with its \tag{number} at the right edge."""
+    formula, _, number = node.astext().rstrip().removesuffix("}").partition(r"\tag{")
+    if not number:
+        formula = node.astext()
+    shown = f'<span class="eqno">({number})</span>' if number else ""
+    self.body.append(f'<div class="math">{_mathml(formula, "block")}{shown}</div>')
     raise nodes.SkipNode
 
 
