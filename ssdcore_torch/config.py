@@ -650,6 +650,10 @@ PRESETS: Mapping[str, Callable[[str | None], Config]] = {
 }
 
 
+CONVERTED = "official"
+"""In the place of a preset's name: weights of the paper's code, whose images the run does not know."""
+
+
 def preset(name: str, data: str | None = None) -> Config:
     """The preset of this name, on other data if given. Raises ValueError for an unknown name, listing the known."""
     if name not in PRESETS:

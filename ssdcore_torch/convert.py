@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssdcore_torch import checkpoint
 from ssdcore_torch.checkpoint import temporary_beside
-from ssdcore_torch.config import Config, DataConfig, ProcessConfig, preset
+from ssdcore_torch.config import CONVERTED, Config, DataConfig, ProcessConfig, preset
 from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.locks import lock_folder, unlock_folder
 from ssdcore_torch.official import official_step
@@ -29,7 +29,7 @@ def convert(official: Path, out: Path, net: FlexiUNet, process: ProcessConfig) -
     step = official_step(official)
     source = f"what {official.name} was trained on"
     config = Config(
-        preset="official",
+        preset=CONVERTED,
         seed=0,
         data=DataConfig(source),
         network=net.config,

@@ -47,17 +47,21 @@ def import_official(
         path: .pt or .pth: a dictionary with `model` (and `step`), or the state dictionary itself, EMA or not; read
             without running any code in it. .safetensors: the tensors by the same names, optionally all under
             "weights/".
-        levels: number of image sizes it was trained at; the weights do not tell; default: its number of stages
+        levels: number of image sizes it was trained at; the weights do not tell; default: what the file's name says
+            (`told_by_name`), else the number of its stages
         factor: between the sizes of levels; the weights do not tell
         heads: of its attention; the weights do not tell
-        image_size: side of the square image; default: from the names of the adapters, which carry their stage's
-            size
+        image_size: side of the square image; default: what the file's name says, else from the names of the adapters,
+            which carry their stage's size
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: Naming the file and what is wrong with it: unreadable, keys missing or unknown, a wrong shape.
     """
     path = Path(path)
+    named_size, named_levels = told_by_name(path)
+    levels = named_levels if levels is None else levels
+    image_size = named_size if image_size is None else image_size
     state, _ = _read(path)
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     try:
@@ -68,6 +72,15 @@ def import_official(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return net.eval()
+
+
+def told_by_name(path: str | Path) -> tuple[int | None, int | None]:
+    """(image size, levels) as the names of the paper's files say them, like ssd_64res_celeba_4levels_….pt; None for
+    what a name does not say."""
+    name = Path(path).name.lower()
+    found = (re.search(rf"(?<!\d)(\d{{1,4}}){unit}(?![a-z])", name) for unit in ("(?:res|px)", "(?:levels?|l)"))
+    size, levels = (int(match[1]) if match else None for match in found)
+    return size, levels
 
 
 def official_step(path: str | Path) -> int:

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 import ssdcore as ssd
 from ssdcore_torch import checkpoint, load_run
-from ssdcore_torch.commands import cli, convert, sample
+from ssdcore_torch.commands import cli, convert, evaluate, sample
 from ssdcore_torch.config import ProcessConfig
 from ssdcore_torch.convert import convert as write_run
 from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig, level_sizes
-from ssdcore_torch.official import export_official, import_official, released_names
+from ssdcore_torch.official import export_official, import_official, released_names, told_by_name
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "flexi_unet_tiny.safetensors"  # outputs of the paper's code, with random weights of a tiny model
@@ -416,7 +416,7 @@ def test_guidance_of_released_weights_is_refused(tiny: FlexiUNet, weights: dict[
 def test_convert_then_sample(weights: dict[str, Tensor], tiny: FlexiUNet, tmp_path: Path) -> None:
     torch.save({"model": weights, "step": 1234}, tmp_path / "ema.pt")
     run, picture = tmp_path / "runs" / "tiny", tmp_path / "grid.png"
-    done = command("convert", tmp_path / "ema.pt", "--out", run)
+    done = command("convert", tmp_path / "ema.pt", "--levels", 3, "--out", run)
     assert done.returncode == 0, done.stderr
     assert "levels of 16, 8, 4 px" in done.stdout
     assert [path.name for path in run.parent.iterdir()] == ["tiny"]
@@ -436,6 +436,65 @@ def test_convert_then_sample(weights: dict[str, Tensor], tiny: FlexiUNet, tmp_pa
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+RELEASED = {  # name: (image size, levels)
+    "ssd_64res_celeba_2levels_ema_0.9999_1000000.pt": (64, 2),
+    "ssd_64res_celeba_4levels_ema_0.9999_1000000.pt": (64, 4),
+    "ssd_128res_celeba_3levels_ema_0.9999_300000.pt": (128, 3),
+    "ssd_128res_celeba_5levels_ema_0.9999_300000.pt": (128, 5),
+    "ssd_256res_celeba_3levels_ema_0.9999_300000.pt": (256, 3),
+    "ssd_256res_celeba_6levels_ema_0.9999_300000.pt": (256, 6),
+    "ssd_64res_imagenet_2levels_ema_0.9999_1000000.pt": (64, 2),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_the_names_of_the_released_files_tell_size_and_levels(name: str) -> None:
+    assert told_by_name(Path("some") / "64px_9L" / name) == RELEASED[name]
+    assert f"`{name}`" in (Path(__file__).parents[1] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("ssd_celeba_64px_4L.pt", (64, 4)),
+        ("model_level3_resnet.pt", (None, None)),
+        ("ema_0.9999_1000000.pt", (None, None)),
+        ("16res.safetensors", (16, None)),
+        ("1levels_2label.pt", (None, 1)),
+    ],
+)
+def test_other_names_tell_what_they_say(name: str, told: tuple[int | None, int | None]) -> None:
+    assert told_by_name(name) == told
+
+
+def test_convert_takes_levels_from_the_name_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = tmp_path / "ssd_16res_faces_2levels_ema.safetensors"
+    named.write_bytes(TINY.read_bytes())
+    assert convert.main([str(named), "--out", str(tmp_path / "run")]) == 0
+    assert load_run(tmp_path / "run").config.network.level_sizes == ((16, 16), (8, 8))
+    assert "taken from the name of the file: image size 16, levels 2" in capsys.readouterr().out
+    assert convert.main([str(named), "--levels", "3", "--out", str(tmp_path / "three")]) == 0
+    assert "taken from the name of the file: image size 16\n" in capsys.readouterr().out
+    assert len(load_run(tmp_path / "three").config.network.level_sizes) == 3
+    assert import_official(named).config.level_sizes == ((16, 16), (8, 8))
+    with pytest.raises(cli.UserError, match="knows no images: give those that they were trained on with --data"):
+        evaluate.main([str(tmp_path / "run"), "--n", "4", "--features", "pixels"])
+
+
+def test_convert_does_not_guess_levels(tmp_path: Path) -> None:
+    with pytest.raises(cli.UserError, match=r"do not say at how many sizes .* give --levels"):
+        convert.main([str(TINY), "--out", str(tmp_path / "run")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_wrong_about_the_size_is_an_error(tmp_path: Path) -> None:
+    named = tmp_path / "ssd_32res_2levels.safetensors"
+    named.write_bytes(TINY.read_bytes())
+    with pytest.raises(cli.UserError, match="missing keys"):
+        convert.main([str(named), "--out", str(tmp_path / "run")])
+    assert convert.main([str(named), "--image-size", "16", "--out", str(tmp_path / "run")]) == 0
+
+
 def test_convert_options(tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--levels", "2", "--factor", "4", "--steps", "50", "--schedule", "equal", "--matched", "--heads", "8"]
@@ -450,10 +509,10 @@ def test_convert_options(tmp_path: Path) -> None:
     ("options", "says"),
     [
         ([], "no such file"),
-        ([TINY, "--heads", "5"], "heads: 5 do not divide"),
-        ([TINY, "--schedule", "equal", "--gamma", "2"], "process.gamma"),
-        ([TINY, "--schedule", "tanh"], "process.gamma"),
-        ([TINY, "--factor", "0"], "factor=0.0"),
+        ([TINY, "--levels", "3", "--heads", "5"], "heads: 5 do not divide"),
+        ([TINY, "--levels", "3", "--schedule", "equal", "--gamma", "2"], "process.gamma"),
+        ([TINY, "--levels", "3", "--schedule", "tanh"], "process.gamma"),
+        ([TINY, "--levels", "3", "--factor", "0"], "factor=0.0"),
     ],
 )
 def test_convert_refuses(options: list[object], says: str, tmp_path: Path) -> None:
@@ -466,7 +525,7 @@ def test_convert_refuses(options: list[object], says: str, tmp_path: Path) -> No
 def test_convert_leaves_what_exists(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(cli.UserError, match="exists already"):
-        convert.main([str(TINY), "--out", str(tmp_path)])
+        convert.main([str(TINY), "--levels", "3", "--out", str(tmp_path)])
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -476,7 +535,7 @@ def test_convert_writes_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(checkpoint, "save_config", full)
     with pytest.raises(cli.UserError, match="no space left"):
-        convert.main([str(TINY), "--out", str(tmp_path / "run")])
+        convert.main([str(TINY), "--levels", "3", "--out", str(tmp_path / "run")])
     assert not list(tmp_path.iterdir())
 
 

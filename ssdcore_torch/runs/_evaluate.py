@@ -21,7 +21,7 @@ from torch import Tensor
 import ssdcore
 from ssdcore_torch import metrics
 from ssdcore_torch.checkpoint import OpenRun
-from ssdcore_torch.config import Config, DataConfig
+from ssdcore_torch.config import CONVERTED, Config, DataConfig
 from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images, refuse_untyped
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics import report as evaluation_report
@@ -96,6 +96,11 @@ def evaluate_run(
     config = run.config
     own = data is None or config.data.path in (data, absolute(data))
     if data is None and opened is None:
+        if config.preset == CONVERTED:
+            raise ValueError(
+                f"{run.path} holds weights of the paper's code and knows no images: give those that they were trained "
+                "on with --data"
+            )
         refuse_untyped(config.data.path, f"{run.path / 'config.json'}")
     real = config.data if own else replace(config.data, path=str(data), classes=())
 
