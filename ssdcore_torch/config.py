@@ -480,6 +480,10 @@ def differences(ours: Config, theirs: Config) -> list[str]:
     return [f"{key}: {a[key]} instead of {b[key]}" for key in a if a[key] != b[key]]
 
 
+# Settings that may differ between ranks: the same data may lie in another place on another machine.
+OF_A_MACHINE = ("data.path", "data.workers")
+
+
 def flat_settings(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of a tree by their dotted names."""
     flat: dict[str, Any] = {}

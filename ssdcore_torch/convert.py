@@ -46,6 +46,7 @@ def convert(official: Path, out: Path, net: FlexiUNet, process: ProcessConfig) -
         for name in ("model.safetensors", "ema.safetensors"):
             checkpoint.save_tensors(staged / name, net.state_dict(), {"step": str(step)})
         checkpoint.save_config(staged, config)
+        checkpoint.save_account(staged, config)
         os.rename(staged, out)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)

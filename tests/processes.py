@@ -12,8 +12,9 @@ import multiprocessing
 import os
 import runpy
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ KILL = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "kill.py"))
 die: Callable[[int], None] = KILL["die"]
 """Let this process be killed just before its n-th change to the disk."""
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     [f"ssdcore_torch.commands.{name}" for name in ("train", "sample", "evaluate", "prepare")]
     + ["torch._dynamo", "torchmetrics.image.fid", "torchmetrics.image.kid", "webdataset"]  # imported by these when used
 )
@@ -40,7 +41,7 @@ def wait(until: Callable[[], object], alive: Started | None = None) -> None:
 
 class Started:
     """A command at work. `before` is called in its process first; `folder` gets what it says;
-    `group`: it leads a group of its own, as under a shell."""
+    `group`: it leads a group of its own, as under a shell; `working`: its working folder."""
 
     def __init__(
         self,
@@ -51,12 +52,13 @@ class Started:
         before: Callable[..., object] | None = None,
         arguments: tuple[Any, ...] = (),
         group: bool = False,
+        working: Path | None = None,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.said = [folder / "stdout", folder / "stderr"]
         given = [str(option) for option in options]
-        self.process: Any = _SERVER.Process(
-            target=_command, args=(name, given, self.said, env or {}, before, arguments, group)
+        self.process: Any = SERVER.Process(
+            target=_command, args=(name, given, self.said, env or {}, before, arguments, group, working)
         )
         self.process.start()
 
@@ -87,6 +89,7 @@ def _command(
     before: Callable[..., object] | None,
     arguments: tuple[Any, ...],
     group: bool,
+    working: Path | None,
 ) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as usual: not that of the server
     if group:
@@ -96,6 +99,8 @@ def _command(
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.update(env)
+    if working is not None:
+        os.chdir(working)
     if before is not None:
         before(*arguments)
     from ssdcore_torch.commands import cli
@@ -106,6 +111,38 @@ def _command(
 def run(folder: Path, name: str, *options: object, **more: Any) -> tuple[int, str, str]:
     """(status, stdout, stderr) of a command."""
     return Started(folder, name, *options, **more).finish()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def ranks(
+    tmp_path: Path,
+    command: str,
+    *options: list[Any],
+    folders: Sequence[Path] = (),
+    before: Callable[[], object] | None = None,
+) -> list[tuple[int, str, str]]:
+    """Several ranks, each started by its own command, as on several machines of a cluster."""
+    tmp_path.mkdir(exist_ok=True)
+    port = free_port()
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(options)), "LOCAL_RANK": "0"}
+    started = [
+        Started(
+            tmp_path / f"rank-{rank}",
+            command,
+            *given,
+            env={**place, "RANK": str(rank)},
+            before=before,
+            working=folders[rank] if folders else None,
+        )
+        for rank, given in enumerate(options)
+    ]
+    return [rank.finish() for rank in started]
 
 
 def in_a_child(work: Callable[[], object]) -> int:
@@ -119,12 +156,12 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def killed_at_every_change(work: Callable[[int], object], then: Callable[[int], object]) -> int:
-    """`work(k)` in a child that is killed at its k-th change to the disk, then `then(k)`: for k = 1, 2, … until it ends
-    by itself. How many times it was killed."""
-    call = 0
+def killed_at_every_change(work: Callable[[int], object], then: Callable[[int], object], every: int = 1) -> int:
+    """`work(k)` in a child that is killed at its k-th change to the disk, then `then(k)`: for k = 1, 1 + every, … until
+    it ends by itself. Before which it was not any more."""
+    call = 1 - every
     while True:
-        call += 1
+        call += every
         status = in_a_child(lambda: (die(call), work(call)))  # noqa: B023
         assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
         then(call)

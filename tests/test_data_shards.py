@@ -213,17 +213,35 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SSDCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(_cache, "WAITS", ())
     _shards._opened.cache_clear()
+    made, honest = list[_shards.Prefetcher](), _shards.Prefetcher.__init__
+
+    def init(self: _shards.Prefetcher, source: _shards.ShardSource) -> None:
+        made.append(self)
+        honest(self, source)
+
+    monkeypatch.setattr(_shards.Prefetcher, "__init__", init)
+    monkeypatch.setattr(sys.modules[__name__], "PREFETCHERS", made)
     return tmp_path / "cache" / "ssdcore-shards"
 
 
+PREFETCHERS: list[_shards.Prefetcher] = []
+
+
 def cached(cache: Path) -> int:
-    """The number of shards in the cache, once the thread that fetches them has come to rest."""
-    deadline, counts = time.monotonic() + 20, [-1, -2]
-    while (counts[-1] != counts[-2] or list(cache.glob("*.part"))) and time.monotonic() < deadline:
-        time.sleep(0.05)
-        counts.append(len(list(cache.glob("*.shard"))))
-    assert not list(cache.glob("*.part"))
-    return counts[-1]
+    """The number of shards in the cache, once the threads that fetch them have come to rest: nothing is wanted any more,
+    no file is half there, and none has come for a while."""
+    since, count = time.monotonic(), -1
+    deadline = since + 240
+    while time.monotonic() < since + 0.2:
+        assert time.monotonic() < deadline
+        found = len(list(cache.glob("*.shard")))
+        busy = any(one._source is not None and not one._wanted.empty() for one in PREFETCHERS) or list(
+            cache.glob("*.part")
+        )
+        if busy or found != count:
+            since, count = time.monotonic(), found
+        time.sleep(0.02)
+    return count
 
 
 def test_remote_shards_are_fetched_as_they_are_needed_and_few_are_kept(many: Path, cache: Path) -> None:

@@ -54,7 +54,7 @@ def on_two_ranks(tmp_path: Path, folder: Path) -> list[dict[str, object]]:
     environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
     done = subprocess.run(
         [*launch, str(tmp_path / "script.py"), str(folder), str(tmp_path)],
-        env=environment, capture_output=True, text=True, timeout=120,
+        env=environment, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]

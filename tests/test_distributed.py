@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import DEADLINE, SERVER, free_port, ranks
+from processes import run as processes_run
 
 from ssdcore_torch import load_run
 from ssdcore_torch.checkpoint import checkpoints
@@ -22,6 +24,7 @@ pytestmark = pytest.mark.multiprocess
 
 TINY = ["--preset", "cpu", "--size", "8", "--levels", "2", "--batch-size", "8", "--device", "cpu"]
 TINY += ["--set", "network.channel_multipliers=[1, 1]", "--set", "network.attention_sizes=[4]"]
+TINY += ["--set", "network.base_channels=32"]
 TINY += ["--set", "train.log_every=1", "--set", "train.save_every=5"]
 
 
@@ -36,14 +39,18 @@ def start(processes: int, module: str, *options: object) -> subprocess.Popen[str
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, error = process.communicate(timeout=240)
+    out, error = process.communicate(timeout=DEADLINE)
     return process.returncode, out, error
 
 
-def run(processes: int, module: str, *options: object) -> str:
-    code, out, error = finish(start(processes, module, *options))
-    assert code == 0, error
-    return out
+def run(folder: Path, processes: int, module: str, *options: object) -> str:
+    """What rank 0 says; the others say nothing."""
+    alone = processes == 1
+    done = [processes_run(folder, module, *options)] if alone else ranks(folder, module, *[list(options)] * processes)
+    for code, _, error in done:
+        assert code == 0, error
+    assert all(not said for _, said, _ in done[1:])
+    return done[0][1]
 
 
 def losses(folder: Path) -> list[float]:
@@ -51,7 +58,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + DEADLINE
     while not (folder / "log.jsonl").exists() or len(losses(folder)) < step:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -61,22 +68,22 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
-    run(1, "train", *TINY, "--steps", 30, "--out", out)
+    run(out.parent / "said", 1, "train", *TINY, "--steps", 16, "--out", out)
     return out
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("together") / "run"
-    said = run(2, "train", *TINY, "--steps", 30, "--out", out, "--set", "train.accumulate=2")
-    assert said.count("30 steps in") == 1  # rank 0 alone speaks
+    said = run(out.parent / "said", 2, "train", *TINY, "--steps", 16, "--out", out, "--set", "train.accumulate=2")
+    assert said.count("16 steps in") == 1  # rank 0 alone speaks
     return out
 
 
 def test_two_processes_train_as_one(alone: Path, together: Path) -> None:
     """The same images, times and noise make a step, also in parts: only the order in which gradients are summed differs."""
     one, two = losses(alone), losses(together)
-    assert len(one) == len(two) == 30
+    assert len(one) == len(two) == 16
     np.testing.assert_allclose(one, two, rtol=2e-3)
     np.testing.assert_allclose(one[:5], two[:5], rtol=1e-5)
     ours, theirs = load_run(alone).net.state_dict(), load_run(together).net.state_dict()
@@ -86,17 +93,17 @@ def test_two_processes_train_as_one(alone: Path, together: Path) -> None:
 
 def test_a_run_of_one_is_resumed_by_two(alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run(1, "train", *TINY, "--steps", 30, "--out", out, "--set", "train.cosine_decay=false")
-    run(2, "train", "--out", out, "--resume", "--steps", 36, "--device", "cpu")
-    assert load_run(out).step == 36
-    assert len(losses(out)) == 36
+    run(tmp_path / "said", 1, "train", *TINY, "--steps", 16, "--out", out, "--set", "train.cosine_decay=false")
+    run(tmp_path / "said", 2, "train", "--out", out, "--resume", "--steps", 20, "--device", "cpu")
+    assert load_run(out).step == 20
+    assert len(losses(out)) == 20
 
 
 def test_samples_do_not_depend_on_the_number_of_processes(alone: Path, tmp_path: Path) -> None:
     drawn = []
     for processes in (1, 2):
         file = tmp_path / f"{processes}.npz"
-        run(processes, "sample", alone, "--n", 5, "--steps", 4, "--device", "cpu", "--out", file)
+        run(tmp_path / "said", processes, "sample", alone, "--n", 5, "--steps", 4, "--device", "cpu", "--out", file)
         drawn.append(np.load(file)["images"].astype(int))
     assert drawn[0].shape == (5, 8, 8, 3)
     assert np.abs(drawn[0] - drawn[1]).max() <= 1
@@ -118,7 +125,7 @@ def test_when_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path: Path)
     newest = checkpoints(out)[0]
     saved = int(newest.name[-8:])
     assert saved >= 10
-    run(1, "train", "--out", out, "--resume", "--steps", saved + 2, "--device", "cpu")
+    run(tmp_path / "said", 1, "train", "--out", out, "--resume", "--steps", saved + 2, "--device", "cpu")
     assert load_run(out).step == saved + 2
 
 
@@ -142,11 +149,10 @@ def test_a_request_to_stop_stops_all_at_one_step(who: str, tmp_path: Path) -> No
 
 def test_bad_input_is_one_line_and_no_run(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    code, _, error = finish(start(2, "train", *TINY, "--batch-size", 7, "--out", out))
-    assert code != 0
-    assert "7 images do not divide evenly over 2 processes" in error
-    said = error.count("\nerror: train.batch_size") + error.startswith("error: train.batch_size")
-    assert 1 <= said <= 2  # a line a rank; torchrun may end the second rank before it has spoken
+    for code, _, error in ranks(tmp_path / "said", "train", *[[*TINY, "--batch-size", 7, "--out", out]] * 2):
+        assert code == 2
+        assert error.splitlines()[-1].startswith("error: train.batch_size")
+        assert "7 images do not divide evenly over 2 processes" in error
     assert not out.exists()
 
 
@@ -156,9 +162,9 @@ def test_several_processes_need_a_folder_they_agree_on() -> None:
     assert "several processes need --out RUN" in error
 
 
-def _gather(rank: int, folder: str) -> None:
+def _gather(rank: int, folder: str, port: int) -> None:
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="29541", WORLD_SIZE="3", RANK=str(rank), LOCAL_RANK=str(rank)
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="3", RANK=str(rank), LOCAL_RANK=str(rank)
     )
     from ssdcore_torch.distributed import connect
 
@@ -171,7 +177,13 @@ def _gather(rank: int, folder: str) -> None:
 
 
 def test_worlds_gather_and_agree(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_gather, (str(tmp_path),), nprocs=3)
+    port = free_port()
+    started = [SERVER.Process(target=_gather, args=(rank, str(tmp_path), port)) for rank in range(3)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(DEADLINE)
+        assert process.exitcode == 0
     for rank in range(3):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["rows"].tolist() == [[10.0], [20.0], [21.0]]

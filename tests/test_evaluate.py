@@ -380,7 +380,7 @@ def test_two_processes_evaluate_as_one(
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
         command = [*launch, "-m", "--", "ssdcore_torch.evaluate", *options, "--features", features, "--device", "cpu"]
         command += ["--trust-features", "--cache", tmp_path / "shared", "--out", out]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=240)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=400)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("samples (") == 1  # rank 0 alone speaks
         together = json.loads(out.read_text())

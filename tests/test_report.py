@@ -169,7 +169,7 @@ def test_a_browser_shows_it(run: Path, page: str, tmp_path: Path):
         picture = tmp_path / f"{width}.png"
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000"]
         subprocess.run(
-            [*command, f"--screenshot={picture}", file.as_uri()], check=True, timeout=120, capture_output=True
+            [*command, f"--screenshot={picture}", file.as_uri()], check=True, timeout=400, capture_output=True
         )
         with Image.open(picture) as shot:
             pixels = np.asarray(shot.convert("L"))

@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shlex
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from processes import DEADLINE, Started, run, wait
+from processes import DEADLINE, Started, ranks, run, wait
 
-from ssdcore_torch import load_run
+from ssdcore_torch import checkpoint, load_run
 from ssdcore_torch.commands import cli
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
@@ -330,18 +333,6 @@ def test_a_full_disk_under_a_picture_says_that_the_images_are_drawn(trained: Pat
 # ---- several ranks, each started by its own command, as on several machines of a cluster
 
 
-def ranks(tmp_path: Path, command: str, *options: list[object]) -> list[tuple[int, str, str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(options)), "LOCAL_RANK": "0"}
-    started = [
-        Started(tmp_path / f"rank-{rank}", command, *given, env={**place, "RANK": str(rank)})
-        for rank, given in enumerate(options)
-    ]
-    return [rank.finish() for rank in started]
-
-
 def test_ranks_of_different_settings_stop_with_the_difference(tmp_path: Path) -> None:
     out = tmp_path / "run"
     common = [*TINY, "--steps", 3, "--out", out]
@@ -369,3 +360,94 @@ def test_ranks_of_different_pictures_stop_with_the_difference(tmp_path: Path) ->
         assert code == cli.BAD_INPUT
         assert "the training images: " in error.splitlines()[-1]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_ranks_of_different_options_or_runs_stop_with_the_difference(
+    command: str, trained: Path, tmp_path: Path
+) -> None:
+    """The other run has the same settings and other weights, as an older copy on another machine may."""
+    other = tmp_path / "other" / "run"
+    shutil.copytree(trained, other)
+    state = checkpoint.load_state(other, load_run(other).net.state_dict())
+    for tensors in (state.model, *state.averages.values()):
+        next(iter(tensors.values())).add_(1)
+    checkpoint.save_state(other, replace(state, step=4))
+    common = ["--device", "cpu", "--n", 4, "--steps", 2, "--force"]
+    common += ["--features", "pixels", "--cache", tmp_path / "cache"] if command == "evaluate" else []
+    outs = [["--out", tmp_path / ("e.json" if command == "evaluate" else "a.png")]] * 2
+    given = [[trained, *common, *outs[0], "--seed", 1], [trained, *common, *outs[1], "--seed", 2]]
+    for code, _, error in ranks(tmp_path, command, *given):
+        assert code == cli.BAD_INPUT
+        assert "--seed: 1 on rank 0, 2 on rank 1" in error.splitlines()[-1]
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "run").symlink_to(trained)  # the same name on two machines
+    given = [["run", *common, *outs[0]]] * 2
+    folders = [tmp_path / "here", tmp_path / "other"]
+    for code, _, error in ranks(tmp_path, command, *given, folders=folders):
+        assert code == cli.BAD_INPUT
+        assert "the run: step 3 on rank 0, step 4 on rank 1; its weights: SHA-256 " in error.splitlines()[-1]
+    assert not [path for path in tmp_path.iterdir() if path.suffix]
+
+
+def test_ranks_of_other_code_or_pictures_do_not_evaluate(trained: Path, tmp_path: Path) -> None:
+    common = [trained, "--device", "cpu", "--n", 4, "--steps", 2, "--features", "pixels", "--cache", tmp_path / "cache"]
+    common += ["--data", "x.npy", "--out", tmp_path / "e.json"]
+    for rank in range(2):
+        (tmp_path / f"machine-{rank}").mkdir()
+        images = np.random.default_rng(rank).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+        np.save(tmp_path / f"machine-{rank}" / "x.npy", images)
+    folders = [tmp_path / f"machine-{rank}" for rank in range(2)]
+    for code, _, error in ranks(tmp_path, "evaluate", common, common, folders=folders):
+        assert code == cli.BAD_INPUT
+        assert "the images: " in error.splitlines()[-1]
+    for code, _, error in ranks(tmp_path, "evaluate", common, common, before=other_code):
+        assert code == cli.BAD_INPUT
+        assert "the code: of rank 0 on rank 0, of rank 1 on rank 1" in error.splitlines()[-1]
+    assert not (tmp_path / "e.json").exists()
+
+
+def other_code() -> None:
+    """In the process of a command: as if each rank had a checkout of its own."""
+    cli.code_version = lambda: f"of rank {os.environ['RANK']}"  # type: ignore[assignment]
+
+
+# ---- a small disk
+
+
+def on_a_small_disk(folder: Path, script: str, kib: int) -> subprocess.CompletedProcess[str]:
+    """A shell script in `folder`, a file system of so many KiB that it alone sees. Skips where none can be made."""
+    folder.mkdir(exist_ok=True)
+    mount = f"mount -t tmpfs -o size={kib}k tmpfs {folder} && cd {folder}"
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode
+    ):
+        pytest.skip("no file system of one's own here: RLIMIT_FSIZE and /dev/full stand in for one, above")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = ["unshare", "-rm", "bash", "-c", f"{mount} && {script}"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=DEADLINE)
+
+
+def test_training_on_a_disk_that_fills_up(tmp_path: Path) -> None:
+    """A later checkpoint has no room. What was saved stays sound, the log and one line say so, and with room again
+    training goes on from there."""
+    train = shlex.join([sys.executable, "-m", "ssdcore_torch.train"])
+    options = shlex.join([*TINY, "--steps", "40", "--set", "train.save_every=10", "--set", "train.keep=9"])
+    rest = f"""
+{train} {options} --out run; echo status $?
+mount -o remount,size=90m .
+{train} --out run --resume --device cpu; echo status $?
+ls run
+"""
+    done = on_a_small_disk(tmp_path / "disk", rest, kib=19_000)
+    assert done.stdout.count("status 2") == 1, done.stdout + done.stderr
+    assert done.stdout.count("status 0") == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.search(
+        r"run/.* cannot be written: .*the run's last checkpoint is intact \(step \d+\), to --resume", lines[0]
+    )
+    assert "going on after step" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "samples.png" in done.stdout

@@ -14,7 +14,8 @@ The files of a run::
     samples.png  denoising.png
     .lock                held by the process that trains
 
-A run without checkpoints/ holds weights of which no optimizer is known (`ssdcore_torch.convert`).
+A run without checkpoints/ holds weights of which no optimizer is known (`ssdcore_torch.convert`), with their checksums
+in a manifest.json.
 """
 
 from ssdcore_torch.checkpoint._files import (
@@ -43,6 +44,7 @@ from ssdcore_torch.checkpoint._run import (
     load_residuals,
     load_weights,
     newest_weights,
+    save_account,
     save_prior,
     save_residuals,
 )
@@ -94,6 +96,7 @@ __all__ = [
     "release",
     "residuals_are_kept",
     "resumable_changes",
+    "save_account",
     "save_config",
     "save_data",
     "save_prior",

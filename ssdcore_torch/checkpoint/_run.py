@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,15 @@ import numpy as np
 import torch
 
 import ssdcore as ssd
-from ssdcore_torch.checkpoint._files import Tensors, check_tensors, load_tensors, save_tensors
+from ssdcore_torch.checkpoint._files import (
+    Tensors,
+    check_tensors,
+    json_writer,
+    load_tensors,
+    read_json,
+    save_tensors,
+    write_atomically,
+)
 from ssdcore_torch.checkpoint._resume import check_unchanged
 from ssdcore_torch.checkpoint._state import (
     PRIOR,
@@ -20,6 +29,7 @@ from ssdcore_torch.checkpoint._state import (
     check_prior,
     check_residuals,
     checkpoints,
+    content_of,
     open_newest,
 )
 from ssdcore_torch.config import Config
@@ -57,6 +67,33 @@ class Weights:
     ema: tuple[Tensors, Path]
 
 
+_WEIGHTS = ("model.safetensors", "ema.safetensors")
+_FORMAT = "ssdcore_torch weights 1"
+
+
+def save_account(run: Path, config: Config) -> None:
+    """Write manifest.json, by which the weights of a run without checkpoints are known, and what they were made for."""
+    files = {name: content_of(run / name) for name in _WEIGHTS}
+    values = {"format": _FORMAT, "files": files, "config": json.loads(config.to_json())}
+    write_atomically(run / "manifest.json", json_writer(values))
+
+
+def _check_account(run: Path, config: Config) -> None:
+    """Raises ValueError unless the weights, and the network and process of config.json, are those of manifest.json. A
+    run of a version that wrote none has none."""
+    path = run / "manifest.json"
+    if not path.exists():
+        return
+    values = read_json(path)
+    files, saved = values.get("files"), values.get("config")
+    if values.get("format") != _FORMAT or not isinstance(files, dict) or not isinstance(saved, dict):
+        raise ValueError(f"{path}: expected the format {_FORMAT!r}, with files and config")
+    for name in _WEIGHTS:
+        if (run / name).is_file() and content_of(run / name) != files.get(name):
+            raise ValueError(f"{run / name} is not the file that was written: its SHA-256 is not that of manifest.json")
+    check_unchanged(saved, config, path, ("network", "process"))
+
+
 def newest_weights(run: Path, config: Config) -> Weights:
     """A folder without checkpoints, as `ssdcore_torch.convert` writes them, gives its model.safetensors and
     ema.safetensors. A damaged checkpoint is named in a warning and the one before it taken.
@@ -73,8 +110,9 @@ def newest_weights(run: Path, config: Config) -> Weights:
         step = str(opened.values["step"])
         found = [(tensors, opened.folder / f"{name}.safetensors") for name, tensors in opened.tensors.items()]
     else:
+        _check_account(run, config)
         found, step = [], ""
-        for name in ("model.safetensors", "ema.safetensors"):
+        for name in _WEIGHTS:
             tensors, metadata = load_tensors(run / name)
             found.append((tensors, run / name))
             step = metadata.get("step", "")

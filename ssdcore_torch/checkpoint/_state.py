@@ -132,12 +132,12 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
         staged.mkdir()
         for name, write in writers.items():
             write_durably(staged / name, write)
-        files = {name: _content(staged / name) for name in writers}
+        files = {name: content_of(staged / name) for name in writers}
         manifest = {
             "format": MANIFEST,
             "step": state.step,
             "files": files,
-            "prior": _content(run / PRIOR) if (run / PRIOR).is_file() else None,
+            "prior": content_of(run / PRIOR) if (run / PRIOR).is_file() else None,
             "residuals": _residuals_of(run, state.step),
             "data": data_of(run),
             "versions": versions(),
@@ -160,7 +160,7 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
     return folder
 
 
-def _content(path: Path) -> dict[str, Any]:
+def content_of(path: Path) -> dict[str, Any]:
     """What a manifest says of a file."""
     return {"bytes": path.stat().st_size, "sha256": digest(path)}
 
@@ -174,7 +174,7 @@ def _residuals_of(run: Path, step: int) -> dict[str, Any] | None:
         _, metadata = load_tensors(path)
     except ValueError:  # damaged: measured again at the end of training
         return None
-    return _content(path) if metadata.get("step") == str(step) else None
+    return content_of(path) if metadata.get("step") == str(step) else None
 
 
 def _names_average(name: object) -> bool:
@@ -348,7 +348,7 @@ def check_prior(run: Path, opened: Checkpoint) -> None:
     if "prior" not in opened.manifest:
         return  # of a version that kept no account of it
     path, expected = run / PRIOR, opened.manifest["prior"]
-    found = _content(path) if path.is_file() else None
+    found = content_of(path) if path.is_file() else None
     if found != expected:
         fault = "is missing" if found is None else "is not the file that was written: its SHA-256 is another"
         raise ValueError(
@@ -371,7 +371,7 @@ def prior_is_kept(run: Path) -> bool:
     """Whether the run's prior is the file that its checkpoints account for. If not, it is to be fitted again."""
     path, manifest = run / PRIOR, account(run)
     if "prior" in manifest:
-        return path.is_file() and _content(path) == manifest["prior"]
+        return path.is_file() and content_of(path) == manifest["prior"]
     return bool(manifest) and path.is_file()  # of a version that kept no account of it
 
 
@@ -381,7 +381,7 @@ def residuals_are_kept(run: Path, step: int) -> bool:
         listed = _listed_residuals(run, step)
     except (ValueError, OSError):
         return False
-    return listed is not None and (run / RESIDUALS).is_file() and _content(run / RESIDUALS) == listed
+    return listed is not None and (run / RESIDUALS).is_file() and content_of(run / RESIDUALS) == listed
 
 
 def check_residuals(run: Path, step: int) -> bool:

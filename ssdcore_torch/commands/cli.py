@@ -145,22 +145,21 @@ def check_outputs(force: bool, **paths: Path | None) -> None:
         other = named.setdefault(path.absolute(), option)
         if other != option:
             raise ValueError(f"{option} is the name of another result ({other}), too: choose different names")
-        trials = [temporary_beside(path)]
         try:
             if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISLNK(mode):
                 raise ValueError(f"{option} is there already, and is not a file: choose another name")
             if not force:
                 raise ValueError(f"{option} is there already: choose another name, or add --force to overwrite it")
         except FileNotFoundError:
-            trials.append(path)
+            pass
+        except OSError as error:  # a name that is too long, say
+            raise ValueError(f"{option} cannot be written ({error.strerror})") from error
+        trial = temporary_beside(path)  # and not the name itself: killed now, it would leave what refuses the next
+        try:
+            os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         except OSError as error:
             raise ValueError(f"{option} cannot be written ({error.strerror})") from error
-        for trial in trials:
-            try:
-                os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-            except OSError as error:
-                raise ValueError(f"{option} cannot be written ({error.strerror})") from error
-            trial.unlink()
+        trial.unlink()
 
 
 def agree(world: World, args: argparse.Namespace) -> None:

@@ -186,7 +186,10 @@ def _run(args: argparse.Namespace, world: World) -> int:
 
     started = time.perf_counter()
     on_step = None if args.gif is None else record
-    drawn = draw_images(run, world, args.n, how, args.label, on_step, args.compile)
+    try:
+        drawn = draw_images(run, world, args.n, how, args.label, on_step, args.compile)
+    except ValueError as error:
+        raise cli.UserError(str(error)) from error
     seconds = time.perf_counter() - started
     if not world.leader:
         return 0

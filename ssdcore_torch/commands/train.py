@@ -23,7 +23,7 @@ from ssdcore._files import read_text
 from ssdcore_torch import checkpoint
 from ssdcore_torch.commands import cli
 from ssdcore_torch.config import PRESETS, read_settings, setting
-from ssdcore_torch.data import CHANNELS
+from ssdcore_torch.data import CHANNELS, is_address
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.errors import out_of_memory
 from ssdcore_torch.processes import DEGRADATIONS, log_snr_file
@@ -251,7 +251,7 @@ def _work(args: argparse.Namespace, world: World, session: Session) -> int:
         # Too much of the data is broken.
         raise cli.UserError(f"{error}; {_standing(out)}") from error
     if not finished:
-        again = _command(world, "--out", out, "--resume")
+        again = _command(world, *_resume(trainer, out))
         say(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
         return cli.INTERRUPTED
     trained = time.perf_counter()
@@ -280,7 +280,7 @@ def _standing(out: Path) -> str:
 def _not_finite(error: NotFiniteError, world: World, trainer: Trainer, out: Path) -> str:
     # One process takes the parts of the batch that several had.
     parts = ["--set", f"train.accumulate={trainer.config.train.accumulate * world.size}"] if world.size > 1 else []
-    again = _command(replace(world, size=1), "--out", out, "--resume", "--replay", error.step, *parts)
+    again = _command(replace(world, size=1), *_resume(trainer, out), "--replay", error.step, *parts)
     return (
         f"{error}. Of the steps before, {_standing(out)}. To look at this step image by image: {again}. If nothing is "
         "wrong with the images, start another run with a lower train.learning_rate, or with train.clip"
@@ -293,7 +293,7 @@ def _interrupted(trainer: Trainer, out: Path) -> str:
     if not saved:
         return f"interrupted after step {trainer.step}: {out} has no checkpoint"
     last = int(saved[0].name.removeprefix("step-").removesuffix(".old"))
-    again = _command(trainer.world, "--out", out, "--resume")
+    again = _command(trainer.world, *_resume(trainer, out))
     return f"interrupted after step {trainer.step}: what came after step {last} is lost; to go on from it: {again}"
 
 
@@ -305,6 +305,17 @@ def _of_writing(error: Exception, out: Path) -> bool:
     if not names:  # of a file that was open already
         return error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG)
     return any(Path(name).resolve().is_relative_to(out.resolve()) for name in names)
+
+
+def _resume(trainer: Trainer, out: Path) -> list[object]:
+    """The options that go on with a run."""
+    return ["--out", out, "--resume", *_typed(trainer)]
+
+
+def _typed(trainer: Trainer) -> list[object]:
+    """--data, where the run's data are on another machine: no such address is opened unless it is typed."""
+    path = trainer.config.data.path
+    return ["--data", path] if is_address(path) else []
 
 
 def _next(command: str, *arguments: object) -> str:
@@ -330,7 +341,7 @@ def _summary(trainer: Trainer, out: Path, steps: int, training: float, drawing: 
         f"  {out / 'log.jsonl'}      the loss",
         f"  {out / 'ema.safetensors'}  the averaged weights",
         f"next: {_next('sample', out, '--n', 64, '--steps', 100, '--seed', 1)}",
-        f"      {_next('evaluate', out)}",
+        f"      {_next('evaluate', out, *_typed(trainer))}",
     ]
     return "\n".join(lines)
 

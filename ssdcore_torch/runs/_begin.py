@@ -15,7 +15,7 @@ from typing import Any
 
 import ssdcore as ssd
 from ssdcore_torch import checkpoint
-from ssdcore_torch.config import Config, differences, flat_settings
+from ssdcore_torch.config import OF_A_MACHINE, Config, differences, flat_settings
 from ssdcore_torch.data import ImageSet, ImageStream, open_images, refuse_untyped
 from ssdcore_torch.denoisers import FlexiUNet, WrappedDenoiser
 from ssdcore_torch.distributed import World, code_version
@@ -204,17 +204,13 @@ def withdraw(out: Path, made: bool) -> None:
             out.rmdir()
 
 
-# Settings that may differ between the ranks of a run: the same data may lie in another place on another machine.
-_OF_A_MACHINE = ("data.path", "data.workers")
-
-
 def _agree(config: Config, world: World, options: Mapping[str, object]) -> None:
     """Raises ValueError, on every rank, unless all were started alike, by the same code."""
     if world.size == 1:
         return
     settings = flat_settings(json.loads(config.to_json()))
     world.agree(
-        {name: str(value) for name, value in settings.items() if name not in _OF_A_MACHINE}
+        {name: str(value) for name, value in settings.items() if name not in OF_A_MACHINE}
         | {name: str(value) for name, value in options.items()}
         | {"the code": code_version(), "the kind of device": world.device.type}
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch.checkpoint import OpenRun
-from ssdcore_torch.config import Config
+from ssdcore_torch.config import OF_A_MACHINE, Config, flat_settings
 from ssdcore_torch.distributed import World
 from ssdcore_torch.sampling import (
     PLACEMENTS,
@@ -157,6 +159,25 @@ def labels_of(config: Config, wanted: Label | None, n: int) -> list[int] | None:
     return [numbers[i % len(numbers)] for i in range(n)]
 
 
+def agree_on(world: World, run: OpenRun) -> None:
+    """Raises ValueError, on every rank, unless all have opened the same run: on another machine its folder may be an
+    older copy."""
+    if world.size > 1:
+        settings = flat_settings(json.loads(run.config.to_json()))
+        weights = digest_of(run.ema.state_dict().values())
+        world.agree({name: str(value) for name, value in settings.items() if name not in OF_A_MACHINE} | {
+            "the run": f"step {run.step}", "its weights": f"SHA-256 {weights[:12]}…",
+        })  # fmt: skip
+
+
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of their values."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(tensor.detach().cpu().contiguous().numpy().data)
+    return total.hexdigest()
+
+
 def draw_images(
     run: OpenRun,
     world: World,
@@ -167,6 +188,7 @@ def draw_images(
     compiled: bool = False,
 ) -> Tensor:
     """n images of a run, drawn by all ranks together; every rank gets all. Raises ValueError before any work."""
+    agree_on(world, run)
     how.check(run.config)
     times, labels = how.times(run.process, run.config.process.times), labels_of(run.config, label, n)
     residuals = how.residuals(run)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +24,7 @@ from ssdcore_torch.config import CONVERTED, Config, DataConfig
 from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images, refuse_untyped
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics import report as evaluation_report
-from ssdcore_torch.runs._draw import Drawing
+from ssdcore_torch.runs._draw import Drawing, agree_on, digest_of
 
 log = logging.getLogger("ssdcore_torch")
 
@@ -91,6 +90,7 @@ def evaluate_run(
     Raises:
         ValueError: For what the run or the data cannot do.
     """
+    agree_on(world, run)
     drawing.check(run.config)
     times, residuals = drawing.times(run.process, run.config.process.times), drawing.residuals(run)
     config = run.config
@@ -127,7 +127,7 @@ def evaluate_run(
         "run": str(run.path),
         "step": run.step,
         "weights": weights or "ema",
-        "weights_sha256": _digest(run.ema.state_dict().values()),
+        "weights_sha256": digest_of(run.ema.state_dict().values()),
         "sampler": drawing.sampler,
         "eta": drawing.eta,
         "steps": len(times),
@@ -268,8 +268,10 @@ def _size_of(path: Path) -> tuple[int, int]:
 
 
 def _open(data: DataConfig, size: tuple[int, int], channels: int, world: World) -> ImageSet | ImageStream:
-    """The images, always their centred parts."""
-    return open_images(data.path, size, channels=channels, world=world, **data.reading())
+    """The images, always their centred parts. Raises ValueError, on every rank, unless all have the same."""
+    found = open_images(data.path, size, channels=channels, world=world, **data.reading())
+    world.agree({"the images": found.fingerprint})
+    return found
 
 
 def _count(asked: int | None, most: int | None, real: int) -> int:
@@ -283,10 +285,3 @@ def _count(asked: int | None, most: int | None, real: int) -> int:
             "data"
         )
     return n
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    total = hashlib.sha256()
-    for tensor in tensors:
-        total.update(tensor.detach().cpu().contiguous().numpy().data)
-    return total.hexdigest()
