@@ -127,9 +127,9 @@ def multistep_table(covariance: ssd.Covariance) -> None:
     for name, proc in processes.items():
         cells = []
         for steps in (10, 15, 20, 30, 50):
-            times = oracle.sampling_times(NOISE, steps, "log_snr")
+            times = oracle.spread_times(NOISE, steps, "log_snr")
             cells.append(f"{oracle.sampler_error(proc, covariance, times, 0.0, order=2):.3g}")
-        ancestral = oracle.sampler_error(proc, covariance, oracle.sampling_times(NOISE, 100))
+        ancestral = oracle.sampler_error(proc, covariance, oracle.spread_times(NOISE, 100))
         print(f"| {name} | " + " | ".join(cells) + f" | {ancestral:.3g} |")
 
 

@@ -43,7 +43,7 @@ def main(n: int = 1000, steps: int = STEPS, seed: int = 0) -> dict[str, float]:
     """Check the process, generate, compare spectra; the figures that are printed."""
     data = covariance()
     proc = ssd.LinearDiffusion.resize((LENGTH,), NOISE, LEVELS, kernel="lanczos3")
-    times = ssd.oracle.sampling_times(NOISE, steps, "log_snr", LEVELS.starts)
+    times = ssd.oracle.spread_times(NOISE, steps, "log_snr", LEVELS.starts)
     chain = proc.respace(times)
     report = ssd.testing.check_process(chain, dtypes=["float64"])
     print(f"sizes {' -> '.join(str(size) for (size,) in proc.shapes)}; {len(report.rows)} checks of the process passed")

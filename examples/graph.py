@@ -91,7 +91,7 @@ def main(n: int = 1000, steps: int = STEPS, seed: int = 0) -> dict[str, dict[str
         report = ssd.testing.check_operator(op, dtypes=["float64"])
         print(f"{op}: norm {op.norm():.4f}, {len(report.rows)} checks passed")
     proc = process()
-    times = ssd.oracle.sampling_times(NOISE, steps, "log_snr", CHANGES)
+    times = ssd.oracle.spread_times(NOISE, steps, "log_snr", CHANGES)
     chain = proc.respace(times)
     report = ssd.testing.check_process(chain, dtypes=["float64"])
     print(f"nodes {' -> '.join(str(size) for (size,) in proc.shapes)}; {len(report.rows)} checks of the process passed")

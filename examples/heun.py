@@ -88,8 +88,8 @@ def main() -> list[dict[str, float]]:
     rows = []
     print(f"{'evaluations':>12}{'first order':>14}{'Heun':>14}")
     for steps in (20, 40, 80):
-        times = ssd.oracle.sampling_times(proc.noise, steps, "log_snr", proc.size_changes)
-        half = ssd.oracle.sampling_times(proc.noise, steps // 2, "log_snr", proc.size_changes)
+        times = ssd.oracle.spread_times(proc.noise, steps, "log_snr", proc.size_changes)
+        half = ssd.oracle.spread_times(proc.noise, steps // 2, "log_snr", proc.size_changes)
         first = ssd.oracle.sampler_error(proc, modes, times, eta=0.0)
         second = error(law(functools.partial(heun, denoise, proc, times=half), proc, covariance))
         rows.append({"evaluations": steps, "first": first, "heun": second})

@@ -39,7 +39,7 @@ def solids(rng: np.random.Generator, each: int) -> tuple[np.ndarray, np.ndarray]
 def generate(proc: ssd.LinearDiffusion, volumes: np.ndarray, n: int, steps: int, seed: int) -> np.ndarray:
     """(n, SIZE, SIZE, SIZE) volumes in `steps` steps, uniform in log-SNR, with the perfect denoiser of `volumes`."""
     rng = np.random.default_rng(seed)
-    chain = proc.respace(ssd.oracle.sampling_times(NOISE, steps, "log_snr", LEVELS.starts))
+    chain = proc.respace(ssd.oracle.spread_times(NOISE, steps, "log_snr", LEVELS.starts))
     small = proc.clean(volumes, proc.steps)
     prior = chain.prior(small.mean(0), np.cov(small.reshape(len(small), -1), rowvar=False))
     x = prior.sample(rng.standard_normal((n, *small.shape[1:])))

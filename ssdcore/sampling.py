@@ -45,6 +45,7 @@ jax, under jit too
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import array_api_compat
@@ -54,6 +55,7 @@ from ssdcore._arrays import Array, check_trailing, real_namespace
 from ssdcore.batched import BatchedCovariance
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.multistep import extrapolated, extrapolation_weight
+from ssdcore.placement import PLACEMENTS, Placement, sampling_times
 from ssdcore.process import LinearDiffusion
 
 Denoise = Callable[[Array, Any, Any], Array]
@@ -62,6 +64,94 @@ Normal = Callable[[tuple[int, ...]], Array]
 """normal(shape): standard normal numbers, anew at every call."""
 CleanCovariance = Callable[[int, int], "Covariance | None"]
 """covariance(t, s): of what the prediction at t leaves open, over the shape of s; None where nothing is known of it."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How one state follows from another, where noise enters, and which times are visited if nobody says otherwise.
+
+    One object for every loop that samples, for the adapters and for the oracle; `SAMPLERS` names some.
+
+    Attributes:
+        eta: factor on the posterior's noise where a change of size does not force it: 1 ancestral (theorem 3) … 0
+            deterministic where the size is kept (DDIM)
+        order: 1: the prediction as it is; 2: extrapolated from the last two (DPM-Solver++(2M) carried across changes of
+            size, `ssdcore.multistep`), which is for eta = 0
+        placement: of the times, as for `sampling_times`
+
+    Raises:
+        ValueError: For numbers outside these ranges, and order 2 at another eta.
+    """
+
+    eta: float = 1.0
+    order: int = 1
+    placement: Placement = "time"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
+        if self.order not in (1, 2):
+            raise ValueError(f"order: expected 1 (posterior steps) or 2 (multistep), got {self.order!r}")
+        if self.order == 2 and self.eta != 0:
+            raise ValueError(f"order = 2 is a deterministic sampler: expected eta = 0, got {self.eta}")
+        if self.placement not in PLACEMENTS:
+            raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {self.placement!r}")
+
+    @staticmethod
+    def named(name: str, eta: float | None = None) -> Sampler:
+        """The sampler that `SAMPLERS` calls so, with another eta if one is given.
+
+        >>> ssd.sampling.Sampler.named("multistep")
+        Sampler(eta=0.0, order=2, placement='log_snr')
+        """
+        if name not in SAMPLERS:
+            raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {name!r}")
+        own = SAMPLERS[name]
+        if eta is None:
+            return own
+        if own.order == 2 and eta != 0:
+            raise ValueError(f'eta: the sampler "{name}" is deterministic: expected 0, got {eta}')
+        return replace(own, eta=eta)
+
+    def times(self, proc: LinearDiffusion, steps: int) -> tuple[int, ...]:
+        """As many times of the process, placed as this sampler does."""
+        return sampling_times(proc, steps, self.placement)
+
+    def check_second_moments(self) -> None:
+        """Raises ValueError for a sampler that draws nothing, so that no covariance can be put back."""
+        if self.order == 2:
+            raise ValueError("second moments are for steps by the posterior: expected order = 1, got 2")
+
+    def takes_noise(self, chain: LinearDiffusion, k: int, second_moments: bool = False) -> bool:
+        """Whether the step k → k − 1 of a chain draws any: never the last, and at eta = 0 only a change of size."""
+        return k > 1 and (self.eta > 0 or second_moments or chain.shape(k) != chain.shape(k - 1))
+
+    def step(
+        self,
+        chain: LinearDiffusion,
+        x: Array,
+        prediction: Array,
+        k: int,
+        normal: Normal,
+        previous: Array | None = None,
+        clean_covariance: Covariance | None = None,
+    ) -> Array:
+        """The state at step k − 1 of a chain from that at step k: `step` as this sampler takes it.
+
+        Args:
+            previous: the prediction of the step before, None at the first; of no effect at order 1
+        """
+        known = previous if self.order == 2 else None
+        return step(
+            chain, x, prediction, k - 1, k, normal, self.eta, previous=known, u=k + 1, clean_covariance=clean_covariance
+        )
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "ancestral": Sampler(eta=1.0, order=1, placement="time"),  # the paper's
+    "multistep": Sampler(eta=0.0, order=2, placement="log_snr"),  # its extrapolation is in log-SNR
+}
+"""Samplers by the names that commands, adapters and runs take. A new one is one entry."""
 
 
 def step(
@@ -150,18 +240,12 @@ def sample(
     (5, 8, 8)
     """
     chain = proc if times is None else proc.respace(times)
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if order not in (1, 2):
-        raise ValueError(f"order: expected 1 (posterior steps) or 2 (multistep), got {order!r}")
-    if order == 2 and (eta != 0 or clean_covariance is not None):
-        raise ValueError(
-            f"order = 2 is a deterministic sampler: expected eta = 0 and no clean_covariance, got eta = {eta}"
-            + ("" if clean_covariance is None else " and a clean_covariance")
-        )
+    sampler = Sampler(float(eta), order)
+    if clean_covariance is not None:
+        sampler.check_second_moments()
     real_namespace(x_T, "sample: x_T")
     check_trailing(x_T, chain.shape(chain.steps), f"sample: x_T at t = {chain.times[-1]}")
-    walk = _Walk(denoise, chain, normal, float(eta), order, clean_covariance)
+    walk = _Walk(denoise, chain, normal, sampler, clean_covariance)
     return walk.scanned(x_T) if array_api_compat.is_jax_array(x_T) else walk.down(x_T)
 
 
@@ -173,11 +257,10 @@ class _Walk:
         denoise: Denoise,
         chain: LinearDiffusion,
         normal: Any,
-        eta: float,
-        order: int,
+        sampler: Sampler,
         clean_covariance: CleanCovariance | None,
     ) -> None:
-        self.denoise, self.chain, self.normal, self.eta, self.order = denoise, chain, normal, eta, order
+        self.denoise, self.chain, self.normal, self.sampler = denoise, chain, normal, sampler
         self.original = (0, *chain.times)
         self.clean_covariance = clean_covariance
 
@@ -194,20 +277,7 @@ class _Walk:
     def one(self, x: Array, previous: Array | None, k: int, normal: Normal) -> tuple[Array, Array]:
         """The step k → k − 1: (state, prediction)."""
         prediction = self.predict(x, self.original[k], self.original[k - 1], self.chain.shape(k - 1))
-        history = previous if self.order == 2 else None
-        state = step(
-            self.chain,
-            x,
-            prediction,
-            k - 1,
-            k,
-            normal,
-            self.eta,
-            previous=history,
-            u=k + 1,
-            clean_covariance=self.covariance(k),
-        )
-        return state, prediction
+        return self.sampler.step(self.chain, x, prediction, k, normal, previous, self.covariance(k)), prediction
 
     def down(self, x: Array) -> Array:
         previous = None
@@ -220,7 +290,7 @@ class _Walk:
     def _weight(self, k: int) -> float | None:
         """How much the step k extrapolates; None where it does so mode by mode."""
         chain = self.chain
-        if self.order == 1 or k == chain.steps:
+        if self.sampler.order == 1 or k == chain.steps:
             return 0.0
         kept, arrived = chain.stage(k) == chain.stage(k - 1), chain.stage(k + 1) == chain.stage(k)
         if kept != arrived:
@@ -293,7 +363,9 @@ class _Walk:
 
         chain, times = self.chain, np.array(self.original)
         k = np.array(steps)
-        noiseless = self.eta == 0 and not covariances and all(chain.stage(j) == chain.stage(j - 1) for j in steps)
+        noiseless = (
+            self.sampler.eta == 0 and not covariances and all(chain.stage(j) == chain.stage(j - 1) for j in steps)
+        )
         inputs = {
             "k": jnp.asarray(k),
             "t": jnp.asarray(times[k]),
@@ -309,10 +381,10 @@ class _Walk:
             state, last = carry
             prediction = self.predict(state, at["t"], at["s"], chain.shape(int(k[0])))
             used = prediction
-            if self.order == 2:
+            if self.sampler.order == 2:
                 used = prediction + at["weight"] * (prediction - last)
             spread = BatchedCovariance(covariances[0], at["values"], at["rest"]) if covariances else None
-            law = chain.posterior(state, used, at["k"] - 1, at["k"], self.eta, spread)
+            law = chain.posterior(state, used, at["k"] - 1, at["k"], self.sampler.eta, spread)
             if noiseless:
                 return (law.mean, prediction), None
             noise = drawn(at["k"])(tuple(state.shape)) if keyed else at["noise"]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore.sampling import Sampler
 from ssdcore_torch.denoisers import Predictor, device_of, level_sizes_of
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
@@ -18,7 +19,6 @@ from ssdcore_torch.sampling._walk import (
     Noise,
     StepRecorder,
     Walk,
-    defaults_of,
     evaluating,
     fill_of,
 )
@@ -81,11 +81,11 @@ def restore(
         ConvergenceError: If the linear equations cannot be solved in 1,000 iterations of conjugate gradients (raise
             the noise level then).
     """
-    chain = chain_of(proc, steps, defaults_of(sampler).placement if placement is None else placement, times)
+    how = Sampler.named(sampler, eta)
+    chain = chain_of(proc, steps, how.placement if placement is None else placement, times)
     device = device_of(net)
     law = _law(proc, data, device)
     y = _check(proc, operator, measurements, noise_level, batch_size).to(device, torch.float64)
-    own = defaults_of(sampler).eta if eta is None else eta
     classes = check_labels(net, labels, len(y), guidance)
     parts = []
     with evaluating(net):
@@ -95,7 +95,7 @@ def restore(
             guide = _Guide(chain, operator, part, noise_level, law)
             some = None if classes is None else classes[first : first + batch_size].to(device)
             fill = fill_of(net, batch_size)
-            walk = Walk(net, level_sizes_of(net, proc), chain, sampler, own, clip, guide, some, guidance, fill)
+            walk = Walk(net, level_sizes_of(net, proc), chain, how, clip, guide, some, guidance, fill)
             parts.append(walk.down(guide.start(draw).to(dtype), draw, on_step))
     return torch.cat(parts)
 

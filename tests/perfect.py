@@ -88,7 +88,7 @@ def output_law(
     Its output is an affine function of the noise it asks for, so one batch that holds every unit vector of that noise,
     and one sample without any, tells all of it.
     """
-    walk = Walk(net, level_sizes_of(net, net.proc), chain, sampler, eta, clip=False)
+    walk = Walk(net, level_sizes_of(net, net.proc), chain, ssd.sampling.Sampler.named(sampler, eta), clip=False)
     draw = unit_noise(noise_shapes(chain, eta))
     law = net.start(chain) if start is None else start
     made = walk.down(law.sample(draw(chain.shape(chain.steps))), draw).flatten(1).numpy()

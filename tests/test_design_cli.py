@@ -33,7 +33,7 @@ def test_design_is_what_it_says(eta, order):
     identity = ssd.LinearDiffusion.identity((8, 8), NOISE)
     assert found.full_error == oracle.sampler_error(identity, c, found.times, eta, order=order)
     for spacing in ("time", "log_snr"):
-        times = oracle.sampling_times(NOISE, 40, spacing)
+        times = oracle.spread_times(NOISE, 40, spacing)
         assert found.full_error <= oracle.sampler_error(identity, c, times, eta, order=order)
     assert found.error <= 1.05 * found.full_error
     assert found.cost == sum(np.prod(proc.shape(t)) for t in found.times)
@@ -46,7 +46,7 @@ def test_design_is_what_it_says(eta, order):
 def test_design_against_every_schedule():
     """On a small problem the search finds the cheapest schedule of all 153 within each tolerance."""
     c, noise, steps = natural(8), ssd.NoiseSchedule.linear(100), 19
-    times = oracle.sampling_times(noise, steps)
+    times = oracle.spread_times(noise, steps)
     full_error = oracle.sampler_error(ssd.LinearDiffusion.identity((8, 8), noise), c, times)
     every = []
     for first, second in itertools.combinations(times[1:], 2):

@@ -311,8 +311,8 @@ def test_an_early_change_leaves_an_error_that_no_step_count_removes():
 
 def test_twenty_multistep_steps_beat_a_hundred_ancestral_ones():
     proc, c = resize(16, ssd.ResolutionSchedule.equal(1000, 3)), natural(16)
-    hundred = min(oracle.sampler_error(proc, c, oracle.sampling_times(NOISE, 100, s)) for s in ("time", "log_snr"))
-    times = oracle.sampling_times(NOISE, 20, "log_snr", required=(334, 667))
+    hundred = min(oracle.sampler_error(proc, c, oracle.spread_times(NOISE, 100, s)) for s in ("time", "log_snr"))
+    times = oracle.spread_times(NOISE, 20, "log_snr", required=(334, 667))
     first = oracle.sampler_error(proc, c, times, eta=0.0)
     second = oracle.sampler_error(proc, c, times, eta=0.0, order=2)
     assert second < hundred < first
@@ -398,7 +398,7 @@ def test_extrapolation_across_a_change_keeps_what_is_consistent(xp):
 @pytest.mark.parametrize("spacing", ["time", "log_snr"])
 @pytest.mark.parametrize("steps", [1, 7, 100, 1000])
 def test_sampling_times_are_distinct_and_end_at_the_last(spacing, steps):
-    times = oracle.sampling_times(NOISE, steps, spacing)
+    times = oracle.spread_times(NOISE, steps, spacing)
     assert len(times) == steps
     assert list(times) == sorted(set(times))
     assert times[-1] == 1000
@@ -406,7 +406,7 @@ def test_sampling_times_are_distinct_and_end_at_the_last(spacing, steps):
 
 
 def test_required_times_are_in():
-    times = oracle.sampling_times(NOISE, 10, "log_snr", required=(333, 334, 667))
+    times = oracle.spread_times(NOISE, 10, "log_snr", required=(333, 334, 667))
     assert len(times) == 10
     assert {333, 334, 667, 1000} <= set(times)
 
@@ -420,7 +420,7 @@ def test_optimal_times_beat_both_spacings_and_single_moves(eta):
         return oracle.sampler_error(identity, c, sorted(times), eta)
 
     times = oracle.optimal_times((4, 4), noise, c, 6, eta)
-    assert error(times) < 0.9 * min(error(oracle.sampling_times(noise, 6, s)) for s in ("time", "log_snr"))
+    assert error(times) < 0.9 * min(error(oracle.spread_times(noise, 6, s)) for s in ("time", "log_snr"))
     moves = [{*times[:k], t, *times[k + 1 :]} for k in range(5) for t in range(1, 100) if t not in times]
     assert min(error(m) for m in moves) >= (1 - 2e-4) * error(times)
 
@@ -600,10 +600,10 @@ IMAGES = np.zeros((3, 4, 4))
             ValueError,
             r"shape \(2, 2\) at the last time 1000, got a mean shaped \(4, 4\)",
         ),
-        (lambda: oracle.sampling_times(NOISE, 1001), ValueError, "only 1000"),
-        (lambda: oracle.sampling_times(NOISE, 2, required=(3, 4)), ValueError, "at least 3 steps"),
-        (lambda: oracle.sampling_times(NOISE, 2, required=(0,)), ValueError, r"within 1 … 1000"),
-        (lambda: oracle.sampling_times(NOISE, 2, "cosine"), ValueError, "one of time, log_snr"),
+        (lambda: oracle.spread_times(NOISE, 1001), ValueError, "only 1000"),
+        (lambda: oracle.spread_times(NOISE, 2, required=(3, 4)), ValueError, "at least 3 steps"),
+        (lambda: oracle.spread_times(NOISE, 2, required=(0,)), ValueError, r"within 1 … 1000"),
+        (lambda: oracle.spread_times(NOISE, 2, "cosine"), ValueError, "one of time, log_snr"),
         (lambda: oracle.fit(IMAGES, "full"), ValueError, "choose cosine, separable or dense"),
         (lambda: oracle.fit(IMAGES.astype(int)), TypeError, "got dtype int64"),
         (lambda: oracle.fit(IMAGES[0]), ValueError, r"got \(4, 4\)"),

@@ -66,7 +66,14 @@ def restored_law(
     """Exact mean and covariance of what `restore` draws: every unit vector of its noise through the real steps."""
     measurement = torch.from_numpy(y).reshape(1, 1, *operator.out_shape)
     guide = _Guide(chain, operator, measurement, NOISE_LEVEL, _law(net.proc, data, torch.device("cpu")))
-    walk = Walk(net, level_sizes_of(net, net.proc), chain, sampler, eta, False, guide if guided else None)
+    walk = Walk(
+        net,
+        level_sizes_of(net, net.proc),
+        chain,
+        ssd.sampling.Sampler.named(sampler, eta),
+        False,
+        guide if guided else None,
+    )
     draw = unit_noise([SHAPE, operator.out_shape, *noise_shapes(chain, eta)])
     made = walk.down(guide.start(draw), draw).flatten(1).numpy()
     columns = made[1:] - made[0]

@@ -329,7 +329,7 @@ def test_bad_arguments(net: FlexiUNet) -> None:
         ("n = 0", {"n": 0}),
         ("eta", {"eta": 1.5}),
         ("sampler: expected one of ancestral, multistep, got 'heun'", {"sampler": "heun"}),
-        ('"multistep" is the deterministic one: expected 0, got 1', {"sampler": "multistep", "eta": 1.0}),
+        ('"multistep" is deterministic: expected 0, got 1', {"sampler": "multistep", "eta": 1.0}),
         ("placement: expected one of time, log_snr, got 'karras'", {"placement": "karras"}),
         (r"steps = 2: .*pass the 2 times where the size changes, \[68, 134\]; take at least 3 steps", {"steps": 2}),
         (r"times: .*missing \[134\]", {"times": (1, 68, 200)}),

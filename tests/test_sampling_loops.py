@@ -258,7 +258,10 @@ def test_times_are_those_of_the_process_that_was_trained_on():
         ({"eta": 1.5}, r"eta must be in \[0, 1\], got 1.5"),
         ({"order": 3}, "order: expected 1"),
         ({"order": 2}, "expected eta = 0"),
-        ({"order": 2, "eta": 0.0, "clean_covariance": lambda t, s: None}, "and no clean_covariance"),
+        (
+            {"order": 2, "eta": 0.0, "clean_covariance": lambda t, s: None},
+            "second moments are for steps by the posterior",
+        ),
         ({"times": [3, 20]}, "sample: x_T at t = 20: expected trailing axes"),
         ({"denoise": lambda x, t, s: x}, "the result of denoise"),
         ({"clean_covariance": lambda t, s: ssd.Covariance.isotropic((3,), 1.0)}, "expected a Covariance over"),

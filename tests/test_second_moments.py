@@ -123,7 +123,7 @@ def test_a_sample_is_the_same_in_every_batch_with_second_moments(case) -> None:
 
 def test_what_second_moments_refuse(case) -> None:
     proc, net, residuals = case
-    with pytest.raises(ValueError, match=r"multistep.*draws nothing"):
+    with pytest.raises(ValueError, match="second moments are for steps by the posterior"):
         generate(net, proc, 1, 5, sampler="multistep", channels=1, residuals=residuals)
     with pytest.raises(ValueError, match="they are of 1 channels, the images have 3"):
         generate(lambda x, t, out_level: x.mean() + torch.zeros(len(x), 3, *proc.shapes[out_level]), proc, 1, 5,
@@ -143,3 +143,32 @@ def test_a_path_without_spectra_puts_nothing_back(case) -> None:
     nothing = dataclasses.replace(residuals, paths=(None,) * len(residuals.paths))
     options = {"times": [1, *proc.size_changes, STEPS], "channels": 1, "seed": 2}
     assert torch.equal(generate(net, proc, 2, residuals=nothing, **options), generate(net, proc, 2, **options))
+
+
+def test_the_scheduler_of_diffusers_takes_the_spectra() -> None:
+    """Its steps are those of generate."""
+    interop = pytest.importorskip("ssdcore_torch.interop.diffusers_scheduler")
+    made = interop.SSDScheduler([[8, 8], [4, 4]], num_train_timesteps=STEPS)
+    proc = made.process
+    net = GaussianDenoiser(proc, ssd.Covariance.cosine(SPECTRUM).as_matrix())
+    residuals = measure_residuals(net, proc, [(images(50).expand(-1, 2, -1, -1), None)], times_a_path=3)
+    times = [1, 30, *proc.size_changes, STEPS]
+    states: list[tuple[int, Tensor]] = []
+    drawn = generate(net, proc, 2, times=times, channels=2, residuals=residuals, seed=1,
+                     on_step=lambda t, x, clean: states.append((t, x)))  # fmt: skip
+    made.residuals = residuals
+    made.set_timesteps(timesteps=[t - 1 for t in reversed(times)])
+    from ssdcore_torch.sampling._walk import Noise
+
+    noise = Noise(1, range(2), 2, torch.float32, torch.device("cpu"))
+    noise(proc.shape(STEPS))
+    x = states[0][1]
+    for t in made.timesteps:
+        size = made.prediction_size(t)
+        clean = net(x, torch.full((2,), float(t) + 1), net.shapes.index(size))
+        x = made.step(clean, t, x, variance_noise=noise(size) if made.takes_noise(t) else None).prev_sample
+    torch.testing.assert_close(x, drawn, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="of another process"):
+        interop.SSDScheduler([[8, 8]], num_train_timesteps=STEPS).residuals = residuals
+    with pytest.raises(ValueError, match="second moments are for steps by the posterior"):
+        interop.SSDScheduler([[8, 8], [4, 4]], num_train_timesteps=STEPS, sampler="multistep").residuals = residuals

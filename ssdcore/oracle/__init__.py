@@ -11,7 +11,8 @@ from ssdcore.oracle._empirical import Coverage, EmpiricalDenoiser, coverage
 from ssdcore.oracle._fit import Fit, fit
 from ssdcore.oracle._information import free_starts, level_information, mutual_information, pixel_share, signal_share
 from ssdcore.oracle._law import SamplerLaw, sampler_error, sampler_law
-from ssdcore.oracle._times import optimal_times, sampling_times
+from ssdcore.oracle._times import optimal_times
+from ssdcore.placement import spread_times
 
 __all__ = [
     "Coverage",
@@ -30,6 +31,6 @@ __all__ = [
     "pixel_share",
     "sampler_error",
     "sampler_law",
-    "sampling_times",
     "signal_share",
+    "spread_times",
 ]

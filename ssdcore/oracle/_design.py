@@ -16,7 +16,8 @@ from ssdcore._arrays import Shape
 from ssdcore._files import read_text, write_whole
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._law import as_covariance, sampler_error
-from ssdcore.oracle._times import SPACINGS, optimal_times, sampling_times
+from ssdcore.oracle._times import optimal_times
+from ssdcore.placement import PLACEMENTS, spread_times
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
@@ -113,11 +114,11 @@ def design_levels(
         return sampler_error(LinearDiffusion.identity(base, noise), data, chosen, eta, order=order)
 
     if isinstance(times, str):
-        candidates = [sampling_times(noise, steps, s) for s in SPACINGS if times in (s, "best")]
+        candidates = [spread_times(noise, steps, s) for s in PLACEMENTS if times in (s, "best")]
         if times == "best":
             candidates.append(optimal_times(base, noise, data, steps, eta))
         if not candidates:
-            raise ValueError(f"design_levels: times must be best, {', '.join(SPACINGS)}, or a list, got {times!r}")
+            raise ValueError(f"design_levels: times must be best, {', '.join(PLACEMENTS)}, or a list, got {times!r}")
         grid = min(candidates, key=full_error)
     else:
         grid = LinearDiffusion.identity(base, noise).respace(times).times

@@ -15,6 +15,7 @@ from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
 from ssdcore.oracle._blocks import Coordinates, Structure
 from ssdcore.oracle._propagation import BlockLaw, Factors, Moments, diagonals, factor
 from ssdcore.process import LinearDiffusion
+from ssdcore.sampling import Sampler
 from ssdcore.spectral import Modes
 
 
@@ -92,14 +93,9 @@ def sampler_law(
     """
     chain = proc if times is None else proc.respace(times)
     data = as_covariance(covariance, chain.shape(0))
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], got {eta}")
-    if order not in (1, 2):
-        raise ValueError(f"order: expected 1 (posterior steps) or 2 (multistep), got {order!r}")
-    if order == 2 and eta != 0:
-        raise ValueError(f"order = 2 is a deterministic sampler: expected eta = 0, got {eta}")
-    if order == 2 and second_moments:
-        raise ValueError("second_moments are for steps by the posterior: expected order = 1, got 2")
+    sampler = Sampler(float(eta), order)
+    if second_moments:
+        sampler.check_second_moments()
     centre = _centre(mean, chain.shape(0))
     if prior is not None and (tuple(prior.mean.shape) != chain.shape(chain.steps)):
         raise ValueError(
@@ -107,8 +103,8 @@ def sampler_law(
             f"{chain.times[-1]}, got a mean shaped {tuple(prior.mean.shape)}"
         )
     structure = Structure.of(chain, data, None if prior is None else prior.covariance)
-    propagation = Moments if order == 1 else Factors
-    law, blocks = propagation(chain, structure, float(eta), second_moments).law(centre, prior)
+    propagation = Moments if sampler.order == 1 else Factors
+    law, blocks = propagation(chain, structure, sampler.eta, second_moments).law(centre, prior)
     return SamplerLaw(law, structure.coordinates[0], blocks)
 
 

@@ -1,77 +1,28 @@
-"""Which times a chain visits: uniform in time, uniform in log-SNR, or chosen by the exact error at full size."""
+"""Which times a chain visits, chosen by the exact error at full size."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ssdcore._arrays import Shape
 from ssdcore._gains import innovation_gain
 from ssdcore.oracle._law import as_covariance
+from ssdcore.placement import PLACEMENTS, spread_times
 from ssdcore.schedules import NoiseSchedule
-
-Spacing = Literal["time", "log_snr"]
-SPACINGS: tuple[Spacing, ...] = ("time", "log_snr")
 
 _MAX_SWEEPS = 200
 _LEAST_GAIN = 1e-4  # relative gain of a sweep below which the search stops
 _MAX_VARIANCES = 256  # the search weighs this many groups of equal or neighbouring variances
 
 
-def sampling_times(
-    noise: NoiseSchedule, steps: int, spacing: Spacing = "time", required: Sequence[int] = ()
-) -> tuple[int, ...]:
-    """`steps` increasing times of 1 … T with T among them, uniform in time or in the log-SNR of `noise`.
-
-    Times are whole numbers: where rounding makes two equal, the nearest free one is taken. Raises ValueError for more
-    steps than T, or fewer than T and the required times need.
-
-    Args:
-        required: times that must be among them (the starts of the levels, where the size changes); the nearest of
-            the others make room
-    """
-    total = noise.steps
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
-    needed = sorted({total, *(int(t) for t in required)})
-    if needed[0] < 1 or needed[-1] > total:
-        raise ValueError(f"required times must be within 1 … {total}, got {list(required)}")
-    if steps > total:
-        raise ValueError(f"steps = {steps}: the process has only {total}; take at most that many")
-    if steps < len(needed):
-        raise ValueError(
-            f"steps = {steps}: the chain must pass {len(needed)} times, {needed} (the last and those where the size "
-            f"changes); take at least {len(needed)} steps"
-        )
-    if spacing == "time":
-        wanted = np.linspace(1, total, steps) if steps > 1 else np.array([float(total)])
-    else:
-        log_snr = noise.log_snr()
-        finite = np.isfinite(log_snr)
-        goals = np.linspace(log_snr[0], log_snr[finite][-1], steps) if steps > 1 else log_snr[finite][-1:]
-        wanted = np.interp(-goals, -log_snr[finite], np.arange(1, total + 1)[finite])
-    free = np.ones(total + 1, dtype=bool)
-    free[0] = False
-    chosen: set[int] = set()
-    for goal in wanted[::-1]:
-        candidates = np.flatnonzero(free)
-        t = int(candidates[np.argmin(np.abs(candidates - round(goal)))])
-        free[t] = False
-        chosen.add(t)
-    for t in needed:
-        if t not in chosen:
-            chosen.remove(min(chosen.difference(needed), key=lambda other: (abs(other - t), other)))
-            chosen.add(t)
-    return tuple(sorted(chosen))
-
-
 def optimal_times(shape: Shape, noise: NoiseSchedule, covariance: Any, steps: int, eta: float = 1.0) -> tuple[int, ...]:
     """`steps` times, T among them, that make the exact error of the full-size chain on N(·, C) small.
 
-    Coordinate descent from the better of the two uniform spacings: each time in turn takes the best whole number
+    Coordinate descent from the better of the two uniform placements: each time in turn takes the best whole number
     between its neighbours, until a sweep over all gains less than 1e-4 of the error. A local optimum: no single time
     can be moved with more than that gain. Where the spectrum has more than 256 distinct variances, neighbouring ones
     are averaged in the search (not in any error that is reported). Raises ValueError for more steps than T.
@@ -80,7 +31,7 @@ def optimal_times(shape: Shape, noise: NoiseSchedule, covariance: Any, steps: in
     variances, weights = _spectrum(matrix)
     alpha, sigma = noise.alpha, noise.sigma
     search = _TimeSearch(alpha, sigma, variances, weights, eta)
-    starts = [sampling_times(noise, steps, spacing) for spacing in SPACINGS]
+    starts = [spread_times(noise, steps, placement) for placement in PLACEMENTS]
     times = min((list(start) for start in starts), key=search.error)
     error = search.error(times)
     for _ in range(_MAX_SWEEPS):

@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, sampling_times
+from ssdcore_torch.sampling import PLACEMENTS, ResidualSpectra, Sampler, reverse_step, sampling_times
 
 LEVEL_SCHEDULES = ("equal", "convex", "sigmoid", "tanh", "thresholds")
 PREDICTIONS = ("sample", "epsilon", "v_prediction")
@@ -74,7 +74,8 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     - level_schedule: how long each level lasts: "equal", "convex", "sigmoid" or "tanh" with exponent `level_gamma`
       (None: its default), or "thresholds": level k starts at the time level_starts[k − 1] of 1 … T
     - matched, kernel: of `ssdcore.LinearDiffusion.resize`
-    - sampler, eta: of `ssdcore_torch.generate`; eta None: 1 for "ancestral", 0 for "multistep"
+    - sampler, eta: of `ssdcore_torch.generate`; eta None: the sampler's own, 1 for "ancestral", 0 for
+      "multistep"
     - prediction_type: "sample": the network predicts clean images; "epsilon" and "v_prediction" for one size only, as
       noise of the smaller state does not say what the larger one holds
     - clip_sample: clip predictions to ±clip_sample_range. Noise is always derived from the clipped prediction (DDIM's
@@ -131,19 +132,16 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.process = ssd.LinearDiffusion.resize(
                 tuple(sizes[0]), noise, levels, matched=matched, kernel=kernel, sizes=[tuple(size) for size in sizes]
             )
-        own = SAMPLERS[_one_of("sampler", sampler, tuple(SAMPLERS))]
-        self._eta = own.eta if eta is None else eta
-        self._spacing = own.placement if timestep_spacing is None else timestep_spacing
+        self._sampler = Sampler.named(sampler, eta)
+        self._spacing = self._sampler.placement if timestep_spacing is None else timestep_spacing
+        self._residuals: ResidualSpectra | None = None
         _one_of("timestep_spacing", self._spacing, SPACINGS)
         _one_of("prediction_type", prediction_type, PREDICTIONS)
-        self._check_combination(sampler, prediction_type)
+        self._check_combination(prediction_type)
         self.num_inference_steps: int | None = None
         self._visit(range(1, self.process.steps + 1), None)
 
-    def _check_combination(self, sampler: str, prediction_type: str) -> None:
-        if not 0 <= self._eta <= 1 or (sampler == "multistep" and self._eta != 0):
-            allowed = "0, as it is deterministic" if sampler == "multistep" else "a number from 0 to 1"
-            raise ValueError(f'eta: the sampler "{sampler}" takes {allowed}; got {self._eta}')
+    def _check_combination(self, prediction_type: str) -> None:
         if self.process.size_changes and prediction_type != "sample":
             raise ValueError(
                 f'prediction_type: "{prediction_type}" needs a process of one size; this one has the sizes '
@@ -252,6 +250,24 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """`process` at the times of `timesteps`."""
         return self._chain
 
+    @property
+    def residuals(self) -> ResidualSpectra | None:
+        """What predictions leave open: set it to those of a run (`Run.residuals`), and each step is exact to second
+        moments. No part of `config`.
+
+        Raises:
+            ValueError: For those of another process, and for a deterministic sampler.
+        """
+        return self._residuals
+
+    @residuals.setter
+    def residuals(self, spectra: ResidualSpectra | None) -> None:
+        if spectra is not None:
+            self._sampler.check_second_moments()
+            if spectra.process != self.process:
+                raise ValueError("residuals: they are of another process than the scheduler's")
+        self._residuals = spectra
+
     def _step(self, timestep: int | Tensor) -> int:
         """The step of the chain that a timestep is."""
         k = self._step_of.get(int(timestep) + 1)
@@ -275,8 +291,7 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def takes_noise(self, timestep: int | Tensor) -> bool:
         """Whether `step` at this timestep draws any: at eta = 0 only where the size changes, and never the last one."""
-        k = self._step(timestep)
-        return k > 1 and (self._eta > 0 or self._chain.shape(k) != self._chain.shape(k - 1))
+        return self._sampler.takes_noise(self._chain, self._step(timestep), self._residuals is not None)
 
     def step(
         self,
@@ -309,9 +324,8 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if k == 1:
             drawn = clean
         else:
-            before = None
-            if self.config["sampler"] == "multistep":
-                before = self._earlier[1] if self._earlier is not None and self._earlier[0] == k + 1 else None
+            before = self._earlier[1] if self._earlier is not None and self._earlier[0] == k + 1 else None
+            if self._sampler.order == 2:
                 self._earlier = (k, clean)
 
             def normal(shape: tuple[int, ...]) -> Tensor:
@@ -320,7 +334,7 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 noise: Tensor = randn_tensor(shape, generator=generator, device=sample.device, dtype=sample.dtype)
                 return noise
 
-            drawn = ssd.sampling.step(self._chain, sample, clean, k - 1, k, normal, self._eta, previous=before, u=k + 1)
+            drawn = reverse_step(self._sampler, self._chain, sample, clean, k, normal, before, self._residuals)
         return SSDSchedulerOutput(drawn, clean) if return_dict else (drawn, clean)
 
     def _check_shapes(self, model_output: Tensor, sample: Tensor, k: int) -> None:

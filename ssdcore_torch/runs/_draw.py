@@ -16,8 +16,8 @@ from ssdcore_torch.config import OF_A_MACHINE, Config, flat_settings
 from ssdcore_torch.distributed import World
 from ssdcore_torch.sampling import (
     PLACEMENTS,
-    SAMPLERS,
     ResidualSpectra,
+    Sampler,
     StepRecorder,
     drawing_network,
     generate_shared,
@@ -60,15 +60,15 @@ class Drawing:
     second_moments: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("sampler", tuple(SAMPLERS)), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        sampler = Sampler.named(self.sampler)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.placement not in (None, "design", *PLACEMENTS):
             raise ValueError(f"placement: expected one of {', '.join((*PLACEMENTS, 'design'))}, got {self.placement!r}")
-        if self.sampler == "multistep" and self.eta:
-            raise ValueError(f"--eta {self.eta:g}: --sampler multistep is the deterministic one; leave --eta out")
-        if self.sampler == "multistep" and self.second_moments:
-            raise ValueError("--second-moments: --sampler multistep draws nothing; leave one of them out")
+        if sampler.order == 2 and self.eta:
+            raise ValueError(f"--eta {self.eta:g}: --sampler {self.sampler} is deterministic; leave --eta out")
+        if sampler.order == 2 and self.second_moments:
+            raise ValueError(f"--second-moments: --sampler {self.sampler} draws nothing; leave one of them out")
 
     def check(self, config: Config) -> None:
         """Raises ValueError for guidance of a run that never saw images without a class."""
@@ -89,8 +89,8 @@ class Drawing:
     def times(self, process: ssd.LinearDiffusion, designed: tuple[int, ...] | None) -> tuple[int, ...]:
         """The sampling times. Raises ValueError for options that do not go together, before any work."""
         if self.placement != "design":
-            placement = self.placement or SAMPLERS[self.sampler].placement
-            return sampling_times(process, self.steps or min(100, process.steps), placement)  # type: ignore[arg-type]
+            placement: Any = self.placement or Sampler.named(self.sampler).placement
+            return sampling_times(process, self.steps or min(100, process.steps), placement)
         if designed is None:
             raise ValueError(
                 "--placement design: this run has no designed times; train one with --schedule, or choose time or "

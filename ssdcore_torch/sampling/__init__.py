@@ -1,5 +1,6 @@
 """Drawing images: the chain of exact posteriors from x_T to x_0, its inverse, and the times it visits."""
 
+from ssdcore.sampling import SAMPLERS, Sampler
 from ssdcore_torch.sampling._encoding import Encoding, decode, encode, interpolate
 from ssdcore_torch.sampling._generate import LARGEST_FITTED_PRIOR, fit_moments, generate, to_bytes, to_float
 from ssdcore_torch.sampling._measure import measure_residuals, measured_times
@@ -7,7 +8,7 @@ from ssdcore_torch.sampling._placement import PLACEMENTS, Placement, sampling_ti
 from ssdcore_torch.sampling._precision import drawing_network
 from ssdcore_torch.sampling._residuals import ResidualSpectra, reverse_step
 from ssdcore_torch.sampling._shared import generate_shared
-from ssdcore_torch.sampling._walk import SAMPLERS, StepRecorder
+from ssdcore_torch.sampling._walk import StepRecorder
 
 __all__ = [
     "LARGEST_FITTED_PRIOR",
@@ -16,6 +17,7 @@ __all__ = [
     "Encoding",
     "Placement",
     "ResidualSpectra",
+    "Sampler",
     "StepRecorder",
     "decode",
     "drawing_network",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore.sampling import Sampler
 from ssdcore_torch.denoisers import Predictor, device_of, level_sizes_of
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
@@ -107,7 +108,7 @@ def encode(
             some = None if classes is None else classes[first : first + batch_size].to(device)
             draw = Noise(seed, range(first, first + len(part)), part.shape[1], part.dtype, device)
             fill = fill_of(net, batch_size)
-            walk = Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill)
+            walk = Walk(net, sizes, chain, Sampler(eta=0.0), clip=False, labels=some, fill=fill)
             parts.append(_up(walk, part, draw, tolerance))
     states, details = zip(*parts)
     return Encoding(torch.cat(states), tuple(torch.cat(same) for same in zip(*details)), chain.times)
@@ -195,7 +196,7 @@ def decode(
                 draw = Noise(seed, range(first, first + len(x)), x.shape[1], x.dtype, device)
             some = None if classes is None else classes[part].to(device)
             fill = fill_of(net, batch_size)
-            parts.append(Walk(net, sizes, chain, eta=0.0, clip=False, labels=some, fill=fill).down(x, draw))
+            parts.append(Walk(net, sizes, chain, Sampler(eta=0.0), clip=False, labels=some, fill=fill).down(x, draw))
     return torch.cat(parts)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore.sampling import Sampler
 from ssdcore_torch.denoisers import Predictor, channels_of, device_of, level_sizes_of
 from ssdcore_torch.devices import to_device
 from ssdcore_torch.sampling._labels import Labels, check_labels
@@ -18,7 +19,6 @@ from ssdcore_torch.sampling._walk import (
     Noise,
     StepRecorder,
     Walk,
-    defaults_of,
     evaluating,
     fill_of,
 )
@@ -108,6 +108,7 @@ def generate(
         guidance: w of classifier-free guidance (Ho and Salimans, 2022): x̂_t = x̂_null + w (x̂_label − x̂_null),
             both predicted in one batch. 1: x̂_label alone. Else labels and a denoiser with a null label are needed.
         first: make samples first … first + n − 1 of the seed, so that several calls or ranks share one set
+        sampler: a name of `SAMPLERS`, each a `ssdcore.sampling.Sampler`
         placement: how `sampling_times` spreads the steps: "time" (the default of "ancestral") or "log_snr"
             ("multistep")
         times: increasing times to visit instead, T and those at which the size changes among them (`steps` and
@@ -129,8 +130,8 @@ def generate(
             f"expected n >= 1, batch_size >= 1 and first >= 0, got n = {n}, batch_size = {batch_size}, first = {first}"
         )
     classes = check_labels(net, labels, n, guidance)
-    own = defaults_of(sampler)
-    chain = chain_of(proc, steps, own.placement if placement is None else placement, times)
+    how = Sampler.named(sampler, eta)
+    chain = chain_of(proc, steps, how.placement if placement is None else placement, times)
     device = device_of(net)
     if channels is None and prior is not None and len(prior.mean.shape) > len(proc.shape(proc.steps)):
         channels = int(prior.mean.shape[-1 - len(proc.shape(proc.steps))])
@@ -146,8 +147,7 @@ def generate(
                 net,
                 level_sizes_of(net, proc),
                 chain,
-                sampler,
-                own.eta if eta is None else eta,
+                how,
                 clip,
                 labels=part,
                 guidance=guidance,

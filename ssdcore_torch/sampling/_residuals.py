@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore.sampling import Sampler
 
 Size = tuple[int, ...]
 
@@ -128,35 +129,33 @@ class ResidualSpectra:
 
 
 def reverse_step(
+    sampler: Sampler,
     chain: ssd.LinearDiffusion,
     x: Tensor,
     clean: Tensor,
     k: int,
     normal: Callable[[Size], Tensor],
-    eta: float,
     previous: Tensor | None = None,
     residuals: ResidualSpectra | None = None,
 ) -> Tensor:
-    """x at step k − 1 of a chain from x at step k: `ssdcore.sampling.step`, exact to second moments with `residuals`.
+    """x at step k − 1 of a chain from x at step k, exact to second moments with `residuals`.
 
     Args:
         x: ``(batch, channels, *shape(k))``
         clean: ``(batch, channels, *shape(k − 1))``
-        normal: as for `step`
-        previous: what was predicted in the step before, for second-order steps, which take no `residuals`
+        normal: as for `Sampler.step`
+        previous: what was predicted in the step before, or None
     """
     original = (0, *chain.times)
     covariances = None if residuals is None or k == 1 else residuals.covariances(original[k], original[k - 1])
-    if covariances is None:
-        return _step(chain, x, clean, k, normal, eta, previous, None)
-    assert residuals is not None
+    if residuals is None or covariances is None:
+        plain: Tensor = sampler.step(chain, x, clean, k, normal, previous)
+        return plain
     if x.shape[1] != residuals.channels:
         raise ValueError(f"residual spectra: they are of {residuals.channels} channels, the images have {x.shape[1]}")
-    noise = normal(tuple(clean.shape))
-    if len(covariances) == 1:
-        return _step(chain, x, clean, k, lambda _: noise, eta, previous, covariances[0])
     # a rotation of the channels, which the process leaves alone, and back
     turn = torch.as_tensor(residuals.channel_modes, dtype=x.dtype, device=x.device)
+    noise = normal(tuple(clean.shape))
     states, images, noises = (torch.einsum("bc...,cd->bd...", z, turn) for z in (x, clean, noise))
     parts = []
     for i, covariance in enumerate(covariances):
@@ -165,21 +164,5 @@ def reverse_step(
         def own(_: Size, one: slice = one) -> Tensor:
             return noises[:, one]
 
-        parts.append(_step(chain, states[:, one], images[:, one], k, own, eta, previous, covariance))
+        parts.append(sampler.step(chain, states[:, one], images[:, one], k, own, clean_covariance=covariance))
     return torch.einsum("bd...,cd->bc...", torch.cat(parts, 1), turn)
-
-
-def _step(
-    chain: ssd.LinearDiffusion,
-    x: Tensor,
-    clean: Tensor,
-    k: int,
-    normal: Callable[[Size], Tensor],
-    eta: float,
-    previous: Tensor | None,
-    covariance: ssd.Covariance | None,
-) -> Tensor:
-    drawn: Tensor = ssd.sampling.step(
-        chain, x, clean, k - 1, k, normal, eta, previous=previous, u=k + 1, clean_covariance=covariance
-    )
-    return drawn

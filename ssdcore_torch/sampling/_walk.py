@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,35 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import ssdcore as ssd
+from ssdcore.sampling import Sampler
 from ssdcore_torch.denoisers import Predictor, classes_of, compiled
 from ssdcore_torch.randomness import sample_noise
-from ssdcore_torch.sampling._placement import Placement
 from ssdcore_torch.sampling._residuals import ResidualSpectra, degraded_further, reverse_step
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """What a sampler takes where nothing else is asked for."""
-
-    eta: float
-    placement: Placement
-
-
-SAMPLERS: Mapping[str, Defaults] = {
-    "ancestral": Defaults(eta=1.0, placement="time"),  # the paper's
-    "multistep": Defaults(eta=0.0, placement="log_snr"),  # its extrapolation is in log-SNR
-}
 
 StepRecorder = Callable[[int, Tensor, Tensor], None]
 Draw = Callable[[tuple[int, ...]], Tensor]
 """Noise of a trailing shape, (batch, channels, *shape): a `Noise`, or what stands for one."""
-
-
-def defaults_of(sampler: str) -> Defaults:
-    """Raises ValueError for an unknown name, listing the known."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    return SAMPLERS[sampler]
 
 
 def fill_of(net: Predictor, batch_size: int) -> int:
@@ -100,8 +79,7 @@ class Walk:
         net: the denoiser
         sizes: the size of each of its levels
         chain: a process respaced to the sampler's times
-        sampler: one of SAMPLERS
-        eta: of the posteriors
+        sampler: how a state follows from another
         clip: clip every prediction to [−1, 1]
         correct: makes another prediction of (x_t, prediction, k) at step k of the chain, after clipping; or None.
             Its prediction, as every one, is the clean image as degraded at step `first_of_size(chain, k − 1)`
@@ -117,8 +95,7 @@ class Walk:
     net: Predictor
     sizes: Sequence[tuple[int, ...]]
     chain: ssd.LinearDiffusion
-    sampler: str = "ancestral"
-    eta: float = 1.0
+    sampler: Sampler = Sampler()  # noqa: RUF009 - immutable
     clip: bool = True
     correct: Callable[[Tensor, Tensor, int], Tensor] | None = None
     labels: Tensor | None = None
@@ -127,15 +104,8 @@ class Walk:
     residuals: ResidualSpectra | None = None
 
     def __post_init__(self) -> None:
-        defaults_of(self.sampler)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(
-                f"eta: expected a number from 0 (deterministic where the size is kept) to 1, got {self.eta}"
-            )
-        if self.sampler == "multistep" and self.eta != 0:
-            raise ValueError(f'eta: the sampler "multistep" is the deterministic one: expected 0, got {self.eta}')
-        if self.sampler == "multistep" and self.residuals is not None:
-            raise ValueError('residuals: the sampler "multistep" draws nothing; take "ancestral", or leave them out')
+        if self.residuals is not None:
+            self.sampler.check_second_moments()
 
     @property
     def null_label(self) -> int | None:
@@ -191,7 +161,5 @@ class Walk:
             def normal(_: tuple[int, ...], k: int = k) -> Tensor:
                 return draw(chain.shape(k - 1))
 
-            x = reverse_step(chain, x, clean, k, normal, self.eta, previous, self.residuals)
-            if self.sampler == "multistep":
-                previous = clean
+            x, previous = reverse_step(self.sampler, chain, x, clean, k, normal, previous, self.residuals), clean
         return clean

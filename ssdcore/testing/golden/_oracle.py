@@ -229,11 +229,11 @@ def times(_: Any) -> Iterator[Measurement]:
     base = NoiseSchedule.from_log_snr([8.0, 7.0, 1.0, 0.0, -1.0, -8.0])
     ten = NoiseSchedule.from_log_snr(np.linspace(8, -8, 10))
     for what, found, want in (
-        ("even in time", oracle.sampling_times(ten, 4), (1, 4, 7, 10)),
-        ("one step is the last time", oracle.sampling_times(ten, 1), (10,)),
-        ("even in log-SNR", oracle.sampling_times(base, 3, "log_snr"), (1, 4, 6)),
-        ("every time", oracle.sampling_times(base, 6, "log_snr"), (1, 2, 3, 4, 5, 6)),
-        ("with a required time", oracle.sampling_times(ten, 4, required=(5,)), (1, 5, 7, 10)),
+        ("even in time", oracle.spread_times(ten, 4), (1, 4, 7, 10)),
+        ("one step is the last time", oracle.spread_times(ten, 1), (10,)),
+        ("even in log-SNR", oracle.spread_times(base, 3, "log_snr"), (1, 4, 6)),
+        ("every time", oracle.spread_times(base, 6, "log_snr"), (1, 2, 3, 4, 5, 6)),
+        ("with a required time", oracle.spread_times(ten, 4, required=(5,)), (1, 5, 7, 10)),
     ):
         yield from holds(f"{what}: {want}, got {found}", found == want)
     for spectrum, span, eta in (((1.0, 0.25, 0.0625, 0.015625), (6, -5), 1), ((4.0, 0.5, 0.001), (8, -4), 0)):
@@ -250,8 +250,8 @@ def times(_: Any) -> Iterator[Measurement]:
         if sorted({0, *moved}) == [0, *moved]:
             gain = float(1 - _chain_error(base, spectrum, moved, 1) / own)
             yield from holds(f"no time of {found} is better elsewhere, such as {moved} by {gain:.1e}", gain < 2e-4)
-    yield from refuses("more steps than times", ValueError, lambda: oracle.sampling_times(base, 41))
-    yield from refuses("an unknown spacing", ValueError, lambda: oracle.sampling_times(base, 3, "linear"))  # type: ignore[arg-type]
+    yield from refuses("more steps than times", ValueError, lambda: oracle.spread_times(base, 41))
+    yield from refuses("an unknown spacing", ValueError, lambda: oracle.spread_times(base, 3, "linear"))  # type: ignore[arg-type]
 
 
 def _chain_error(base: NoiseSchedule, spectrum: Sequence[float], chain: tuple[int, ...], eta: int) -> Any:

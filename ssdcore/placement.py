@@ -1,0 +1,112 @@
+"""Which times of a process a sampler visits: uniform in time, or in the log signal-to-noise ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from ssdcore.process import LinearDiffusion
+from ssdcore.schedules import NoiseSchedule
+
+Placement = Literal["time", "log_snr"]
+
+
+def _even_in_time(noise: NoiseSchedule, steps: int) -> np.ndarray:
+    return np.linspace(1, noise.steps, steps) if steps > 1 else np.array([float(noise.steps)])
+
+
+def _even_in_log_snr(noise: NoiseSchedule, steps: int) -> np.ndarray:
+    log_snr = noise.log_snr()
+    finite = np.isfinite(log_snr)
+    goals = np.linspace(log_snr[0], log_snr[finite][-1], steps) if steps > 1 else log_snr[finite][-1:]
+    return np.interp(-goals, -log_snr[finite], np.arange(1, noise.steps + 1)[finite])
+
+
+_RULES: Mapping[Placement, Callable[[NoiseSchedule, int], np.ndarray]] = {
+    "time": _even_in_time,
+    "log_snr": _even_in_log_snr,
+}
+PLACEMENTS: tuple[Placement, ...] = tuple(_RULES)
+
+
+def spread_times(
+    noise: NoiseSchedule, steps: int, placement: Placement = "time", required: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """`steps` increasing times of 1 … T with T among them, uniform in time or in the log-SNR of `noise`.
+
+    Times are whole numbers: where rounding makes two equal, the nearest free one is taken. Raises ValueError for more
+    steps than T, or fewer than T and the required times need.
+
+    Args:
+        required: times that must be among them (the starts of the levels, where the size changes); the nearest of
+            the others make room
+    """
+    total = noise.steps
+    _check_placement(placement)
+    needed = sorted({total, *(int(t) for t in required)})
+    if needed[0] < 1 or needed[-1] > total:
+        raise ValueError(f"required times must be within 1 … {total}, got {list(required)}")
+    if steps > total:
+        raise ValueError(f"steps = {steps}: the process has only {total}; take at most that many")
+    if steps < len(needed):
+        raise ValueError(
+            f"steps = {steps}: the chain must pass {len(needed)} times, {needed} (the last and those where the size "
+            f"changes); take at least {len(needed)} steps"
+        )
+    free = np.ones(total + 1, dtype=bool)
+    free[0] = False
+    chosen: set[int] = set()
+    for goal in _RULES[placement](noise, steps)[::-1]:
+        candidates = np.flatnonzero(free)
+        t = int(candidates[np.argmin(np.abs(candidates - round(goal)))])
+        free[t] = False
+        chosen.add(t)
+    for t in needed:
+        if t not in chosen:
+            chosen.remove(min(chosen.difference(needed), key=lambda other: (abs(other - t), other)))
+            chosen.add(t)
+    return tuple(sorted(chosen))
+
+
+def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "time", first: int = 1) -> tuple[int, ...]:
+    """`steps` increasing times from `first` to T, with every time at which the state's size changes.
+
+    A network learns to raise the size only at the first time of a level, so the chain must pass there.
+
+    Args:
+        placement: "time": uniform in t; "log_snr": uniform in the log signal-to-noise ratio 2 log(‖M_{0→t}‖/σ_t) of
+            the mode that the degradation keeps best, which never rises with t (condition of theorem 1) and, with
+            scale-matched noise, goes on smoothly through the changes of size
+        first: the least time, where the last step of sampling starts. Steps that are even in log-SNR spend many at
+            little noise; a network that is not accurate to σ there gains from starting where σ is about its error.
+
+    Raises:
+        ValueError: For fewer steps than such times, more than there are, an unknown placement, or a `first` outside
+            1 … T or after the first change of size.
+    """
+    _check_placement(placement)
+    changes = proc.size_changes
+    needed = sorted({proc.steps, *changes})
+    if not 1 <= first <= needed[0]:
+        raise ValueError(f"first: expected a time of 1 … {needed[0]}, up to the first change of size, got {first}")
+    if steps < len(needed):
+        raise ValueError(
+            f"steps = {steps}: the chain must start at t = {proc.steps} and pass the {len(changes)} times where "
+            f"the size changes, {list(changes)}; take at least {len(needed)} steps"
+        )
+    if placement == "log_snr":
+        with np.errstate(divide="ignore"):
+            kept = np.log([proc.degradation(0, t).norm() for t in range(first, proc.steps + 1)])
+        noise = NoiseSchedule.from_log_snr(np.minimum.accumulate(2 * (kept - np.log(proc.noise.sigma[first:]))))
+    else:
+        noise = proc.respace(range(first, proc.steps + 1)).noise
+    skipped = first - 1
+    times = spread_times(noise, steps, placement, [t - skipped for t in changes])
+    return tuple(t + skipped for t in times)
+
+
+def _check_placement(placement: str) -> None:
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement: expected one of {', '.join(PLACEMENTS)}, got {placement!r}")
