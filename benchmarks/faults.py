@@ -61,7 +61,7 @@ SEP, DEG, GAINS = "operators/separable.py", "degradations.py", "_gains.py"
 R, B, BASE, M = "operators/resize.py", "operators/blur.py", "operators/base.py", "operators/matrix.py"
 SP, G, C, S, P, MS = "spectral.py", "gaussian.py", "conditioning.py", "schedules.py", "process.py", "multistep.py"
 LAW, PROP, INFO = "oracle/_law.py", "oracle/_propagation.py", "oracle/_information.py"
-TIMES, DESIGN, FIT, EMP = "oracle/_times.py", "oracle/_design.py", "oracle/_fit.py", "oracle/_empirical.py"
+TIMES, DESIGN, FIT, EMP = "placement.py", "oracle/_design.py", "oracle/_fit.py", "oracle/_empirical.py"
 
 FAULTS: tuple[Fault, ...] = (
     # resize
