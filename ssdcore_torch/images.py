@@ -12,22 +12,58 @@ from torch import Tensor
 
 from ssdcore_torch.checkpoint import write_atomically
 from ssdcore_torch.sampling import to_bytes
+from ssdcore_torch.text import printable
 
 TILE = 64  # pixels that a shown image has at least, by repeating its pixels
 GAP = 4
+LINE = 14  # height of a line of text
 
 
-def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images (n, 1, 3 or 4, h, w) in [−1, 1] in rows on white, enlarged by a whole number to 64 pixels at least."""
+def grid(
+    images: Tensor, columns: int | None = None, *, title: str = "", captions: Sequence[str] | None = None
+) -> Image.Image:
+    """Images (n, 1, 3 or 4, h, w) in [−1, 1] in rows on white, enlarged by a whole number to 64 pixels at least.
+
+    Args:
+        columns: None: as many as make the grid square
+        title: a line above the grid
+        captions: a line below each image, such as the name of its class; None: none
+    """
     tiles = _tiles(images)
     count, height, width = tiles.shape[:3]
     columns = math.ceil(math.sqrt(count)) if columns is None else columns
     rows = math.ceil(count / columns)
-    page = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), "white")
+    top, line = (LINE if title else 0), (LINE if captions is not None else 0)
+    across, down = width + GAP, height + line + GAP
+    page = Image.new("RGB", (columns * across + GAP, top + rows * down + GAP), "white")
+    draw = ImageDraw.Draw(page)
+    if title:
+        _write(draw, (GAP, 2), title, page.width - 2 * GAP)
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)
-        page.paste(Image.fromarray(tile), (GAP + column * (width + GAP), GAP + row * (height + GAP)))
+        left, upper = GAP + column * across, top + GAP + row * down
+        page.paste(Image.fromarray(tile), (left, upper))
+        if captions is not None:
+            _write(draw, (left, upper + height), captions[i], width)
     return page
+
+
+def class_captions(labels: Sequence[int] | None, names: Sequence[str]) -> list[str] | None:
+    """What stands below the images of these classes: their names, or their numbers; None for images without any."""
+    return None if labels is None else [names[label] if names else f"class {label}" for label in labels]
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, room: int) -> None:
+    """One line of text, cut to `room` pixels."""
+    font, text = ImageFont.load_default(), printable(text)
+    if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType: letters of Latin-1 alone
+        text = text.encode("latin-1", "replace").decode("latin-1")
+    end = "..."
+    if draw.textlength(text, font) > room:
+        while text and draw.textlength(text + end, font) > room:
+            text = text[:-1]
+        text += end
+    draw.text(place, text, fill="black", font=font)
 
 
 def denoising_strip(steps: Sequence[tuple[int, Tensor, Tensor]], samples: int = 3, columns: int = 10) -> Image.Image:

@@ -24,6 +24,7 @@ from ssdcore_torch.commands import cli, evaluate, sample
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import EMBEDDED, ImageSet, load_images
 from ssdcore_torch.denoisers.unet import FlexiUNet
+from ssdcore_torch.images import GAP, LINE
 from ssdcore_torch.metrics import report as evaluation_report
 
 CLASSES = ("moods", "planets")
@@ -156,7 +157,7 @@ def test_the_picture_shows_samples_beside_their_nearest_images(data: Path, call:
     assert report["figures"]["close_share"] == 1.0
     assert report["figures"]["nearest_ratio"] < 1e-4
     assert {(pair["sample"], pair["image"]) for pair in report["closest"]} <= {(i, i) for i in range(20)}
-    shown = np.asarray(Image.open(tmp_path / "near.png"))[4:-4, 4:-4]
+    shown = np.asarray(Image.open(tmp_path / "near.png"))[LINE + GAP :, GAP:]
     tile, step = 64, 68
     for column in (0, 2):
         left, right = (shown[:tile, i * step : i * step + tile] for i in (column, column + 1))

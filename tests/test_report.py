@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ import torch
 from commands import refusal
 from PIL import Image
 
-from ssdcore_torch import checkpoint
+from ssdcore_torch import checkpoint, images, progress
 from ssdcore_torch.commands import report
 from ssdcore_torch.config import preset
 from ssdcore_torch.denoisers.unet import FlexiUNet
@@ -176,3 +179,43 @@ def test_a_browser_shows_it(run: Path, page: str, tmp_path: Path):
             assert shot.width == width
             assert (pixels < 128).mean() > 0.005  # something is drawn
             assert len(np.unique(pixels)) > 50
+
+
+def test_a_grid_has_a_heading_and_the_names_of_classes():
+    tiles = torch.full((5, 3, 64, 64), 1.0)  # white, as the ground: all that is dark is text
+    plain = np.asarray(images.grid(tiles).convert("L"))
+    assert plain.min() == 255
+    captions = images.class_captions([0, 1, 0, 1, 0], ("a cat", "a name that is far too long for its image"))
+    shown = np.asarray(images.grid(tiles, title="step 7", captions=captions).convert("L")) < 128
+    assert shown.shape == (plain.shape[0] + 3 * images.LINE, plain.shape[1])
+    assert shown[: images.LINE].any()
+    assert not shown[:, images.GAP + 64 : 2 * images.GAP + 64].any()  # between two columns: the long name is cut
+    rows = shown[images.LINE + images.GAP + 64 :]
+    for left, there in ((images.GAP, True), (2 * images.GAP + 64, True)):
+        assert rows[: images.LINE, left : left + 64].any() == there
+    assert images.class_captions([2], ()) == ["class 2"]
+    assert images.class_captions(None, ("a",)) is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_drawing_has_a_bar_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    image = torch.zeros(1)
+
+    def draw(stream: io.StringIO, **options: Any) -> str:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.drawing_bar(5, 2, 10, lambda t, *_: seen.append(t), **options) as record:
+            for t in range(30):
+                assert record is not None
+                record(t, image, image)
+        return stream.getvalue()
+
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    assert "/30" in draw(Terminal())
+    assert draw(io.StringIO()) == ""
+    assert draw(Terminal(), shown=False) == ""
+    assert seen == 3 * list(range(30))

@@ -90,12 +90,13 @@ def test_a_run_on_image_files(run_folder: tuple[Path, str, str], pictures: Path)
         "log.jsonl",
         "samples.png",
         "denoising.png",
+        "report.html",
     }
     assert "skipped 1 of 25 files" in error
     assert "notes.txt (not an image)" in error
     assert "images/s" in error  # the progress bar
     assert "loss=" in error
-    for name in ("samples.png", "denoising.png", "log.jsonl"):
+    for name in ("samples.png", "denoising.png", "report.html", "log.jsonl"):
         assert str(out / name) in text
     assert f"python -m ssdcore_torch.sample {out}" in text
     (line,) = (out / "log.jsonl").read_text().splitlines()

@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,28 @@ def test_a_run_leaves_its_log_samples_and_profile(folder: Path) -> None:
     assert "adamw" in (folder / "profile" / "table.txt").read_text().lower()
     assert list(trainer.averages.state()) == list(trainer.state().averages)
     assert len(trainer.averages.state()) == 2
+
+
+def test_the_speed_leaves_out_the_time_of_grids(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def step(trainer: Trainer, images: Any) -> Tensor:
+        now[0] += 0.5
+        return honest(trainer, images)
+
+    def grid(trainer: Trainer) -> Any:
+        now[0] += 1000.0
+        raise OSError("no room")
+
+    honest = Trainer.train_step
+    loop = importlib.import_module("ssdcore_torch.training.loop")
+    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr(loop, "sample_grid", grid)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    trained(folder, tiny_config(8, sample_every=3))
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert now[0] == 2004
+    assert [line["images_per_second"] for line in lines] == [8.0, 8.0]  # 4 images in half a second
 
 
 def test_the_best_evaluation_is_kept(folder: Path) -> None:

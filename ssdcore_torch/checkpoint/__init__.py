@@ -11,7 +11,7 @@ The files of a run::
     prior.safetensors    mean and covariance of the clean images at the smallest size, for the law of x_T (where fitted)
     residuals.safetensors  what the average's predictions leave open, for steps exact to second moments
     log.jsonl            one line an interval: step, loss, learning rate, images per second
-    samples.png  denoising.png
+    samples.png  denoising.png  report.html
     .lock                held by the process that trains
 
 A run without checkpoints/ holds weights of which no optimizer is known (`ssdcore_torch.convert`), with their checksums

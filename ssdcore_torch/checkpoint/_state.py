@@ -69,6 +69,7 @@ OWN = (
     "ema.safetensors",
     "samples.png",
     "denoising.png",
+    "report.html",
     "process.safetensors",
 )
 OWN_FOLDERS = ("snapshots", "samples", "profile", "reference")

@@ -24,6 +24,8 @@ from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.runs import USUAL, Drawing, Evaluated, compare_reports, evaluate_files, evaluate_run
 from ssdcore_torch.sampling import to_float
 
+PAIRS = "pairs: a sample, and the training image nearest to it"
+
 
 def parser() -> argparse.ArgumentParser:
     options = cli.Parser(
@@ -136,7 +138,7 @@ def _check_options(args: argparse.Namespace) -> None:
 def write(report: Mapping[str, Any], pairs: Tensor, args: argparse.Namespace) -> None:
     """The report and the picture to their files, and what they say to the terminal."""
     picture = _picture(args)
-    images.save(images.grid(to_float(pairs), columns=8), picture)
+    images.save(images.grid(to_float(pairs), columns=8, title=PAIRS), picture)
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     checkpoint.write_atomically(args.out, lambda file: file.write_text(text, encoding="utf-8"))
     n, data, about = report["n"], report["data"], report["samples"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ssdcore_torch import checkpoint, images
@@ -159,6 +160,14 @@ def open_run(args: argparse.Namespace, device: torch.device) -> Run:
     return run
 
 
+def _grid(run: Run, drawn: Tensor, labels: list[int] | None, how: Drawing, steps: int) -> Image.Image:
+    """The grid of samples, with how they were drawn above it and their classes below them."""
+    title = f"training step {run.step:,}, {how.sampler} in {steps} steps, seed {how.seed}"
+    if how.guidance != 1:
+        title += f", guidance {how.guidance:g}"
+    return images.grid(drawn, title=title, captions=images.class_captions(labels, run.config.data.class_names))
+
+
 def _pixels(run: Run) -> str:
     height, width = run.config.shape
     return str(height) if height == width else f"{height}×{width}"
@@ -197,7 +206,7 @@ def _run(args: argparse.Namespace, world: World) -> int:
         if out.suffix == ".npz":
             save_array(drawn, labels, out)
         else:
-            images.save(images.grid(drawn), out)
+            images.save(_grid(run, drawn, labels, how, len(times)), out)
         if args.gif is not None:
             images.save_animation(images.denoising_frames(chain), args.gif)
     except OSError as error:  # a disk that is full by now

@@ -338,6 +338,7 @@ def _summary(trainer: Trainer, out: Path, steps: int, training: float, drawing: 
     lines += [
         f"  {out / 'samples.png'}    samples",
         f"  {out / 'denoising.png'}  from noise to image: x_t above, prediction below",
+        f"  {out / 'report.html'}    all of this run on one page, for a browser",
         f"  {out / 'log.jsonl'}      the loss",
         f"  {out / 'ema.safetensors'}  the averaged weights",
         f"next: {_next('sample', out, '--n', 64, '--steps', 100, '--seed', 1)}",

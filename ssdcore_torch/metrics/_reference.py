@@ -159,8 +159,10 @@ def cache_folder() -> Path:
 
 
 def progress(batches: Iterable[Tensor], total: int, what: str, world: World) -> Iterator[Tensor]:
-    """The batches, with rank 0's share of `total` images shown as a bar if it takes longer than a few seconds."""
-    with tqdm(total=total, desc=what, unit="image", delay=3, disable=not world.leader, dynamic_ncols=True) as bar:
+    """The batches, with rank 0's share of `total` images as a bar on a terminal, if it takes more than 3 seconds."""
+    with tqdm(
+        total=total, desc=what, unit="image", delay=3, disable=None if world.leader else True, dynamic_ncols=True
+    ) as bar:
         for images in batches:
             yield images
             bar.update(len(images))

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ssdcore_torch.checkpoint import OpenRun, write_atomically
 from ssdcore_torch.config import PRESETS, differences, preset
+from ssdcore_torch.images import class_captions
 from ssdcore_torch.metrics import report as evaluation_report
+from ssdcore_torch.progress import drawing_bar
 from ssdcore_torch.reports import _page
 from ssdcore_torch.reports._charts import line_chart
 from ssdcore_torch.reports._pictures import picture_of, strip
@@ -35,19 +37,22 @@ TILE = 96
 Step = tuple[int, Tensor, Tensor]
 
 
-def write_report(run: OpenRun, path: Path) -> None:
+def write_report(run: OpenRun, path: Path, drawn: tuple[Tensor, Sequence[Step]] | None = None) -> None:
     """Write the report of a run as one HTML file, whole or not at all.
 
-    Draws `SAMPLES` samples with the run's averaged network on its device. Raises ValueError for a name that does not
-    end in .html, OSError where the file cannot be written.
+    Raises ValueError for a name that does not end in .html, OSError where the file cannot be written.
+
+    Args:
+        drawn: samples with the run's seed and classes in turn, and the steps (t, x_t, prediction) of their chain;
+            None: `SAMPLES` are drawn with the run's averaged network on its device
     """
     if path.suffix.lower() != ".html":
         raise ValueError(f"{path}: a report is an HTML page; end the name in .html")
     log = list(_log_rows(run.path / "log.jsonl"))
     labels = run.config.labels_in_turn(SAMPLES)
-    drawn, chain = _draw(run, labels)
+    samples, chain = _draw(run, labels) if drawn is None else drawn
     sections = {
-        "Samples": _samples(run, drawn, labels),
+        "Samples": _samples(run, samples[:SAMPLES], labels, len(chain)),
         "Samples over time": _samples_over_time(run.path),
         "From noise to image": _chain(chain),
         "Training": _training(log),
@@ -75,18 +80,19 @@ def _log_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _draw(run: OpenRun, labels: Sequence[int] | None) -> tuple[Tensor, list[Step]]:
     """(samples, steps of the chain of all of them)."""
     chain: list[Step] = []
-    device = next(run.ema.parameters()).device
-    drawn = generate(
-        drawing_network(run.ema, run.config.train.in_bfloat16(device.type)),
-        run.process,
-        SAMPLES,
-        steps=min(SAMPLE_STEPS, run.process.steps),
-        seed=run.config.seed,
-        prior=run.prior,
-        labels=labels,
-        batch_size=SAMPLES,
-        on_step=lambda *step: chain.append(step),
-    )
+    device, steps = next(run.ema.parameters()).device, min(SAMPLE_STEPS, run.process.steps)
+    with drawing_bar(SAMPLES, SAMPLES, steps, lambda *step: chain.append(step)) as recorder:
+        drawn = generate(
+            drawing_network(run.ema, run.config.train.in_bfloat16(device.type)),
+            run.process,
+            SAMPLES,
+            steps=steps,
+            seed=run.config.seed,
+            prior=run.prior,
+            labels=labels,
+            batch_size=SAMPLES,
+            on_step=recorder,
+        )
     return drawn, chain
 
 
@@ -107,14 +113,12 @@ def _head(run: OpenRun) -> str:
     return _page.paragraph("; ".join(facts)) + _page.paragraph(f"Report made {made}.", note=True)
 
 
-def _samples(run: OpenRun, drawn: Tensor, labels: Sequence[int] | None) -> str:
-    names = run.config.data.class_names
+def _samples(run: OpenRun, drawn: Tensor, labels: Sequence[int] | None, steps: int) -> str:
+    classes = class_captions(labels, run.config.data.class_names)
     figures = []
     for i, image in enumerate(drawn):
-        label = None if labels is None else labels[i]
-        caption = f"{i}" if label is None else (names[label] if names else f"class {label}")
+        caption = f"{i}" if classes is None else classes[i]
         figures.append(_page.captioned(_page.picture(picture_of(image), TILE, f"sample {caption}"), caption))
-    steps = min(SAMPLE_STEPS, run.process.steps)
     note = f"Drawn with the averaged weights of step {run.step:,} in {steps} ancestral steps, seed {run.config.seed}."
     return _page.tiles(figures) + _page.paragraph(note, note=True)
 

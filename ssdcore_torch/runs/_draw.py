@@ -14,6 +14,7 @@ import ssdcore as ssd
 from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import OF_A_MACHINE, Config, flat_settings
 from ssdcore_torch.distributed import World
+from ssdcore_torch.progress import drawing_bar
 from ssdcore_torch.sampling import (
     PLACEMENTS,
     ResidualSpectra,
@@ -192,19 +193,21 @@ def draw_images(
     how.check(run.config)
     times, labels = how.times(run.process, run.config.process.times), labels_of(run.config, label, n)
     residuals = how.residuals(run)
-    return generate_shared(
-        world,
-        how.network(run, world.device.type, compiled),
-        run.process,
-        n,
-        labels=labels,
-        guidance=how.guidance,
-        eta=how.eta,
-        seed=how.seed,
-        sampler=how.sampler,
-        times=times,
-        prior=run.prior,
-        residuals=residuals,
-        batch_size=how.batch_size,
-        on_step=on_step,
-    )
+    share = len(world.share(n))
+    with drawing_bar(share, how.batch_size, len(times), on_step, shown=world.leader) as recorder:
+        return generate_shared(
+            world,
+            how.network(run, world.device.type, compiled),
+            run.process,
+            n,
+            labels=labels,
+            guidance=how.guidance,
+            eta=how.eta,
+            seed=how.seed,
+            sampler=how.sampler,
+            times=times,
+            prior=run.prior,
+            residuals=residuals,
+            batch_size=how.batch_size,
+            on_step=recorder,
+        )

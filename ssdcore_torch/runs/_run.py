@@ -267,8 +267,9 @@ class Run:
         return finished
 
     def draw_pictures(self) -> None:
-        """samples.png and denoising.png in the folder, from the averaged weights."""
-        final_pictures(self.path, self.config, self.ema, self.process, self.prior)
+        """samples.png, denoising.png and report.html in the folder, from the averaged weights."""
+        drawn = final_pictures(self.path, self.config, self.ema, self.process, self.prior, self.step)
+        write_report(self, self.path / "report.html", drawn)
 
     def sample(
         self,

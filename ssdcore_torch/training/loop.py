@@ -182,7 +182,7 @@ class _Loop:
 
     def draw(self, stops: Stops) -> None:
         """A grid of samples, of the state that is saved; if it cannot be drawn or written, training goes on."""
-        step = self.trainer.step
+        step, started = self.trainer.step, time.perf_counter()
         try:
             with stops.abandonable():
                 picture = sample_grid(self.trainer)
@@ -195,6 +195,7 @@ class _Loop:
             pass  # the loop sees the request, as all ranks do
         except Exception as error:  # a full disk, a device without memory
             _log.warning("the samples of step %d cannot be drawn (%s): training goes on", step, error)
+        self.since += time.perf_counter() - started  # no training went on
 
     def evaluate(self, stops: Stops) -> None:
         """Figures of the averaged network; the best so far is saved, and kept."""

@@ -11,26 +11,45 @@ import ssdcore as ssd
 from ssdcore_torch import images
 from ssdcore_torch.config import Config
 from ssdcore_torch.denoisers import Predictor, device_of
+from ssdcore_torch.progress import drawing_bar
 from ssdcore_torch.sampling import StepRecorder, drawing_network, generate
 from ssdcore_torch.training.trainer import Trainer
 
 SAMPLES = 64
 SAMPLE_STEPS = 100
 
+Step = tuple[int, Tensor, Tensor]
+
 
 def sample_grid(trainer: Trainer) -> Image.Image:
     """A grid of the averaged network's samples: the same noise, and classes in turn, at every call."""
-    return images.grid(_drawn(trainer.averages.network, trainer.process, trainer.config, trainer.prior))
+    config = trainer.config
+    drawn = _drawn(trainer.averages.network, trainer.process, config, trainer.prior)
+    return _titled(drawn, config, trainer.step)
 
 
 def final_pictures(
-    folder: Path, config: Config, net: Predictor, process: ssd.LinearDiffusion, prior: ssd.Gaussian | None
-) -> None:
-    """samples.png and denoising.png, from the averaged weights `net`."""
-    chain: list[tuple[int, Tensor, Tensor]] = []
+    folder: Path, config: Config, net: Predictor, process: ssd.LinearDiffusion, prior: ssd.Gaussian | None, step: int
+) -> tuple[Tensor, list[Step]]:
+    """samples.png and denoising.png, from the averaged weights `net` after `step` steps.
+
+    Returns the samples, and the steps (t, x_t, prediction) of their chain, for who shows them elsewhere, too.
+    """
+    chain: list[Step] = []
     drawn = _drawn(net, process, config, prior, lambda *step: chain.append(step))
-    images.save(images.grid(drawn), folder / "samples.png")
+    images.save(_titled(drawn, config, step), folder / "samples.png")
     images.save(images.denoising_strip(chain), folder / "denoising.png")
+    return drawn, chain
+
+
+def _titled(drawn: Tensor, config: Config, step: int) -> Image.Image:
+    """A grid of samples with its heading and the names of their classes."""
+    labels = config.labels_in_turn(len(drawn))
+    return images.grid(
+        drawn,
+        title=f"step {step:,} of {config.train.steps:,}, seed {config.seed}",
+        captions=images.class_captions(labels, config.data.class_names),
+    )
 
 
 def _drawn(
@@ -40,15 +59,16 @@ def _drawn(
     prior: ssd.Gaussian | None,
     on_step: StepRecorder | None = None,
 ) -> Tensor:
-    device = device_of(net)
-    return generate(
-        drawing_network(net, config.train.in_bfloat16(device.type)),
-        process,
-        SAMPLES,
-        steps=min(SAMPLE_STEPS, process.steps),
-        seed=config.seed,
-        prior=prior,
-        labels=config.labels_in_turn(SAMPLES),
-        batch_size=SAMPLES,
-        on_step=on_step,
-    )
+    device, steps = device_of(net), min(SAMPLE_STEPS, process.steps)
+    with drawing_bar(SAMPLES, SAMPLES, steps, on_step) as recorder:
+        return generate(
+            drawing_network(net, config.train.in_bfloat16(device.type)),
+            process,
+            SAMPLES,
+            steps=steps,
+            seed=config.seed,
+            prior=prior,
+            labels=config.labels_in_turn(SAMPLES),
+            batch_size=SAMPLES,
+            on_step=recorder,
+        )
