@@ -454,7 +454,7 @@ class AxisMatrix:
     def _is_fast(self) -> bool:
         return isinstance(self.form, Spectral) and isinstance(self.form.basis, FastBasis)
 
-    def prepare(self) -> None:
+    def precompute(self) -> None:
         """Fill the caches that `apply` reads, here and for the transpose."""
         for matrix in (self, self.T):
             if not (matrix._is_fast or matrix.bands):

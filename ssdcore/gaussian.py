@@ -151,7 +151,7 @@ class Covariance(abc.ABC):
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         """C^power x, for power 1 or 1/2, or −1 where C is invertible: what a subclass implements."""
 
-    def prepare(self, power: float) -> None:  # noqa: B027 - there may be nothing to prepare
+    def precompute(self, power: float) -> None:  # noqa: B027 - there may be nothing to prepare
         """Fill the caches that `apply_power` reads; torch.compile runs it, untraced, while tracing."""
 
     def key(self) -> Hashable | None:
@@ -209,7 +209,7 @@ class Covariance(abc.ABC):
 
     @once_per_trace
     def _prepared(self, power: float) -> None:
-        self.prepare(power)
+        self.precompute(power)
 
     def _run(self, x: Array, power: float) -> Array:
         xp = real_namespace(x, "Covariance")
@@ -256,7 +256,7 @@ class SpectralCovariance(Covariance):
     def _powers(self) -> dict[float, tuple[Constant, float]]:
         return {}
 
-    def prepare(self, power: float) -> None:
+    def precompute(self, power: float) -> None:
         if power not in self._powers:
             with np.errstate(all="ignore"):
                 self._powers[power] = Constant(self.values**power), float(np.float64(self.rest) ** power)
@@ -315,8 +315,8 @@ class OperatorCovariance(Covariance):
     def shape(self) -> Shape:  # type: ignore[override]
         return self.operator.in_shape
 
-    def prepare(self, power: float) -> None:
-        self.operator.prepare()
+    def precompute(self, power: float) -> None:
+        self.operator.precompute()
 
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         def function(eigenvalues: Array) -> Array:

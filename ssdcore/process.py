@@ -742,7 +742,7 @@ class LinearDiffusion:
         rho = (sigma_s / sigma_t) ** 2
         if eta == 1:
             covariance = self._covariance(ratio * unscaled, lambda m2: sigma_s**2 * (1 - rho * m2), sigma_s**2)
-            unscaled.prepare()
+            unscaled.precompute()
             lift = Lift.of(unscaled, sigma_s, ratio, rho)
             return _PosteriorStep(*alphas, unscaled, rho * ratio if lift is None else lift, covariance)
         unscaled.prepare_spectrum()

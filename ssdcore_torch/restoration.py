@@ -15,8 +15,8 @@ from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._residuals import first_of_size
 from ssdcore_torch.sampling._walk import (
-    Draw,
     Noise,
+    NoiseSource,
     StepRecorder,
     Walk,
     evaluating,
@@ -162,7 +162,7 @@ class _Guide:
         image = self._lift(clean.double(), first)
         return clean + self.chain.clean(self._pull(image, k), first).to(clean.dtype)
 
-    def start(self, draw: Draw) -> Tensor:
+    def start(self, draw: NoiseSource) -> Tensor:
         """x_T given y for Gaussian images: a joint draw of (x_0, y), moved by the regression of x_0 on y."""
         chain = self.chain
         image = self.law.sample(draw(chain.shape(0)).double())

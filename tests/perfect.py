@@ -11,7 +11,7 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch.denoisers import level_sizes_of
-from ssdcore_torch.sampling._walk import Draw, Walk
+from ssdcore_torch.sampling._walk import NoiseSource, Walk
 
 
 def power_law(shape: tuple[int, ...], variance: float = 0.25) -> np.ndarray:
@@ -63,7 +63,7 @@ def noise_shapes(chain: ssd.LinearDiffusion, eta: float) -> list[tuple[int, ...]
     return [chain.shape(chain.steps), *(chain.shape(k - 1) for k in taken)]
 
 
-def unit_noise(shapes: list[tuple[int, ...]]) -> Draw:
+def unit_noise(shapes: list[tuple[int, ...]]) -> NoiseSource:
     """Noise for a batch that holds no noise in its first sample and one unit vector of all that is asked for in each
     other, `shapes` being what will be asked for, in order."""
     count, offset, expected = sum(map(math.prod, shapes)) + 1, 1, iter(shapes)

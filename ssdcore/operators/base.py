@@ -53,7 +53,7 @@ class LinearOperator(LinearMap):
         plus(other)             one operator equal to ``self + other``, or None
         key()                   what two equal operators have in common, hashable; default None: equal to itself only.
                                 Equal operators share what jax has compiled
-        prepare()               make and keep constants that `apply` reads; torch.compile runs it, untraced, while
+        precompute()            make and keep constants that `apply` reads; torch.compile runs it, untraced, while
                                 tracing. Numbers belong in a ``ssd.operators.Constant``, which has a copy for each
                                 namespace, dtype and device, and which torch.compile cannot confuse with another's
         sympy_matrix()          the exact matrix, for `as_sympy`
@@ -212,8 +212,8 @@ class Transpose(LinearOperator):
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return self.op.apply(xp, y)
 
-    def prepare(self) -> None:
-        self.op.prepare()
+    def precompute(self) -> None:
+        self.op.precompute()
 
     def held_bytes(self) -> int:
         return self.op.held_bytes()
@@ -275,8 +275,8 @@ class Scaled(LinearOperator):
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return self.scale * self.op.apply_adjoint(xp, y)
 
-    def prepare(self) -> None:
-        self.op.prepare()
+    def precompute(self) -> None:
+        self.op.precompute()
 
     def held_bytes(self) -> int:
         return self.op.held_bytes()
@@ -331,9 +331,9 @@ class Composition(LinearOperator):
             y = part.apply_adjoint(xp, y)
         return y
 
-    def prepare(self) -> None:
+    def precompute(self) -> None:
         for part in self.parts:
-            part.prepare()
+            part.precompute()
 
     def held_bytes(self) -> int:
         return sum(part.held_bytes() for part in self.parts)
@@ -379,9 +379,9 @@ class Sum(LinearOperator):
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return functools.reduce(operator.add, [part.apply_adjoint(xp, y) for part in self.parts])
 
-    def prepare(self) -> None:
+    def precompute(self) -> None:
         for part in self.parts:
-            part.prepare()
+            part.precompute()
 
     def held_bytes(self) -> int:
         return sum(part.held_bytes() for part in self.parts)
@@ -434,7 +434,7 @@ class GramOperator(LinearOperator):
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return self.apply(xp, y)
 
-    def prepare(self) -> None:
+    def precompute(self) -> None:
         self.op.prepare_spectrum()
 
     @property

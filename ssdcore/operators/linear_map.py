@@ -69,7 +69,7 @@ class LinearMap(abc.ABC):
             return None
         return Decomposition.dense(self.in_shape, self.out_shape, self.as_matrix())
 
-    def prepare(self) -> None:  # noqa: B027 - there may be nothing to prepare
+    def precompute(self) -> None:  # noqa: B027 - there may be nothing to prepare
         """Fill the caches that applying the operator reads."""
 
     def held_bytes(self) -> int:
@@ -102,12 +102,12 @@ class LinearMap(abc.ABC):
 
     @once_per_trace
     def _prepared(self) -> None:
-        self.prepare()
+        self.precompute()
 
     @once_per_trace
     def prepare_spectrum(self) -> None:
         """Fill the caches that spectral functions read; torch.compile runs it, untraced, while tracing."""
-        self.prepare()
+        self.precompute()
         decomposition = self.decomposition()
         if decomposition is not None:
             _ = decomposition.eigenvalues

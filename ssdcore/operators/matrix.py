@@ -165,10 +165,10 @@ class Matrix(LinearOperator):
     def _columns(self) -> _SparseRows | AxisMatrix:
         return _SparseRows(self.matrix.T.tocsr()) if isinstance(self._rows, _SparseRows) else self._rows.T
 
-    def prepare(self) -> None:
+    def precompute(self) -> None:
         for side in (self._rows, self._columns):
             if isinstance(side, AxisMatrix):
-                side.prepare()
+                side.precompute()
 
     def apply(self, xp: Namespace, x: Array) -> Array:
         return _apply_flat(xp, self._rows, x, self.in_shape, self.out_shape)

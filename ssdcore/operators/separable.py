@@ -37,10 +37,10 @@ class AxisOperator(LinearOperator):
     def _convolution(self) -> Convolution | None:
         return Convolution.of(self.axis_matrices())
 
-    def prepare(self) -> None:
+    def precompute(self) -> None:
         _ = self._axis_order, self._convolution
         for axis in self.axis_matrices():
-            axis.prepare()
+            axis.precompute()
 
     def apply(self, xp: Namespace, x: Array) -> Array:
         if self._convolution is not None and Convolution.serves(xp, x):

@@ -111,10 +111,10 @@ class _Change:
     cross: np.ndarray
 
 
-State = TypeVar("State")
+ChainState = TypeVar("ChainState")
 
 
-class Propagation(abc.ABC, Generic[State]):
+class Propagation(abc.ABC, Generic[ChainState]):
     """The law of the chain's state, stage by stage, in the eigenvectors of each stage's signal covariance.
 
     Steps that keep the degradation are diagonal there, so a whole run of them is a few vectors of gains. Means are kept
@@ -126,19 +126,19 @@ class Propagation(abc.ABC, Generic[State]):
         self.data = [structure.data_block(group) for group in structure.groups]
 
     @abc.abstractmethod
-    def start(self, covariance: np.ndarray, shift: np.ndarray) -> State:
+    def start(self, covariance: np.ndarray, shift: np.ndarray) -> ChainState:
         """The state x_T of covariance (b, n), diagonal, or (b, n, n), and mean distance (b, n)."""
 
     @abc.abstractmethod
-    def run(self, stages: list[Stage], states: list[State], first: int, last: int) -> list[State]:
+    def run(self, stages: list[Stage], states: list[ChainState], first: int, last: int) -> list[ChainState]:
         """The steps last → last − 1 → … → first of one stage; at time 0 the state is the prediction itself."""
 
     @abc.abstractmethod
-    def change(self, t: int, stages: list[Stage], below: list[Stage], states: list[State]) -> list[State]:
+    def change(self, t: int, stages: list[Stage], below: list[Stage], states: list[ChainState]) -> list[ChainState]:
         """The step t → t − 1 to the degradation of the stages `below`."""
 
     @abc.abstractmethod
-    def moments(self, state: State) -> tuple[np.ndarray, np.ndarray]:
+    def moments(self, state: ChainState) -> tuple[np.ndarray, np.ndarray]:
         """(covariance, mean distance) of x."""
 
     def law(self, mean: np.ndarray, prior: Gaussian | None) -> tuple[np.ndarray, tuple[BlockLaw, ...]]:
@@ -167,7 +167,7 @@ class Propagation(abc.ABC, Generic[State]):
     def _enter(self, stage: int) -> list[Stage]:
         return Stage.all(self.structure, stage, self.data)
 
-    def _start(self, stages: list[Stage], mean: np.ndarray, prior: Gaussian | None) -> list[State]:
+    def _start(self, stages: list[Stage], mean: np.ndarray, prior: Gaussian | None) -> list[ChainState]:
         chain, last = self.chain, self.chain.steps
         alpha, sigma = chain.alpha(last), chain.sigma(last)
         if prior is None:

@@ -384,9 +384,9 @@ def finish(session: Session, *, tensorboard: bool = False, profile: bool = False
     trainer, out = session.trainer, session.out
     evaluation = None
     if trainer.config.train.evaluate_every is not None:
-        from ssdcore_torch.training.evaluation import Evaluation
+        from ssdcore_torch.training.evaluation import EvaluationInTraining
 
-        evaluation = Evaluation(trainer, out)
+        evaluation = EvaluationInTraining(trainer, out)
     return train(trainer, out, Extras(evaluation, tensorboard, profile))
 
 

@@ -15,8 +15,8 @@ from ssdcore_torch.denoisers import Predictor, device_of, level_sizes_of
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._placement import Placement, chain_of
 from ssdcore_torch.sampling._walk import (
-    Draw,
     Noise,
+    NoiseSource,
     Walk,
     evaluating,
     fill_of,
@@ -114,7 +114,7 @@ def encode(
     return Encoding(torch.cat(states), tuple(torch.cat(same) for same in zip(*details)), chain.times)
 
 
-def _up(walk: Walk, images: Tensor, draw: Draw, tolerance: float) -> tuple[Tensor, list[Tensor]]:
+def _up(walk: Walk, images: Tensor, draw: NoiseSource, tolerance: float) -> tuple[Tensor, list[Tensor]]:
     """x_T and the details of one batch."""
     chain = walk.chain
     details: list[Tensor] = []
@@ -200,7 +200,7 @@ def decode(
     return torch.cat(parts)
 
 
-def _held(details: Sequence[Tensor]) -> Draw:
+def _held(details: Sequence[Tensor]) -> NoiseSource:
     """The details of the change to a size; the other steps of that size ask for no noise."""
     kept = {tuple(detail.shape[2:]): detail for detail in details}
     return lambda shape: kept[shape]

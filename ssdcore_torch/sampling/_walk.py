@@ -18,7 +18,7 @@ from ssdcore_torch.randomness import sample_noise
 from ssdcore_torch.sampling._residuals import ResidualSpectra, degraded_further, reverse_step
 
 StepRecorder = Callable[[int, Tensor, Tensor], None]
-Draw = Callable[[tuple[int, ...]], Tensor]
+NoiseSource = Callable[[tuple[int, ...]], Tensor]
 """Noise of a trailing shape, (batch, channels, *shape): a `Noise`, or what stands for one."""
 
 
@@ -146,7 +146,7 @@ class Walk:
         condition = {} if labels is None else {"label": labels}
         return self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1)), **condition).to(x.dtype)
 
-    def down(self, x: Tensor, draw: Draw, on_step: StepRecorder | None = None) -> Tensor:
+    def down(self, x: Tensor, draw: NoiseSource, on_step: StepRecorder | None = None) -> Tensor:
         """x_0, the last prediction, from x_T ``(batch, channels, *smallest size)``; noise is drawn where needed."""
         chain = self.chain
         previous: Tensor | None = None

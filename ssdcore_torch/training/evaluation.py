@@ -10,7 +10,7 @@ from ssdcore_torch.training.pictures import SAMPLE_STEPS
 from ssdcore_torch.training.trainer import Trainer
 
 
-class Evaluation:
+class EvaluationInTraining:
     """trainer -> figures of its averaged network against the training images; all ranks share the work.
 
     The same seed every time, so that two evaluations of a run differ by the network alone.
