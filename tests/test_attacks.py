@@ -6,13 +6,16 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
 import sys
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,11 +24,13 @@ import torch
 from commands import refusal
 from PIL import EpsImagePlugin, Image
 
-from ssdcore_torch import metrics, prepare
+from ssdcore_torch import checkpoint, load_run, metrics, prepare
 from ssdcore_torch.commands import convert as convert_command
 from ssdcore_torch.commands import evaluate, train
 from ssdcore_torch.commands import prepare as prepare_command
+from ssdcore_torch.commands import sample as sample_command
 from ssdcore_torch.data import Feed, _cache, _remote, _shards, _sharing, load_images, open_images
+from ssdcore_torch.distributed import World
 
 TINY = ["--device", "cpu", "--size", "8", "--levels", "2", "--batch-size", "4", "--steps", "1"]
 TINY += ["--set", "network.base_channels=32", "--set", "network.channel_multipliers=[1,1]"]
@@ -637,3 +642,183 @@ def test_classes_that_training_never_saw_are_not_drawn(tmp_path: Path, capsys: p
     assert sample.main([str(x) for x in (tmp_path / "run", *drawn[:-1], out)]) == 0
     with np.load(out) as arrays:
         assert arrays["labels"].tolist() == [0, 2, 0, 2]
+
+
+# ---- weights
+
+
+def converted(tmp_path: Path) -> Path:
+    official = Path(__file__).parent / "data" / "flexi_unet_tiny.safetensors"
+    assert convert_command.main([str(official), "--levels", "3", "--out", str(tmp_path / "run")]) == 0
+    return tmp_path / "run"
+
+
+def test_a_converted_run_is_under_checksums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = converted(tmp_path)
+    kept = {path: path.read_bytes() for path in run.iterdir()}
+    changed = json.loads(kept[run / "config.json"])
+    changed["process"]["gamma"] = 0.6
+    for name, content, says in (
+        (
+            "ema.safetensors",
+            kept[run / "ema.safetensors"][:-1] + b"\x01",
+            "ema.safetensors is not the file that was wr",
+        ),
+        ("model.safetensors", kept[run / "model.safetensors"][:99], "model.safetensors is not the file that was writ"),
+        ("config.json", json.dumps(changed).encode(), "process.gamma: 0.6 instead of 0.5"),
+        ("manifest.json", b"[" * 100_000, "manifest.json is not JSON"),
+        ("manifest.json", b"{}", "manifest.json: expected the format"),
+        ("manifest.json", kept[run / "manifest.json"].replace(b"bytes", b"byte"), "is not the file that was written"),
+    ):
+        (run / name).write_bytes(content)
+        with pytest.raises(ValueError, match=says):
+            load_run(run)
+        (run / name).write_bytes(kept[run / name])
+    assert load_run(run).step >= 0
+    (run / "manifest.json").unlink()  # of a version that wrote none
+    assert load_run(run).step >= 0
+
+
+def test_weights_that_are_not_finite_are_refused_by_name_whatever_holds_them(
+    saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With every checksum made consistent, so that nothing but the numbers is wrong."""
+
+    def spoil(file: Path, signed: Path | None = None) -> str:
+        tensors, metadata = checkpoint.load_tensors(file)
+        name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+        tensors[name].view(-1)[0] = float("nan")
+        file.unlink()  # model.safetensors of a run is a second name of its checkpoint's
+        checkpoint.save_tensors(file, tensors, metadata)
+        if signed is not None:
+            values = json.loads(signed.read_text())
+            found = {"bytes": file.stat().st_size, "sha256": checkpoint.digest(file)}
+            (values if file.stem == "prior" else values["files"])["prior" if file.stem == "prior" else file.name] = (
+                found
+            )
+            signed.write_text(json.dumps(values))
+        return name
+
+    (tmp_path / "a").mkdir()
+    official = converted(tmp_path / "a")
+    spoil(official / "ema.safetensors", official / "manifest.json")
+    with pytest.raises(ValueError, match=r"ema\.safetensors holds values that are not finite, in "):
+        load_run(official)
+    capsys.readouterr()
+    for name in ("model.safetensors", "ema.safetensors", "prior.safetensors", "optimizer.safetensors"):
+        run = tmp_path / name
+        shutil.copytree(saved_run, run)
+        folder = checkpoint.checkpoints(run)[0]
+        file = run / name if name.startswith("prior") else folder / name
+        tensor = spoil(file, folder / "manifest.json")
+        command = train.main if name.startswith("optimizer") else sample_command.main
+        options = ["--out", run, "--resume", "--device", "cpu"] if command is train.main else [run, "--device", "cpu"]
+        said = refusal(capsys, command, *options)
+        assert f"{file} " in said
+        assert "holds values that are not finite, in" in said
+        assert tensor in said
+    file = tmp_path / "weights.safetensors"
+    shutil.copyfile(saved_run / "ema.safetensors", file)
+    tensor = spoil(file)
+    said = refusal(capsys, sample_command.main, saved_run, "--device", "cpu", "--weights", file)
+    assert f"{file} holds values that are not finite, in {tensor}" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "named"), [("https://192.0.2.1/it's {0..3}.tar", True), ("hf:someone/something", True), ("here", False)]
+)
+def test_to_go_on_names_data_on_another_machine(path: str, named: bool, saved_run: Path, tmp_path: Path) -> None:
+    """As no address is opened that only a file names."""
+    saved = checkpoint.read_config(saved_run)
+    trainer = SimpleNamespace(config=replace(saved, data=replace(saved.data, path=path)))
+    said = train._command(World(0, 1, 0, torch.device("cpu")), *train._resume(trainer, tmp_path))  # type: ignore[arg-type]
+    typed = train.parser().parse_args(shlex.split(said)[3:])
+    assert typed.data == (path if named else None)
+    assert typed.resume
+
+
+# ---- shards and their cache
+
+
+@pytest.mark.parametrize("name", ["offsets", "lengths", "labels", "shards"])
+def test_an_index_of_any_numbers_with_a_manifest_that_fits_it(name: str, tmp_path: Path) -> None:
+    """It is read, or refused in a line that names it; no picture lies outside its shard."""
+    pytest.importorskip("webdataset")
+    source = fill(tmp_path / "in" / "a", 3).parent
+    fill(source / "b", 3)
+    folder = tmp_path / "out"
+    prepare.prepare("folder", source, 8, folder, per_shard=2, workers=0)
+    with np.load(folder / "index.npz") as opened:
+        kept = dict(opened)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    random = np.random.default_rng(0)
+    kinds = ["i8", "i4", "u8", "f8", "?", "U3", "c16"]
+    outcomes = set()
+    for trial in range(40):
+        arrays = {key: value.copy() for key, value in kept.items()}
+        if name not in arrays:
+            arrays[name] = np.arange(3)
+        elif trial % 4 == 0:
+            arrays[name] = arrays[name].astype(kinds[trial // 4 % len(kinds)])
+        elif trial % 4 == 1:
+            arrays[name] = arrays[name][: trial // 4]
+        elif trial % 4 == 2:
+            arrays[name] = np.stack([arrays[name]] * 2)
+        else:
+            arrays[name][random.integers(6)] = random.choice([-1, 0, 1, 511, 513, 10**6, 2**62, -(2**63)])
+        np.savez(folder / "index.npz", **arrays)
+        manifest["index_sha256"] = hashlib.sha256((folder / "index.npz").read_bytes()).hexdigest()
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        _shards._opened.cache_clear()
+        try:
+            images = load_images(folder, 8)
+            outcomes.add("read")
+            assert len(images) + len(images.skipped) == 6
+        except ValueError as error:
+            outcomes.add("refused")
+            told = str(error)
+            assert str(folder) in told
+            assert "\n" not in told
+    assert "refused" in outcomes or name == "shards"
+
+
+def test_an_index_that_unpacks_to_more_than_its_manifest_says_is_not_unpacked(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    prepare.prepare("folder", fill(tmp_path / "in", 3), 8, tmp_path / "out", workers=0)
+    np.savez_compressed(tmp_path / "out" / "index.npz", offsets=np.zeros(2**22, np.int64), lengths=np.ones(3, np.int64))
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    manifest["index_sha256"] = hashlib.sha256((tmp_path / "out" / "index.npz").read_bytes()).hexdigest()
+    (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match=r"index\.npz is no index of shards \(it unpacks to more than 3 pictures take\)"
+    ):
+        open_images(tmp_path / "out", 8)
+
+
+@pytest.mark.parametrize("trial", range(20))
+def test_a_log_of_any_bytes_is_gone_on_with(trial: int, tmp_path: Path) -> None:
+    """Sound lines are kept, the others left out; nothing else is raised, and nothing else lost."""
+    from ssdcore_torch.training.log import Log
+
+    random = np.random.default_rng(trial)
+    lines = [json.dumps({"step": step, "loss": 1.0}).encode() for step in range(1, 9)]
+    for _ in range(3):
+        k = int(random.integers(len(lines)))
+        line = bytearray(lines[k])
+        place = int(random.integers(len(line)))
+        line[place : place + int(random.integers(3))] = random.bytes(int(random.integers(4)))
+        lines[k] = bytes(line)
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\n".join(lines) + b"\n" * int(random.integers(2)))
+    Log(path, 6).write({"step": 7})
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    untouched = [json.loads(line) for line in lines if line == json.dumps({"step": _step(line), "loss": 1.0}).encode()]
+    assert rows[-1] == {"step": 7}
+    assert [row for row in untouched if row["step"] <= 6] == [row for row in rows[:-1] if row in untouched]
+
+
+def _step(line: bytes) -> object:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None

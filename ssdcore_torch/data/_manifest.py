@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +25,9 @@ FORMAT = "ssdcore shards 1"
 
 MOST_MANIFEST, MOST_INDEX = 2**28, 2**32
 """Bytes of either file that are read: for some million shards and some hundred million pictures."""
+
+MOST_HEADER = 4096
+"""Bytes that an array of the index takes besides its numbers."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,9 @@ class Index:
         if hashlib.sha256(data).hexdigest() != manifest.index_sha256:
             raise ValueError(f"{where} is not the index that its manifest speaks of: prepare the shards again")
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as packed:
+                if any(info.file_size > 8 * manifest.images + MOST_HEADER for info in packed.infolist()):
+                    raise ValueError(f"it unpacks to more than {manifest.images} pictures take")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in ("offsets", "lengths", "labels") if name in arrays}
         except Exception as error:  # zip, header and memory errors alike
@@ -160,6 +168,10 @@ class Index:
             raise ValueError(f"{where}: expected offsets, lengths (and labels) int64 {wanted}, got {shown}")
         index = cls(found["offsets"], found["lengths"], found.get("labels"))
         ends = np.repeat([shard.bytes for shard in manifest.shards], [shard.images for shard in manifest.shards])
-        if (index.offsets < 0).any() or (index.lengths < 1).any() or (index.lengths > ends - index.offsets).any():
+        if (
+            (index.offsets < tarfile.BLOCKSIZE).any()
+            or (index.lengths < 1).any()
+            or (index.lengths > ends - index.offsets).any()
+        ):
             raise ValueError(f"{where}: some pictures would lie outside their shards: prepare the shards again")
         return index
