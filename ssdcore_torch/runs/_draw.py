@@ -190,6 +190,8 @@ def draw_images(
 ) -> Tensor:
     """n images of a run, drawn by all ranks together; every rank gets all. Raises ValueError before any work."""
     agree_on(world, run)
+    if n < 0:
+        raise ValueError(f"n: expected a number of images, got {n}")
     how.check(run.config)
     times, labels = how.times(run.process, run.config.process.times), labels_of(run.config, label, n)
     residuals = how.residuals(run)
