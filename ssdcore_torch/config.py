@@ -477,7 +477,9 @@ def _yaml(text: str) -> Any:
 def differences(ours: Config, theirs: Config) -> list[str]:
     """Dotted names of the settings in which two configurations differ, each with both values."""
     a, b = flat_settings(dataclasses.asdict(ours)), flat_settings(dataclasses.asdict(theirs))
-    return [f"{key}: {a[key]} instead of {b[key]}" for key in a if a[key] != b[key]]
+    # networks of different kinds have different settings
+    both = {key: (a.get(key, "none"), b.get(key, "none")) for key in {**a, **b}}
+    return [f"{key}: {one} instead of {two}" for key, (one, two) in both.items() if one != two]
 
 
 # Settings that may differ between ranks: the same data may lie in another place on another machine.
