@@ -3,7 +3,7 @@
     python examples/any_network.py [FOLDER]    a minute on a CPU; needs pip install "ssdcore[torch,interop,evaluate]"
 
 The network knows nothing of sizes or of degradations. `wrap` tells it the process; the prediction "edm" scales what it
-is given and what is made of its output. The folder alone is enough to go on, to sample and to evaluate.
+is given and what is made of its output. The folder alone is enough to continue, to sample and to evaluate.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def by_ssdcore(x_t: Any, clean: Any, noise: Any) -> Any:
 
 
 def by_hand_torch(x_t: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """interpolate, its transpose by autograd, and 40 Lanczos steps a sample for the square root."""
+    """interpolate, its transpose by autograd, and 40 Lanczos steps per sample for the square root."""
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
     alpha_s, alpha_t = alpha_bar[S - 1].sqrt(), alpha_bar[T - 1].sqrt()
     sigma_s, sigma_t = (1 - alpha_bar[S - 1]).sqrt(), (1 - alpha_bar[T - 1]).sqrt()

@@ -17,7 +17,7 @@ _MOST_BYTES = 4 * 2**30  # of a compressed array; what is not compressed is read
 def read_images(path: str | None, size: int) -> tuple[np.ndarray, str]:
     """(images (n, channels, size, size) uint8, what was read, with any skipped files).
 
-    Larger images are cropped to the centred square and resized (bicubic, antialiased). Transparency is laid over white.
+    Larger images are cropped to the centred square and resized (bicubic, antialiased). Transparency becomes white.
 
     Args:
         path: an image folder (Pillow reads it), an .npz or .npy file of uint8 images (n, h, w) or (n, h, w, 1, 3 or

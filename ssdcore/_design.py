@@ -65,12 +65,12 @@ def _reporting(command: Callable[[argparse.Namespace], None]) -> Callable[[argpa
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="FOLDER_OR_NPZ", help="images (without it: the embedded drawings)")
-    parser.add_argument("--size", type=int, default=64, help="full size in pixels a side")
+    parser.add_argument("--size", type=int, default=64, help="full size in pixels per side")
     parser.add_argument("--levels", type=int, default=4, help="resolution levels, each half the one before")
     parser.add_argument("--noise", choices=NoiseSchedule.names(), default="linear", help="noise schedule")
     parser.add_argument("--process-steps", type=int, default=1000, help="T, the steps of the process")
     parser.add_argument(
-        "--nats", type=float, default=1.0, help="a level change that loses less than this a channel is called free"
+        "--nats", type=float, default=1.0, help="a level change that loses less than this per channel is called free"
     )
     _plot.add_option(parser)
 
@@ -206,7 +206,7 @@ def _run_info(arguments: argparse.Namespace) -> None:
     print("\nInfo(r) is that of ConvexDecay 0.5, the paper's choice.")
     for size, start in zip(sizes[1:], free):
         when = f"from t = {start}" if start is not None else "at no time"
-        print(f"changing to {size} pixels loses at most {arguments.nats:g} nats a channel {when}")
+        print(f"changing to {size} pixels loses at most {arguments.nats:g} nats per channel {when}")
     if arguments.plot:
         from ssdcore import plotting
 

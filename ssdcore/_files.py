@@ -47,7 +47,7 @@ MOST_TEXT = 2**24
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """The file, open for reading. Raises OSError for what is no regular file: a pipe or a device might never end."""
+    """The file, open for reading. Raises OSError for what is not a regular file: a pipe or a device might never end."""
     kind = os.stat(path).st_mode
     if stat.S_ISREG(kind):
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -72,7 +72,7 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(path)} is no UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise ValueError(f"{os.fspath(path)} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
@@ -216,7 +216,7 @@ class ArrayFile(Mapping[str, np.ndarray]):
         raise ValueError(
             f"{self.path}: its array {name!r} takes {size_of(member.file_size)} unpacked, more than the "
             f"{size_of(self.most)} that data.memory_gib allows: save it with numpy.savez or numpy.save, uncompressed, "
-            "which is read where it lies, or raise data.memory_gib"
+            "which is read in place, or raise data.memory_gib"
         )
 
     def _unpacked(self, file: BinaryIO, member: zipfile.ZipInfo, name: str) -> np.ndarray:

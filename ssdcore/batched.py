@@ -73,7 +73,7 @@ class BatchedCovariance(Covariance):
     def as_matrix(self) -> np.ndarray:
         """The dense matrix (n, n), of one item only. Raises ValueError for several."""
         if self.values.size != np.prod(self.values.shape[self.values.ndim - len(self.modes.counts) :]):
-            raise ValueError("BatchedCovariance: it has one matrix an item; take the items at their own times")
+            raise ValueError("BatchedCovariance: it has one matrix per item; take the items at their own times")
         spectrum = np.asarray(self.values).reshape(self.values.shape[self.values.ndim - len(self.modes.counts) :])
         return SpectralCovariance(self.modes, spectrum, float(np.asarray(self.rest).reshape(-1)[0])).as_matrix()
 

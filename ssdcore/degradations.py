@@ -62,7 +62,7 @@ class Degradations(abc.ABC):
 
 
 class Chain(Degradations):
-    """One operator a step, None for the identity."""
+    """One operator per step, None for the identity."""
 
     def __init__(self, shape: Shape, ops: Sequence[LinearOperator | None]) -> None:
         self._changes = [t for t, op in enumerate(ops, start=1) if op is not None]

@@ -115,7 +115,7 @@ def _resolution(axes: Axes, processes: Mapping[str, LinearDiffusion]) -> None:
         _line(axes, i, t, np.array([proc.shape(int(k))[0] for k in t]), name, step=True)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set(xlabel="time t (steps)", ylabel="size of x_t (pixels a side)", title="Resolution")
+    axes.set(xlabel="time t (steps)", ylabel="size of x_t (pixels per side)", title="Resolution")
     axes.legend(fontsize="small")
 
 
@@ -140,7 +140,7 @@ def schedules(processes: Mapping[str, LinearDiffusion]) -> Figure:
 
 
 def radial_spectrum(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Power of images over spatial frequency: (frequencies in cycles a side, mean square of the cosine modes there).
+    """Power of images over spatial frequency: (frequencies in cycles per side, mean square of the cosine modes there).
 
     ::
 
@@ -183,7 +183,7 @@ def spectra(images: Mapping[str, Any], noise: Mapping[str, float] | None = None)
     if levels:
         axes.plot([], [], color="0.4", linewidth=0.8, label="thin: the noise")
     axes.set(xscale="log", yscale="log", title="Radial power spectra")
-    axes.set(xlabel="spatial frequency (cycles a side)", ylabel="power of a mode (pixel value²)")
+    axes.set(xlabel="spatial frequency (cycles per side)", ylabel="power of a mode (pixel value²)")
     axes.legend(fontsize="small")
     return figure
 
@@ -204,7 +204,7 @@ def design(
         processes: named processes, for their sizes over time
         points: name -> (cost, error), both relative to the full-size chain
         information: (levels, T) in nats, from `ssdcore.oracle.level_information`
-        sizes: pixels a side of each level
+        sizes: pixels per side of each level
         nats: the loss below which a level change counts as free: the bound that is drawn
     """
     figure, ((resolution, loss, pareto),) = _figure(1, 3)
@@ -215,7 +215,7 @@ def design(
         _line(loss, k - 1, times, lost, f"{sizes[k - 1]} to {sizes[k]} pixels")
     loss.axhline(nats, color="0.4", linewidth=0.8)
     loss.annotate(f"free below {nats:g} nats", (times[0], nats), fontsize="small", va="bottom")
-    loss.set(xlabel="time t of the change (steps)", ylabel="information lost (nats a channel)", yscale="log")
+    loss.set(xlabel="time t of the change (steps)", ylabel="information lost (nats per channel)", yscale="log")
     loss.set_ylim(bottom=nats / 1e3)
     loss.set_title("What a level change loses")
     loss.legend(fontsize="small")
@@ -237,7 +237,7 @@ def information(
         signal: (T,) from `ssdcore.oracle.signal_share`
         shares: name -> (T,) from `pixel_share`
         mutual: (levels, T) in nats
-        sizes: pixels a side of each level
+        sizes: pixels per side of each level
     """
     figure, ((left, right),) = _figure(1, 2)
     times = np.arange(1, len(signal) + 1)
@@ -247,8 +247,8 @@ def information(
     left.set(xlabel="time t (steps)", ylabel="share of pixels", title="Signal left and pixels kept")
     left.legend(fontsize="small")
     for k, row in enumerate(mutual):
-        _line(right, k, times, row, f"{sizes[k]} pixels a side")
-    right.set(xlabel="time t (steps)", ylabel="I(x_0; x_t) (nats a channel)", yscale="log")
+        _line(right, k, times, row, f"{sizes[k]} pixels per side")
+    right.set(xlabel="time t (steps)", ylabel="I(x_0; x_t) (nats per channel)", yscale="log")
     right.set_title("Mutual information, Gaussian model")
     right.legend(fontsize="small")
     return figure
@@ -355,7 +355,7 @@ def images(rows: Mapping[str, Sequence[Any]], titles: Sequence[str] = ()) -> Fig
         raise ValueError("images: expected at least one row of at least one image")
     columns = max(len(row) for row in pixels.values())
     if titles and len(titles) != columns:
-        raise ValueError(f"titles: expected {columns}, one a column, got {len(titles)}")
+        raise ValueError(f"titles: expected {columns}, one per column, got {len(titles)}")
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     tile = 1.15
     caption = 0.22 if len(sizes) > 1 else 0.05

@@ -813,7 +813,7 @@ def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape
         shapes = [positive_shape(size, "LinearDiffusion.resize: sizes") for size in sizes]
         if len(shapes) != levels or shapes[0] != base:
             raise ValueError(
-                f"LinearDiffusion.resize: expected {levels} sizes, one a level, the first being {base}; got {shapes}"
+                f"LinearDiffusion.resize: expected {levels} sizes, one per level, the first being {base}; got {shapes}"
             )
     else:
         if not (math.isfinite(factor) and factor > 1):

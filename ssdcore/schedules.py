@@ -297,7 +297,7 @@ class NoiseSchedule:
         factors = np.asarray(factors, dtype=np.float64)
         if factors.shape != self.alpha.shape or not (np.isfinite(factors) & (factors > 0)).all():
             raise ValueError(
-                f"NoiseSchedule.scaled: expected {len(self.alpha)} finite positive factors, one a time, "
+                f"NoiseSchedule.scaled: expected {len(self.alpha)} finite positive factors, one per time, "
                 f"got {factors if factors.size < 8 else factors.shape}"
             )
         scaling = _Scaled(self, Constant(factors))

@@ -53,7 +53,7 @@ class DataConfig:
         class_counts: how many images of each class it was trained on; filled in with the names. Classes without any
             are not drawn
         flip: mirror every image left to right with probability ½
-        crop: of images that are no square: "center", or a "random" square each time
+        crop: of images that are not square: "center", or a "random" square each time
         workers: processes that decode; None: as many as there are cores, up to 8
         memory_gib: images that fit this much memory once decoded are kept there; more are read again in every epoch
         broken_share: share of unreadable files above which the run stops; up to it they are named, counted and
@@ -107,7 +107,7 @@ class TrainConfig:
 
     Attributes:
         steps: optimizer steps
-        batch_size: images a step, over all processes
+        batch_size: images per step, over all processes
         accumulate: parts that a process works through one after the other in a step, to save memory
         warmup: steps over which the learning rate grows linearly to `learning_rate`
         cosine_decay: then lower it to zero at the last step along a cosine; False keeps it
@@ -246,7 +246,7 @@ class Config:
         if len(full) != 2:
             raise ValueError(f"network.level_sizes: the trainer's data are images of two axes, got sizes {full}")
         if max(full) > LARGEST_SIZE:
-            raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels a side, got {max(full)}")
+            raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels per side, got {max(full)}")
         times = self.network.preconditioned_times if isinstance(self.network, FlexiUNetConfig) else None
         if times not in (None, self.process.steps):
             raise ValueError(
@@ -283,7 +283,7 @@ class Config:
 
     def check_conditions(self, labels: Sequence[int] | None, guidance: float) -> None:
         """Raises ValueError for a class that training saw no image of, and for guidance where it saw no image without
-        its class: a network has numbers for these, too, but what it draws by them is no picture of the data."""
+        its class: a network has numbers for these, too, but what it draws by them is not a picture of the data."""
         trained, names = set(self.trained_labels()), self.data.class_names
         if labels is not None and (unseen := sorted(set(labels) - trained)):
             known = ", ".join(printable(names[k]) if names else str(k) for k in sorted(trained)[:50])
@@ -312,7 +312,7 @@ class Config:
 
     def _own_network(self, what: str) -> FlexiUNetConfig:
         if not isinstance(self.network, FlexiUNetConfig):
-            raise ValueError(f"{what}: those of a network of one's own are the process's; leave them out")
+            raise ValueError(f"{what}: a network of your own takes them from the process; leave them out")
         return self.network
 
     def overlaid(self, settings: Mapping[str, Any], size: int | None = None, levels: int | None = None) -> Config:
@@ -368,7 +368,7 @@ class Config:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises ValueError where it names a key twice: one of the values would silently win."""
     if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"{twice[0]!r:.60} stands twice in one object")
+        raise ValueError(f"{twice[0]!r:.60} is given twice in one object")
     return dict(pairs)
 
 
@@ -407,7 +407,7 @@ def designed(schedule: ssd.oracle.Schedule) -> dict[str, Any]:
 
 
 def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings laid over each other, section by section.
+    """All the settings, section by section, those of later trees in the place of earlier ones.
 
     Raises:
         ValueError: Where one tree has a value and a later one a section, or the other way round.

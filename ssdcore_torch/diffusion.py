@@ -171,7 +171,7 @@ class Objective:
         if noise.shape != (expected := batch.noise_shape(x0.shape[1])):
             raise ValueError(f"noise: expected the shape {expected} for this batch, got {tuple(noise.shape)}")
         if labels is not None and labels.shape != (len(batch),):
-            raise ValueError(f"labels: expected shape ({len(batch)},), one an image, got {tuple(labels.shape)}")
+            raise ValueError(f"labels: expected shape ({len(batch)},), one per image, got {tuple(labels.shape)}")
         repeats = batch.times.size // len(batch)
         with torch.autocast(x0.device.type, enabled=False):
             t, alpha, sigma, weight = (self.rows(batch.times, x0.device) if rows is None else rows).flatten(1)

@@ -122,7 +122,7 @@ def connect(device: str | None = None) -> Iterator[World]:
         if local >= torch.cuda.device_count():
             raise UserError(
                 f"rank {rank} is number {local} on its machine, which has {torch.cuda.device_count()} GPUs: start at "
-                "most one process a GPU (torchrun --nproc_per_node), or all on the CPU with --device cpu"
+                "most one process per GPU (torchrun --nproc_per_node), or all on the CPU with --device cpu"
             )
         device = f"cuda:{local}"
     opened = open_device(device)

@@ -20,7 +20,7 @@ exactly; there is no error of discretisation. Its width is the standard deviatio
     σ_rel = √(γ + 1) / ((γ + 2) √(γ + 3)),   1/√12 at γ = 0 and falling with γ,
 
 so that γ is the largest root of γ³ + 7γ² + (16 − σ_rel⁻²)γ + 12 − σ_rel⁻² = 0. Unlike an exponential average's, this
-profile keeps its shape as training goes on.
+profile keeps its shape as training continues.
 
 Post hoc: snapshots i, of exponents γᵢ after tᵢ steps, are mixed with weights x to resemble the profile p* that is asked
 for, at a step T that has snapshots::
@@ -177,7 +177,7 @@ def _open(path: Path) -> Snapshot:
         if step < 1:
             raise ValueError(f"expected a step of at least 1, got {step}")
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no snapshot of an average: its header says {metadata or 'nothing'}") from error
+        raise ValueError(f"{path} is not a snapshot of an average: its header says {metadata or 'nothing'}") from error
     return Snapshot(path, width, step)
 
 

@@ -31,7 +31,7 @@ class Pool:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         torch.cuda.synchronize()
         with torch.cuda.stream(stream), _no_collection():
-            # Other threads, which load images, may go on with what no capture may hold.
+            # Other threads, which load images, may continue with what no capture may hold.
             graph.capture_begin(pool=self._handle, capture_error_mode="thread_local")
             try:
                 result = run()

@@ -159,7 +159,7 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def _tiles(images: Tensor, scale: int | None = None) -> np.ndarray:
-    """(n, h·scale, w·scale, 3) bytes of images with 1, 3 or 4 channels; transparency is laid over white."""
+    """(n, h·scale, w·scale, 3) bytes of images with 1, 3 or 4 channels; transparency becomes white."""
     pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
     if pixels.shape[3] == 4:
         share = pixels[..., 3:] / 255

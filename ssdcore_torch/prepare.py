@@ -10,7 +10,7 @@ Each recipe is one command::
     python -m ssdcore_torch.train --preset celeba64 --data celeba64
 
 A shard is written under another name and renamed when it is whole, the manifest after all shards: what has its name is
-complete, and the same command goes on after a crash with the shard that is missing. The shards are in WebDataset's
+complete, and the same command continues after a crash with the shard that is missing. The shards are in WebDataset's
 layout: KEY.png, lossless, and KEY.cls with the class where there are classes; the images in an order drawn from --seed.
 
 CelebA's training split, without validation and test: make a list of its files first,
@@ -256,7 +256,7 @@ def _held(out: Path) -> Iterator[None]:
             f"--out {out} is being prepared by another process: wait for it, or choose another folder"
         ) from error
     if lock is None:
-        log.warning("%s lies on a file system without locks: let no other process prepare there", out)
+        log.warning("%s is on a file system without locks: let no other process prepare there", out)
     try:
         yield
     finally:

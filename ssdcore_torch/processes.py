@@ -85,10 +85,10 @@ class ProcessConfig:
         if (self.log_snr is None) != (self.noise != LOG_SNR):
             raise ValueError(
                 f"process.log_snr: noise {self.noise!r} takes "
-                f"{'one value a step' if self.log_snr is None else 'none (null)'}"
+                f"{'one value per step' if self.log_snr is None else 'none (null)'}"
             )
         if self.log_snr is not None and len(self.log_snr) != self.steps:
-            raise ValueError(f"process.log_snr: expected {self.steps} values, one a step, got {len(self.log_snr)}")
+            raise ValueError(f"process.log_snr: expected {self.steps} values, one per step, got {len(self.log_snr)}")
         if self.blur is not None and not 0 < self.blur < math.inf:
             raise ValueError(f"process.blur: expected a positive width in pixels, got {self.blur}")
         if (self.operators is None) != (self.degradation != OPERATORS):
@@ -106,7 +106,7 @@ class ProcessConfig:
             ValueError: For settings that admit no process, and for several sizes of one that keeps its size.
         """
         if self.degradation == OPERATORS:
-            raise ValueError("process.operators: this process stands in the run's folder; open it with load_run")
+            raise ValueError("process.operators: this process is stored in the run's folder; open it with load_run")
         if not self.resizes and len(sizes) > 1:
             raise ValueError(
                 f"process.degradation: {self.degradation!r} keeps the size of the state, and the network has "
@@ -215,10 +215,10 @@ def log_snr_file(path: Path) -> tuple[float, ...]:
         else:
             values = np.array(read_text(path).replace(",", " ").split(), dtype=np.float64)
         if values.ndim != 1 or not len(values):
-            raise ValueError(f"expected one number a step, got the shape {values.shape}")
+            raise ValueError(f"expected one number per step, got the shape {values.shape}")
         ssd.NoiseSchedule.from_log_snr(values)
     except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path} holds no log-SNR values ({error}): one number a step, falling") from error
+        raise ValueError(f"{path} holds no log-SNR values ({error}): one number per step, falling") from error
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: expected finite values; what ends without signal is the noise rectified_flow")
     return tuple(float(value) for value in values)

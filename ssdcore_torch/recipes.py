@@ -106,7 +106,7 @@ class DownsampledImageNet(Source):
             return ArrayFile(file, 4 * LEAST_UNPACKED)[name]
         except (ValueError, OSError, KeyError) as error:
             raise FatalSourceError(
-                f"{file} is no batch of the downsampled ImageNet release: {printable(error)}"
+                f"{file} is not a batch of the downsampled ImageNet release: {printable(error)}"
             ) from error
 
 
@@ -140,7 +140,7 @@ def _imagenet(folder: str | Path) -> Source:
     source = _pictures(folder)
     if source.labels is None:
         raise ValueError(
-            f"--from {folder}: expected train_data_batch_1.npz, … of the downsampled release, or a folder a class "
+            f"--from {folder}: expected train_data_batch_1.npz, … of the downsampled release, or one folder per class "
             "(n01440764, …) of pictures"
         )
     return source

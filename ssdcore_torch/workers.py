@@ -189,7 +189,7 @@ class _Crew:
 def _hang_up(end: Connection) -> None:
     """Both sides find nothing more to read. Closing alone would let another file take the number of one that a thread
     is still reading."""
-    if os.name == "posix":  # elsewhere it is no socket, and the processes are killed
+    if os.name == "posix":  # elsewhere it is not a socket, and the processes are killed
         with socket.socket(fileno=os.dup(end.fileno())) as opened, contextlib.suppress(OSError):
             opened.shutdown(socket.SHUT_RDWR)
 

@@ -193,7 +193,7 @@ def test_a_row_names_no_file_of_somebody_elses(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "datasets", Local)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"none of the 4 files .* which is no part of the dataset"):
+        with pytest.raises(ValueError, match=r"none of the 4 files .* which is not part of the dataset"):
             load_images("hf:somebody/something", 8)
 
 
@@ -515,7 +515,7 @@ def test_a_killed_decoder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         said = refusal(capsys, main, *options)
         assert "a process that decodes pictures was killed (exit status -9)" in said
     assert {path.name for path in tmp_path.iterdir()} == {"in", "x.npz", "out"}
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["preparing.json"]  # the same command goes on
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["preparing.json"]  # the same command continues
 
 
 # ---- prepare

@@ -107,8 +107,8 @@ BAD: dict[str, str] = {
     # files of settings
     f"{TRAIN} --config nowhere.yaml": "--config nowhere.yaml: it cannot be read (No such file or directory)",
     f"{TRAIN} --config folder.png": "--config folder.png: it cannot be read (folder.png is a folder)",
-    f"{TRAIN} --config pipe.yaml": "--config pipe.yaml: it cannot be read (pipe.yaml is no regular file)",
-    f"{TRAIN} --config latin.yaml": "--config latin.yaml: latin.yaml is no UTF-8 text",
+    f"{TRAIN} --config pipe.yaml": "--config pipe.yaml: it cannot be read (pipe.yaml is not a regular file)",
+    f"{TRAIN} --config latin.yaml": "--config latin.yaml: latin.yaml is not UTF-8 text",
     f"{TRAIN} --config twice.yaml": "--config twice.yaml: not YAML: 'train' is given twice",
     f"{TRAIN} --config bomb.yaml": "--config bomb.yaml: not YAML: aliases (*a) are not read",
     f"{TRAIN} --config loop.yaml": "--config loop.yaml: not YAML: aliases (*a) are not read",
@@ -340,7 +340,7 @@ def test_a_run_that_never_saved_is_replaced_or_gone_on_with_from_the_start(
     checkpoint.release(run)
     train.session_of(train.parser().parse_args(["--out", str(run), "--resume", "--device", "cpu"]), WORLD)
     checkpoint.release(run)
-    assert "going on after step 3 of" in capsys.readouterr().err
+    assert "continuing after step 3 of" in capsys.readouterr().err
     (run / "thesis.tex").touch()
     assert not checkpoint.never_saved(run)
 

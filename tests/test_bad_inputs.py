@@ -156,7 +156,7 @@ Row = tuple[Callable[..., int], str, str]
 DATA: list[tuple[str, str]] = [
     ("picture.png", "is not a readable .npz or .npy file of images"),
     ("text.txt", "is not a readable .npz or .npy file of images"),
-    ("table.parquet", "is a Parquet file: give the folder that it lies in, as hf:"),
+    ("table.parquet", "is a Parquet file: give the folder that it is in, as hf:"),
     ("nothing.npz", "is not a readable"),
     ("zip.npz", "holds neither arrays nor pictures"),
     ("damaged.npz", "damaged.npz is not a readable"),
@@ -180,12 +180,12 @@ DATA: list[tuple[str, str]] = [
     ("long.idx", "is cut short or damaged"),
     ("labels.idx", "expected images, an IDX file of 3 axes"),
     ("floats.idx", "is not a readable"),
-    ("pipe", "pipe is no regular file"),
+    ("pipe", "pipe is not a regular file"),
     ("empty", "holds no files"),
     ("notes", "none of the 1 files"),
     ("missing", "no such data"),
     ("missing.tar", "no such data"),
-    ("cut.tar", "is no sound uncompressed tar file"),
+    ("cut.tar", "is not an intact, uncompressed tar file"),
     ("none.tar", "holds no pictures"),
     ("long.tar", "expected a class number"),
     ("large.tar", "expected a class number"),
@@ -203,7 +203,7 @@ DATA: list[tuple[str, str]] = [
     ("no-labels", "number the classes from 0"),
     ("no-lengths", "got offsets int64 (6,)"),
     ("missing/manifest.json", "missing/manifest.json"),
-    ("not-json", "is no manifest of shards"),
+    ("not-json", "is not a manifest of shards"),
 ]
 
 ADDRESSES = [
@@ -226,11 +226,11 @@ SETTINGS = [
 ]
 
 FILES = [
-    ("--config", "latin.yaml", "is no UTF-8 text"),
+    ("--config", "latin.yaml", "is not UTF-8 text"),
     ("--config", "bomb.yaml", "aliases (*a0) are not read"),
     ("--config", "loop.yaml", "aliases (*a) are not read"),
     ("--config", "double.yaml", "'seed' is given twice"),
-    ("--config", "pipe", "is no regular file"),
+    ("--config", "pipe", "is not a regular file"),
     ("--config", "good", "is a folder"),
     ("--config", "none.yaml", "--config"),
     ("--schedule", "none.json", "--schedule"),
@@ -243,13 +243,13 @@ PREPARE = [
     (["folder", "--from", "BAD/notes", "--size", "8"], "holds no pictures"),
     (["folder", "--from", "BAD/good", "--size", "9"], "none of the 6 pictures"),
     (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/none.list"], "--list"),
-    (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/latin.list"], "is no UTF-8 text"),
+    (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/latin.list"], "is not UTF-8 text"),
     (
         ["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/strange.list"],
         "1 names of the list are no pictures",
     ),
     (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/blank.list"], "it names no files"),
-    (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/pipe"], "is no regular file"),
+    (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/pipe"], "is not a regular file"),
     (["folder", "--from", "BAD/small.npz", "--size", "8"], "smaller than --size 8"),
     (["folder", "--from", "BAD/outside", "--size", "8"], "outside their shards"),
     (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/text.txt", "--channels", "2"], "invalid choice"),
@@ -345,7 +345,7 @@ def test_samples(name: str, bad: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ("picture.png", "is not a readable"),
         ("lies.npz", "is cut short"),
         ("objects.npy", "holds Python objects"),
-        ("pipe", "is no regular file"),
+        ("pipe", "is not a regular file"),
         ("notes", "none of its 1 files"),
         ("missing", "no such data"),
         ("five.npz", "got (4, 8, 8, 5)"),

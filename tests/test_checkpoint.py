@@ -176,7 +176,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(
         assert load_run(run).step == 2
 
     break_file(run / "checkpoints" / "step-00000002" / name, how)
-    with pytest.raises(ValueError, match=rf"no sound checkpoint \(step-00000004: .*{name}.*; step-00000002: .*{name}"):
+    with pytest.raises(ValueError, match=rf"no intact checkpoint \(step-00000004: .*{name}.*; step-00000002: .*{name}"):
         load_state(run, network())
     assert (run / "model.safetensors").exists()
 
@@ -379,7 +379,7 @@ def test_what_may_change_when_training_goes_on() -> None:
     data = dataclasses.replace(saved.data, workers=3, flip=True)
     changes = resumable_changes(saved, dataclasses.replace(saved, seed=7, train=train, data=data))
     assert [text.split(":")[0] for text in changes.allowed] == ["data.workers", "train.steps", "train.keep"]
-    assert changes.allowed[1].startswith("train.steps: 20 instead of 8 (training goes on to it")
+    assert changes.allowed[1].startswith("train.steps: 20 instead of 8 (training continues to it")
     refused = [text.split(":")[0] for text in changes.refused]
     assert refused == ["seed", "data.flip", "train.batch_size", "train.learning_rate"]
     assert "seed: 7 instead of 0 (it decides order, times and noise)" in changes.refused
@@ -402,7 +402,7 @@ def test_broken_configurations_are_refused_by_name(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:40])
     with pytest.raises(ValueError, match=r"config.json: not JSON"):
         load_run(tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match=r"is no run folder.*--out"):
+    with pytest.raises(FileNotFoundError, match=r"is not a run folder.*--out"):
         load_run(tmp_path / "nothing")
 
 

@@ -81,7 +81,7 @@ def test_an_archive_beside_pictures_is_no_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "mode", "message"),
     [
-        ({"a.png": png(0)}, "w:gz", "x.tar is no sound uncompressed tar"),
+        ({"a.png": png(0)}, "w:gz", "x.tar is not an intact, uncompressed tar"),
         ({"a.txt": b"a"}, "w", "x.tar holds no pictures"),
         ({"a.png": png(0), "a.jpg": png(0)}, "w", "a has several pictures"),
         ({"a.png": png(0), "a.cls": b"cat"}, "w", "a.cls: expected a class number, got b'cat'"),
@@ -195,7 +195,7 @@ def test_a_manifest_is_read_or_refused_in_a_line(data: st.DataObject) -> None:
     else:
         message = ""
     if message:
-        assert message.startswith("here/manifest.json is no manifest of shards")
+        assert message.startswith("here/manifest.json is not a manifest of shards")
     else:
         assert Manifest.from_json(manifest.to_json(), "again") == manifest
 
@@ -204,7 +204,7 @@ def test_a_manifest_is_read_or_refused_in_a_line(data: st.DataObject) -> None:
 def test_a_manifest_reaches_no_other_folder(name: str) -> None:
     values = good_manifest()
     values["shards"][0]["name"] = name  # type: ignore[index]
-    with pytest.raises(ValueError, match="is no file name"):
+    with pytest.raises(ValueError, match="is not a file name"):
         Manifest.from_json(json.dumps(values), "m")
 
 

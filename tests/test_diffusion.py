@@ -198,7 +198,7 @@ def test_wrong_shapes_are_refused() -> None:
     noise = torch.zeros(batch.noise_shape(3))
     with pytest.raises(ValueError, match="noise: expected the shape"):
         objective(TimesLabel([]), x0, batch, noise[:3], 0)
-    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), one an image, got \(3,\)"):
+    with pytest.raises(ValueError, match=r"labels: expected shape \(4,\), one per image, got \(3,\)"):
         objective(TimesLabel([]), x0, batch, noise, 0, torch.zeros(3, dtype=torch.int64))
     for repeats in ((1, 2), (1, 1, 0, 1, 1)):
         with pytest.raises(ValueError, match="repeats: expected a number >= 1 for each of the 5 paths"):

@@ -232,7 +232,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--width: expected a relative width from 0.001" in refusal(str(tmp_path), "--width", "2", *again)
     assert "holds no snapshots: train with" in refusal(str(tmp_path / "nothing"), "--width", "0.1", *again)
     save_file({"x": torch.ones(1)}, tmp_path / "snapshots" / "power-0.1-00000013.safetensors")
-    assert "power-0.1-00000013.safetensors is no snapshot" in refusal(str(tmp_path), "--width", "0.1", *again)
+    assert "power-0.1-00000013.safetensors is not a snapshot" in refusal(str(tmp_path), "--width", "0.1", *again)
     header = {"step": "13", "width": "0.1"}
     save_file({"x": torch.ones(1)}, tmp_path / "snapshots" / "power-0.1-00000013.safetensors", header)
     assert "is of another network" in refusal(str(tmp_path), "--width", "0.1", *again)

@@ -35,7 +35,7 @@ WAITS = {  # what may wait, and why
     "check": "once in ten steps: whether they were finite",
     "take_figures": "the log's line, at intervals",
     "state": "a checkpoint's numbers",
-    "restore": "once, when a run goes on",
+    "restore": "once, when a run continues",
 }
 
 

@@ -533,7 +533,7 @@ def test_the_pipeline_refuses(run: Path, arguments: dict[str, object], message: 
 
 
 def test_no_run_and_no_such_weights(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="is no run folder"):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
         SSDPipeline.from_run(tmp_path)
     with pytest.raises(ValueError, match="weights: expected ema or model, got 'best'"):
         SSDPipeline.from_run(run, weights="best")

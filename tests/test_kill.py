@@ -223,5 +223,5 @@ def test_a_disk_that_fills_up_ends_in_one_line(tmp_path: Path, script: dict[str,
     assert "cannot be written" in error.splitlines()[-1]
     assert "Traceback" not in error
     assert contents(tmp_path / "checkpoints") == before
-    script["finish"](script["start"](tmp_path))  # and with room again it goes on
+    script["finish"](script["start"](tmp_path))  # and with room again it continues
     assert load_run(tmp_path).step == 30

@@ -183,7 +183,7 @@ def test_design():
 def test_information():
     left, right = FIGURES["information"]().axes
     np.testing.assert_array_equal(curve(left, "Info(r): paper")[1], oracle.pixel_share(PAPER))
-    assert curve(right, "8 pixels a side")[1].tolist() == [1.0] * 50
+    assert curve(right, "8 pixels per side")[1].tolist() == [1.0] * 50
 
 
 points = st.tuples(
@@ -306,7 +306,7 @@ def test_images_show_their_true_size():
         ({"a": []}, [], ValueError, "at least one image"),
         ({"a": [np.zeros((2, 8, 8))]}, [], ValueError, r"row 'a': expected images .* got \(2, 8, 8\)"),
         ({"a": [np.zeros((8, 8), np.uint8)]}, [], TypeError, "row 'a': expected floating-point images"),
-        ({"a": [np.zeros((8, 8))]}, ["1", "2"], ValueError, "titles: expected 1, one a column, got 2"),
+        ({"a": [np.zeros((8, 8))]}, ["1", "2"], ValueError, "titles: expected 1, one per column, got 2"),
     ],
 )
 def test_images_refuse(rows, titles, error, message):

@@ -139,7 +139,7 @@ def test_a_list_chooses_files(tmp_path: Path) -> None:
     there = {image.tobytes(): found.class_names[label] for image, label in zip(found.images, found.labels)}
     assert there == {noise(2, 16, 16).tobytes(): "b", noise(1, 16, 16).tobytes(): "a", noise(0, 16, 16).tobytes(): "b"}
     (tmp_path / "train.txt").write_text("b/000002.png\nc.png\nd.png")
-    with pytest.raises(cli.UserError, match=r"2 names of the list are no pictures in .*, such as c\.png"):
+    with pytest.raises(cli.UserError, match=r"2 names of the list are not pictures in .*, such as c\.png"):
         command.main([*arguments, str(tmp_path / "other")])
     with pytest.raises(ValueError, match="--list chooses files of a folder"):
         prepare("folder", "embedded:drawings64", 16, tmp_path / "other", names=["x"])
@@ -286,7 +286,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     [
         ("celeba", 64, "none of the 3 pictures of .* is readable and large enough"),
         ("celebahq", 256, "none of the 3 pictures"),
-        ("imagenet", 64, "expected train_data_batch_1.npz, … of the downsampled release, or a folder a class"),
+        ("imagenet", 64, "expected train_data_batch_1.npz, … of the downsampled release, or one folder per class"),
         ("folder", 31, "none of the 3 pictures"),
     ],
 )
@@ -314,5 +314,5 @@ def test_mistakes_are_one_line(tmp_path: Path, batches: tuple[Path, np.ndarray, 
     with pytest.raises(cli.UserError, match=r"batch_2\.npz: expected bytes shaped \(n, 3·s·s\), got uint8 \(7, 5\)"):
         command.main(["imagenet", "--from", str(folder), "--size", "64", *out])
     (folder / "train_data_batch_2.npz").write_bytes(b"PK")
-    with pytest.raises(cli.UserError, match=r"batch_2\.npz is no batch of the downsampled ImageNet release"):
+    with pytest.raises(cli.UserError, match=r"batch_2\.npz is not a batch of the downsampled ImageNet release"):
         command.main(["imagenet", "--from", str(folder), "--size", "64", *out])

@@ -54,7 +54,7 @@ def test_blurs_grow_from_nothing_to_their_width(name):
         ({"schedule": "later"}, "process.schedule: expected one of"),
         ({"blur": 0.0}, "process.blur: expected a positive width"),
         ({"blur_schedule": "fast"}, "process.blur_schedule: expected one of 'sine', 'log'"),
-        ({"noise": "log_snr"}, "noise 'log_snr' takes one value a step"),
+        ({"noise": "log_snr"}, "noise 'log_snr' takes one value per step"),
         ({"noise": "log_snr", "log_snr": [1.0]}, "expected 30 values"),
         ({"log_snr": [1.0] * 30}, "noise 'linear' takes none"),
         ({"degradation": "operators"}, "go together"),

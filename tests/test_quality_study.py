@@ -1,4 +1,4 @@
-"""The study of quality under a budget: what a budget buys, that a run goes on where it stopped, what is reported."""
+"""The study of quality under a budget: what a budget buys, that a run continues where it stopped, what is reported."""
 
 from __future__ import annotations
 

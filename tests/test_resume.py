@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on."""
+"""A run that was stopped and continues."""
 
 from __future__ import annotations
 

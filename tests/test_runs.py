@@ -132,7 +132,7 @@ def test_residual_spectra_are_kept_with_the_run_under_their_checksum(tmp_path):
             broken.sample(1, steps=5, second_moments=True)
     assert broken.train()
     assert file.read_bytes() == content
-    # training that goes on leaves them behind until its end
+    # training that continues leaves them behind until its end
     assert broken.train(6)
     assert file.read_bytes() != content
     assert broken.sample(1, steps=5, second_moments=True).isfinite().all()

@@ -218,7 +218,7 @@ def test_one_label_for_all_and_kinds_of_labels(conditional: FlexiUNet) -> None:
         ({"labels": [0, 1, 1]}, ValueError, r"one for all 2 samples or 2 of them, got the shape \(3,\)"),
         ({"labels": [0, 3]}, ValueError, r"expected labels in 0..2 \(2: no class\), got \[3\]"),
         ({"labels": -1}, ValueError, r"got \[-1, -1\]"),
-        ({"labels": [0.0, 1.0]}, TypeError, "expected whole numbers, one a sample or one for all, got float64"),
+        ({"labels": [0.0, 1.0]}, TypeError, "expected whole numbers, one per sample or one for all, got float64"),
         ({"labels": True}, TypeError, "got bool"),
         ({"labels": "cat"}, TypeError, "expected whole numbers"),
         ({"guidance": 2.0}, ValueError, "strengthens class labels, and none are given; add labels="),

@@ -116,7 +116,7 @@ def test_a_second_request_loses_what_the_first_answer_said(tmp_path: Path) -> No
     started.signal(signal.SIGINT)
     code, _, error = started.finish()
     assert code == cli.INTERRUPTED
-    assert "interrupted after step 5: what came after step 4 is lost; to go on from it: python -m" in error
+    assert "interrupted after step 5: what came after step 4 is lost; to continue from it: python -m" in error
     assert load_run(out).step == 4
 
 

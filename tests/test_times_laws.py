@@ -132,7 +132,7 @@ X = np.zeros((2, 8, 8))
         (lambda p: p.posterior(X, X, np.array([1, 2]), np.array([5, 30])), ValueError, "posterior takes times of one size; these have 8×8 and 4×4"),
         (lambda p: p.posterior(X, X, np.array([1, 2]), np.array([30, 31])), ValueError, "the state at t: expected trailing axes"),
         (lambda p: p.transition(np.zeros((3, 8, 8)), np.array([1, 2]), np.array([5, 6])), ValueError, "one for each item of the leading axis"),
-        (lambda p: p.marginal(X, np.array([1, 2])).covariance.as_matrix(), ValueError, "one matrix an item"),
+        (lambda p: p.marginal(X, np.array([1, 2])).covariance.as_matrix(), ValueError, "one matrix per item"),
         (lambda p: p.marginal(X, np.array([0, 2])).log_prob(X), ValueError, "singular"),
     ],
 )  # fmt: skip

@@ -403,7 +403,7 @@ def test_a_conditional_run_draws_its_classes(capsys: pytest.CaptureFixture[str],
 def test_a_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert train.main([*TINY, "--dry-run", "--out", str(tmp_path / "run")]) == 0
     shown = capsys.readouterr().out
-    for word in ("M parameters", "GFLOP an image", "kept for the backward pass", "8×8", "would write to"):
+    for word in ("M parameters", "GFLOP per image", "kept for the backward pass", "8×8", "would write to"):
         assert word in shown
     assert not (tmp_path / "run").exists()
 

@@ -383,7 +383,7 @@ def config_with(**changes: object) -> FlexiUNetConfig:
         ({"in_channels": 0}, ValueError, "in_channels"),
         ({"base_channels": 33}, ValueError, "even"),
         ({"base_channels": 48}, ValueError, "multiple of 32"),
-        ({"channel_multipliers": ()}, ValueError, "one a stage"),
+        ({"channel_multipliers": ()}, ValueError, "one per stage"),
         ({"channel_multipliers": (1, 0.5, 1)}, ValueError, "0.5 × base_channels 32"),
         ({"heads": 3}, ValueError, "heads: 3 do not divide"),
         ({"heads": 2.0}, TypeError, "heads: expected a whole number, got 2.0"),

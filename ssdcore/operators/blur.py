@@ -25,7 +25,7 @@ _BOUNDARIES = ("reflect", "periodic")
 
 @functools.lru_cache(maxsize=64)
 def spectral_basis(n: int, boundary: str) -> tuple[Basis, np.ndarray]:
-    """Orthonormal basis (n, n), columns the modes, and their frequencies ω in radians a sample.
+    """Orthonormal basis (n, n), columns the modes, and their frequencies ω in radians per sample.
 
     "reflect": DCT-II, ω = πk/n. "periodic": real Fourier, ω = 2πk/n for k up to n/2, cosines before sines. A long one
     is applied by fast transforms, and dense only where its `value` is asked for.
@@ -64,7 +64,7 @@ class Blur(AxisOperator):
     Symmetric and positive, of norm one. The degradation of blurring diffusion and, as `Blur.heat`, of heat dissipation.
 
     Attributes:
-        sigma: standard deviation in samples: one number, or one an axis; >= 0
+        sigma: standard deviation in samples: one number, or one per axis; >= 0
         boundary: "reflect": modes are DCT-II cosines, ω = πk/n; "periodic": Fourier modes, ω = 2πk/n
 
     Raises:

@@ -59,7 +59,7 @@ class LinearMap(abc.ABC):
         """Mᵀ y, for y of trailing shape out_shape: what a subclass implements. To apply it, call ``op.T``."""
 
     def axis_matrices(self) -> tuple[AxisMatrix, ...] | None:
-        """One matrix an axis if the operator is separable, else None."""
+        """One matrix per axis if the operator is separable, else None."""
         return None
 
     def decompose(self) -> Decomposition | None:

@@ -96,7 +96,7 @@ def _resize_axis(n_in: int, n_out: int, kernel: str) -> AxisMatrix:
 class Resize(AxisOperator):
     """Resample every trailing axis from in_shape to out_shape, up or down, antialiased, half-pixel centred.
 
-    Separable: one matrix an axis. This is the degradation of Scale Space Diffusion (with kernel="bilinear").
+    Separable: one matrix per axis. This is the degradation of Scale Space Diffusion (with kernel="bilinear").
 
     Attributes:
         kernel: "box", "bilinear", "bicubic" (Keys, a = −1/2) or "lanczos3". "bilinear" and "bicubic" equal

@@ -1,4 +1,4 @@
-"""AxisOperator: one matrix an axis; Separable: such an operator given by its matrices."""
+"""AxisOperator: one matrix per axis; Separable: such an operator given by its matrices."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AxisOperator(LinearOperator):
 
     @abc.abstractmethod
     def axis_matrices(self) -> tuple[AxisMatrix, ...]:
-        """One matrix an axis; the same objects at every call, since they carry what has been computed of them."""
+        """One matrix per axis; the same objects at every call, since they carry what has been computed of them."""
 
     @functools.cached_property
     def _axis_order(self) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ def _apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int
 class Separable(AxisOperator):
     """M = A_1 ⊗ A_2 ⊗ …: matrix A_i of shape (out_i, in_i) acts along trailing axis i.
 
-    - matrices: one real, finite matrix an axis (anything numpy.asarray takes), kept in float64, or an `AxisMatrix`
+    - matrices: one real, finite matrix per axis (anything numpy.asarray takes), kept in float64, or an `AxisMatrix`
 
     Raises:
         ValueError: Or.

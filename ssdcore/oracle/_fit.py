@@ -74,5 +74,5 @@ def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
         part = part / 127.5 - 1.0 if part.dtype == np.uint8 else part.astype(np.float64)
         if not np.isfinite(part).all():
             bad = first + int(np.flatnonzero(~np.isfinite(part).all(axis=tuple(range(1, part.ndim))))[0])
-            raise ValueError(f"fit: image {bad} holds a value that is not finite; leave it out or mend it")
+            raise ValueError(f"fit: image {bad} holds a value that is not finite; leave it out or fix it")
         yield part

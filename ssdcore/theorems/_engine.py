@@ -62,7 +62,7 @@ class Given:
         for left, right in self.rules:
             self._word(left)
             if not is_zero(self.evaluate(left) - self.evaluate(right)):
-                raise ValueError(f"the example breaks the hypothesis {left} = {right}; mend the example or the rule")
+                raise ValueError(f"the example breaks the hypothesis {left} = {right}; fix the example or the rule")
 
     def evaluate(self, expr: MatrixExpr) -> sp.ImmutableMatrix:
         """The expression on the example, as an explicit matrix."""

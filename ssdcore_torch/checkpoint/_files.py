@@ -113,7 +113,7 @@ def load_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
             # copies: the tensors themselves are the mapped file, which may go away, on another machine's disk at that
             return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        fault = f"no readable safetensors file, cut short or of another kind ({printable(error)})"
+        fault = f"not a readable safetensors file: cut short or of another kind ({printable(error)})"
         raise ValueError(f"{path} is {fault}") from error
 
 

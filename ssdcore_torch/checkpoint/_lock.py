@@ -25,7 +25,7 @@ def hold(run: Path) -> None:
     """Keep other processes from training in this folder until `release`, or the end of this process, however it ends.
 
     The folder itself is locked, which stays so if somebody deletes RUN/.lock, and RUN/.lock, for network file systems
-    that lock files alone. A .lock that is a link is refused: what it points to is no part of the run.
+    that lock files alone. A .lock that is a link is refused: what it points to is not part of the run.
 
     Where the file system knows no locks the log says so.
 
@@ -45,12 +45,12 @@ def hold(run: Path) -> None:
         _close(descriptors)
         raise
     if not any(locked):
-        log.warning("%s lies on a file system without locks: make sure that no other process trains there", run)
+        log.warning("%s is on a file system without locks: make sure that no other process trains there", run)
     _held[place] = descriptors
 
 
 def _open_file(path: Path) -> int:
-    """RUN/.lock, made for whom the user's mask lets. Raises ValueError for what is no file."""
+    """RUN/.lock, made for whom the user's mask lets. Raises ValueError for what is not a file."""
     options = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         try:

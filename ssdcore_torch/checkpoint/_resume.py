@@ -1,4 +1,4 @@
-"""A run's config.json, which of its settings may change when training goes on, and data.json, which knows its data."""
+"""A run's config.json, the settings that may change when training continues, and data.json, which knows its data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOW = "only speed and memory depend on it"
 
 # Setting -> why it may differ between a run and its continuation. All others decide what is trained.
 RESUMABLE: Mapping[str, str] = {
-    "train.steps": "training goes on to it; a decaying learning rate follows the new length from here on",
+    "train.steps": "training continues to it; a decaying learning rate follows the new length from here on",
     "train.log_every": _WHEN,
     "train.save_every": _WHEN,
     "train.keep": _WHEN,
@@ -49,7 +49,7 @@ _ONLY_A_LABEL = "it decides what the run was made from"
 @dataclass(frozen=True)
 class Changes:
     """Settings that differ between a saved run and what is asked of its continuation, each with both values and why:
-    those with which training can go on, and those with which it cannot."""
+    those with which training can continue, and those with which it cannot."""
 
     allowed: tuple[str, ...]
     refused: tuple[str, ...]
@@ -93,7 +93,7 @@ def read_config(run: Path) -> Config:
     """Raises FileNotFoundError where there is no run, ValueError for a configuration that cannot be read."""
     path = run / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{run} is no run folder: it has no config.json; train one with --out {run}")
+        raise FileNotFoundError(f"{run} is not a run folder: it has no config.json; train one with --out {run}")
     try:
         return Config.from_json(read_text(path))
     except (ValueError, TypeError) as error:

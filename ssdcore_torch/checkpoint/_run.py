@@ -60,7 +60,7 @@ class OpenRun(Protocol):
 
 @dataclass(frozen=True)
 class Weights:
-    """The newest sound weights of a run, and their average: the step they are of, tensors by name, file."""
+    """The newest intact weights of a run, and their average: the step they are of, tensors by name, file."""
 
     step: int
     net: tuple[Tensors, Path]
@@ -101,7 +101,7 @@ def newest_weights(run: Path, config: Config) -> Weights:
     Raises:
         FileNotFoundError: For what misses a file.
         ValueError: Naming a file that is unreadable, cut short or belongs to another configuration, or each damaged
-            checkpoint if none is sound.
+            checkpoint if none is intact.
     """
     if checkpoints(run):
         opened = open_newest(run, everything=False)
@@ -136,7 +136,7 @@ def build_network(config: Config, process: ssd.LinearDiffusion, tensors: Tensors
     with torch.device("meta" if isinstance(shape, FlexiUNetConfig) else "cpu"):
         try:
             net = NETWORKS[type(shape)](shape, process)
-        except RuntimeError as error:  # sizes whose product is no number of bytes
+        except RuntimeError as error:  # sizes whose product is not a number of bytes
             raise ValueError(
                 f"{file} does not fit the network of config.json, which cannot be built: {error}"
             ) from error

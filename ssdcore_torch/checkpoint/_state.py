@@ -111,7 +111,7 @@ def save_state(run: Path, state: State, keep: int = 3) -> Path:
     """Write a checkpoint of the run, whose config.json is there, then delete all but the newest `keep` up to this step
     and the one of step `state.extra["best"]["step"]`, where there is a best. Its folder.
 
-    Checkpoints of later steps are deleted too: training went on from an older one because they were damaged.
+    Checkpoints of later steps are deleted too: training continued from an older one because they were damaged.
 
     Raises:
         OSError: Where it cannot be written.
@@ -271,7 +271,7 @@ def _delete(path: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Folders of the run's checkpoints, sound or not, newest first."""
+    """Folders of the run's checkpoints, intact or not, newest first."""
     found = [path for path in (run / FOLDER).glob("step-*") if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=lambda folder: (-_step(folder), folder.suffix))
 
@@ -296,13 +296,13 @@ class Checkpoint:
 
 
 def open_newest(run: Path, everything: bool) -> Checkpoint:
-    """The newest sound checkpoint of the run: all of it, or the weights and their first average only.
+    """The newest intact checkpoint of the run: all of it, or the weights and their first average only.
 
     A checkpoint that is not whole, or not what was written, is named in a warning, and the one before it taken.
 
     Raises:
         FileNotFoundError: If the run has no checkpoint.
-        ValueError: Naming each with its fault if none is sound.
+        ValueError: Naming each with its fault if none is intact.
     """
     faults: dict[str, str] = {}
     folders = checkpoints(run)
@@ -321,7 +321,7 @@ def open_newest(run: Path, everything: bool) -> Checkpoint:
     if not faults:
         raise FileNotFoundError(f"{run} has no checkpoint: {run / FOLDER} is empty or missing")
     told = "; ".join(f"{name}: {fault}" for name, fault in faults.items())
-    raise ValueError(f"{run} has no sound checkpoint ({told})")
+    raise ValueError(f"{run} has no intact checkpoint ({told})")
 
 
 def _open(folder: Path, everything: bool) -> Checkpoint:
@@ -351,7 +351,7 @@ def check_prior(run: Path, opened: Checkpoint) -> None:
     path, expected = run / PRIOR, opened.manifest["prior"]
     found = content_of(path) if path.is_file() else None
     if found != expected:
-        fault = "is missing" if found is None else "is not the file that was written: its SHA-256 is another"
+        fault = "is missing" if found is None else "is not the file that was written: its SHA-256 differs"
         raise ValueError(
             f"{path} {fault} (the law of x_T, fitted to the training images); python -m ssdcore_torch.train --out "
             f"{run} --resume fits it again"
@@ -410,7 +410,7 @@ def _listed_residuals(run: Path, step: int) -> dict[str, Any] | None:
 
 
 def newest_sound(run: Path) -> int | None:
-    """The step of the newest checkpoint that training could go on from, every file of it looked at; None: there is
+    """The step of the newest checkpoint that training could continue from, every file of it looked at; None: there is
     none."""
     for folder in checkpoints(run):
         try:
@@ -485,21 +485,21 @@ def _check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | str], pa
 
 
 def was_saved(run: Path) -> bool:
-    """Whether the run has a checkpoint to go on from: False for one that was stopped before its first.
+    """Whether the run has a checkpoint to continue from: False for one that was stopped before its first.
 
     Raises:
-        ValueError: For a run of weights without an optimizer's state, which has none to go on from.
+        ValueError: For a run of weights without an optimizer's state, which has none to continue from.
     """
     if not checkpoints(run) and (run / "model.safetensors").exists():
         raise ValueError(
             f"{run} holds weights without an optimizer's state, as ssdcore_torch.convert writes them: it can be "
-            "sampled from, but training cannot go on with it; train another with --out"
+            "sampled from, but training cannot continue with it; train another with --out"
         )
     return bool(checkpoints(run))
 
 
 def check_folders(run: Path) -> None:
-    """Raises ValueError where a folder of the run is a link: who goes on with it would write and delete elsewhere."""
+    """Raises ValueError where a folder of the run is a link: who continues with it would write and delete elsewhere."""
     for name in (FOLDER, *OWN_FOLDERS, "tensorboard"):
         if (run / name).is_symlink():
             raise ValueError(
@@ -534,11 +534,11 @@ def discard(run: Path) -> None:
 
 
 def load_state(run: Path, expected: Mapping[str, Tensor], buffers: Collection[str] = ()) -> State:
-    """What to continue from: the newest sound checkpoint, for a network whose state dict is `expected`.
+    """What to continue from: the newest intact checkpoint, for a network whose state dict is `expected`.
 
     A damaged checkpoint is named in a warning and the one before it taken; so is another version of torch, with which
-    training does not go on bit for bit. Raises FileNotFoundError if nothing was saved; ValueError for weights that
-    cannot be trained on (of `ssdcore_torch.convert`), if no checkpoint is sound, and if the newest is of another
+    training does not continue bit for bit. Raises FileNotFoundError if nothing was saved; ValueError for weights that
+    cannot be trained on (of `ssdcore_torch.convert`), if no checkpoint is intact, and if the newest is of another
     network or of a config.json that decides the result otherwise.
 
     Args:
@@ -571,11 +571,11 @@ def load_state(run: Path, expected: Mapping[str, Tensor], buffers: Collection[st
 
 
 def _note_versions(opened: Checkpoint) -> None:
-    """Say where training will not go on bit for bit."""
+    """Say where training will not continue bit for bit."""
     for name, ours in (("torch", torch.__version__), ("threads", torch.get_num_threads())):
         theirs = opened.manifest["versions"].get(name) if name == "torch" else opened.manifest[name]
         if theirs != ours:
             log.warning(
-                "%s was written with %s %s, this is %s: training goes on, but not as it would have bit for bit",
+                "%s was written with %s %s, this is %s: training continues, but not as it would have bit for bit",
                 opened.folder, name, theirs, ours,
             )  # fmt: skip

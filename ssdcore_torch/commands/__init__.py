@@ -1,1 +1,1 @@
-"""The commands: arguments, one call, printing. `python -m ssdcore_torch.train` and its like run them."""
+"""The commands: arguments, one call, printing. `python -m ssdcore_torch.train` and the others run them."""

@@ -134,7 +134,7 @@ def check_outputs(force: bool, **paths: Path | None) -> None:
     """Find out before the work whether its results can be written: paths by the name of their option.
 
     Raises:
-        ValueError: For a file that is there already, unless `force`, for what is no file, for two results of one
+        ValueError: For a file that is there already, unless `force`, for what is not a file, for two results of one
             name, and where the system does not let the file be made; nothing is left behind.
     """
     named: dict[Path, str] = {}

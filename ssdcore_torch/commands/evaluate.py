@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--trust-features",
         action="store_true",
-        help="run a --features file that is a TorchScript program, though it is none of those published: it can write "
-        "files, so do this only for a file that you would run as a program",
+        help="run a --features file that is a TorchScript program, though it is not one of those published: it can "
+        "write files, so do this only for a file that you would run as a program",
     )
     sample.add_sampling_options(options)
     add(

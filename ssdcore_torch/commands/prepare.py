@@ -33,11 +33,16 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("recipe", choices=[*RECIPES, "index", "check"], metavar="RECIPE", help=", ".join([*RECIPES, "index", "check"]))
     add("--from", dest="source", metavar="FOLDER", help="the pictures, where you have them")
-    add("--list", type=Path, metavar="FILE", help="take only these files of FOLDER: a name a line, such as a split's")
+    add(
+        "--list",
+        type=Path,
+        metavar="FILE",
+        help="take only these files of FOLDER: one name per line, as of a split",
+    )
     add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
     add("--channels", type=int, choices=(1, 3, 4), default=3, help="1: grey, 3: RGB, 4: RGBA (default: 3)")
-    add("--out", type=Path, metavar="SHARDS", required=True, help="folder to make; go on there if it was begun")
-    add("--per-shard", type=cli.whole_number(1), default=8192, metavar="N", help="pictures a shard (default: 8192)")
+    add("--out", type=Path, metavar="SHARDS", required=True, help="folder to make; continued if it was begun")
+    add("--per-shard", type=cli.whole_number(1), default=8192, metavar="N", help="pictures per shard (default: 8192)")
     add("--seed", type=cli.whole_number(0), default=0, metavar="N", help="of the order in the shards (default: 0)")
     add(
         "--workers",
@@ -103,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise cli.UserError(str(error)) from error
     except OSError as error:
-        raise cli.UserError(f"{error}; whole shards are kept, and the same command goes on from there") from error
+        raise cli.UserError(f"{error}; whole shards are kept, and the same command continues from there") from error
     usual = RECIPES[args.recipe].usual if args.recipe in RECIPES else 0
     of = f" of the {usual} that the whole set has" if usual and manifest.images != usual else ""
     classes = f", {len(manifest.class_names)} classes" if manifest.class_names else ""

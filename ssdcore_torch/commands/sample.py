@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 def add_sampling_options(options: argparse.ArgumentParser) -> None:
     """What says how the images of a run are drawn: for `open_run` and `drawing_of`."""
     add = options.add_argument
-    add("--steps", type=cli.whole_number(1), help="network evaluations an image (default: 100)")
+    add("--steps", type=cli.whole_number(1), help="network evaluations per image (default: 100)")
     add(
         "--sampler",
         choices=list(SAMPLERS),
@@ -102,7 +102,7 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
     add(
         "--compile",
         action="store_true",
-        help="compile the network first: a minute or more a path, kept on disk, for many images on CUDA",
+        help="compile the network first: a minute or more per path, kept on disk, for many images on CUDA",
     )
     add(
         "--second-moments",

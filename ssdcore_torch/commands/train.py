@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--noise",
         metavar="NOISE",
-        help=f"noise schedule, {', '.join(ssd.NoiseSchedule.names())}, or a file of log-SNR values, one a step "
+        help=f"noise schedule, {', '.join(ssd.NoiseSchedule.names())}, or a file of log-SNR values, one per step "
         "(default: the preset's, linear)",
     )
     add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps")
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="M",
         help="instead of --steps: as many as take so long, measured first, the learning rate's decay included",
     )
-    add("--batch-size", type=cli.whole_number(1), metavar="N", help="images a step, over all processes")
+    add("--batch-size", type=cli.whole_number(1), metavar="N", help="images per step, over all processes")
     add("--lr", type=cli.positive, metavar="RATE", help="learning rate")
     add(
         "--seed",
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         metavar="FILE",
-        help="YAML or JSON file of settings, laid over the preset's; options win over it",
+        help="YAML or JSON file of settings that override the preset's; options override both",
     )
     add(
         "--set",
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--resume",
         action="store_true",
-        help="go on with the run in --out from its newest sound checkpoint; options that would change what is trained "
+        help="continue the run in --out from its newest intact checkpoint; options that would change what is trained "
         "are refused",
     )
     add(
@@ -272,7 +272,7 @@ def _work(args: argparse.Namespace, world: World, session: Session) -> int:
 
 
 def _standing(out: Path) -> str:
-    """What a run that failed can go on from."""
+    """What a run that failed can continue from."""
     step = checkpoint.newest_sound(out)
     return "nothing was saved" if step is None else f"the run's last checkpoint is intact (step {step}), to --resume"
 

@@ -213,7 +213,7 @@ def read_idx(path: Path, most: float) -> np.ndarray:
 def _idx_header(stream: BinaryIO, path: Path) -> tuple[int, ...]:
     first = stream.read(4)
     if len(first) < 4 or first[:2] != b"\0\0" or first[2] != UBYTE or not 1 <= first[3] <= 4:
-        raise ValueError(f"{path} is no IDX file of bytes: it begins with {first!r}")
+        raise ValueError(f"{path} is not an IDX file of bytes: it begins with {first!r}")
     lengths = stream.read(4 * first[3])
     if len(lengths) < 4 * first[3]:
         raise ValueError(f"{path} is cut short: its header ends early")
@@ -221,4 +221,4 @@ def _idx_header(stream: BinaryIO, path: Path) -> tuple[int, ...]:
 
 
 def _short(path: Path, shape: tuple[int, ...]) -> str:
-    return f"{path} is cut short or damaged: its header says {shape}, and as many bytes are not there"
+    return f"{path} is cut short or damaged: its header says {shape}, and the file holds fewer bytes"

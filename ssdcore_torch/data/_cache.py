@@ -84,7 +84,7 @@ def open_cached(shard: Place, open_stream: Callable[[str], IO[bytes]]) -> Binary
             _fetch(shard, cached, open_stream)
             file = _open_sound(cached, shard)
         if file is None:
-            raise OSError(f"{cached} is not what was written there a moment ago: is the disk sound?")
+            raise OSError(f"{cached} is not what was written there a moment ago: does the disk work?")
     _forget(folder)
     return file
 

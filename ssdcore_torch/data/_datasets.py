@@ -46,7 +46,7 @@ class DatasetSource(Source):
                 values, self.labelled_by = [int(label) for label in targets], "its targets"
             except (TypeError, ValueError, RuntimeError) as error:
                 raise TypeError(
-                    f"{self.source}: expected one class number an item in its targets, got {targets[0]!r:.60}: "
+                    f"{self.source}: expected one class number per item in its targets, got {targets[0]!r:.60}: "
                     "labels=False leaves them out"
                 ) from error
         elif _label(first) is not None:

@@ -131,7 +131,7 @@ class _Files(Source):
             if isinstance(error, ValueError) and str(error).startswith(self.source):
                 raise
             raise ValueError(
-                f'{where}: expected {{"labels": [["NAME", NUMBER], …]}} or null ({type(error).__name__}); mend it, or '
+                f'{where}: expected {{"labels": [["NAME", NUMBER], …]}} or null ({type(error).__name__}); fix it, or '
                 "--set data.labels=false"
             ) from error
         if pairs is None:
@@ -174,7 +174,7 @@ class FolderSource(_Files):
         rows = {os.fsdecode(name): row for row, name in enumerate(self._names)}
         if missing := [name for name in names if name not in rows]:
             raise ValueError(
-                f"{len(missing)} names of the list are no pictures in {self.source}, such as {printable(missing[0])}"
+                f"{len(missing)} names of the list are not pictures in {self.source}, such as {printable(missing[0])}"
             )
         kept = np.unique([rows[name] for name in names]).astype(np.int64)
         self._names = self._names[kept]
@@ -206,7 +206,7 @@ class ZipSource(_Files):
         try:
             names = [info.filename for info in _opened_zip(os.getpid(), str(file)).infolist() if not info.is_dir()]
         except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{file} is no sound zip file of pictures: {printable(error)}") from error
+            raise ValueError(f"{file} is not an intact zip file of pictures: {printable(error)}") from error
         shown = sorted(name for name in names if not any(part.startswith((".", "__")) for part in name.split("/")))
         super().__init__(str(file), shown, choices or Choices())
         if not len(self):

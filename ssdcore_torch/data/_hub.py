@@ -110,7 +110,7 @@ class HubSource(Source):
             raise ValueError("this row has no image")
         real = os.path.realpath(path)
         if not any(os.path.commonpath([real, root]) == root for root in self.roots):
-            raise ValueError(f"the row names the file {printable(path)}, which is no part of the dataset")
+            raise ValueError(f"the row names the file {printable(path)}, which is not part of the dataset")
         return str(path)
 
     def open(self, index: int) -> Image.Image:
@@ -141,7 +141,8 @@ def _refuse_scripts(datasets: Any) -> None:
     major = re.match(r"\d+", version)
     if major is None or int(major[0]) < SCRIPTLESS:
         raise ImportError(
-            f"datasets {printable(version)} can run scripts that lie in a dataset: pip install 'datasets>={SCRIPTLESS}'"
+            f"datasets {printable(version)} can run scripts that come with a dataset: pip install "
+            f"'datasets>={SCRIPTLESS}'"
         )
 
 

@@ -233,7 +233,7 @@ def open_images(
             labels) or (array, labels, class names), or a map-style torch `Dataset` of pictures or (picture, class
             number)
         size: height and width, or (height, width)
-        channels: 1: grey; 3: RGB, transparency laid over white; 4: RGBA
+        channels: 1: grey; 3: RGB, transparency as white; 4: RGBA
         classes: keep only these classes, for a source with class names; empty keeps all
         crop: "center": the largest centred part; "random": a part of at least 0.8 of its sides anywhere, another
             one each time, which is why such images are never cached
@@ -284,7 +284,7 @@ def open_images(
 def load_images(path: Any, size: Size, classes: Sequence[str] = (), channels: int = 3) -> ImageSet:
     """All images of `path` in memory, whatever they take, however many are broken; else as `open_images`.
 
-    Files that are no readable image, or a smaller one, are listed in `skipped`.
+    Files that are not readable images, or too small, are listed in `skipped`.
     """
     images = open_images(path, size, channels=channels, classes=classes, memory_gib=math.inf, broken_share=1.0)
     assert isinstance(images, ImageSet)

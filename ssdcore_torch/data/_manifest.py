@@ -80,7 +80,7 @@ class Manifest:
             for shard in shards:
                 # A name is joined to the manifest's own folder: nothing else may be read through it.
                 if not isinstance(shard.name, str) or shard.name in ("", ".", "..") or set(shard.name) & set("/\\:"):
-                    raise ValueError(f"{shard.name!r} is no file name")
+                    raise ValueError(f"{shard.name!r} is not a file name")
                 if not (_is_count(shard.images) and _is_count(shard.bytes) and isinstance(shard.sha256, str)):
                     raise ValueError(f"{shard} has no such counts")
             if not isinstance(values["recipe"], dict) or not isinstance(values["class_names"], list):
@@ -105,8 +105,8 @@ class Manifest:
                 raise ValueError(f"it says {values['images']} images, and its shards {manifest.images}")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(
-                f"{where} is no manifest of shards ({type(error).__name__}: {printable(error)}): give the folder that "
-                "`python -m ssdcore_torch.prepare` wrote"
+                f"{where} is not a manifest of shards ({type(error).__name__}: {printable(error)}): give the folder "
+                "that `python -m ssdcore_torch.prepare` wrote"
             ) from error
         return manifest
 
@@ -159,7 +159,9 @@ class Index:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in ("offsets", "lengths", "labels") if name in arrays}
         except Exception as error:  # zip, header and memory errors alike
-            raise ValueError(f"{where} is no index of shards ({printable(error)}): prepare the shards again") from error
+            raise ValueError(
+                f"{where} is not an index of shards ({printable(error)}): prepare the shards again"
+            ) from error
         wanted = (manifest.images,)
         if not {"offsets", "lengths"} <= found.keys() or any(
             x.shape != wanted or x.dtype != np.int64 for x in found.values()

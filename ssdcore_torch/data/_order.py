@@ -17,7 +17,7 @@ WINDOW = 8
 class Order:
     """Which images a step trains on: epoch after epoch, each a permutation drawn from (seed, epoch).
 
-    A pure function of the step, so that a resumed run goes on in the middle of an epoch without replaying it.
+    A pure function of the step, so that a resumed run continues in the middle of an epoch without replaying it.
 
     blocks  sizes of consecutive groups of images (tar shards) that are read together: the blocks are permuted, and the
             images within every `WINDOW` blocks in that order, so that few shards are in use at a time; () for none

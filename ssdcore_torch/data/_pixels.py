@@ -13,7 +13,7 @@ LEAST_CROP = 0.8
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 """What images may consist of, and what to call it."""
 
-DEEPEST = 16  # bits a channel
+DEEPEST = 16  # bits per channel
 
 Size = int | tuple[int, int]
 """Height and width, or one number for both."""
@@ -32,7 +32,7 @@ def extent(size: Size) -> tuple[int, int]:
 def to_channels(image: Image.Image, channels: int, bits: int = DEEPEST) -> Image.Image:
     """The image with 8 bits in each of 1 (grey, L), 3 (RGB) or 4 (RGBA) channels, upright as its EXIF data says.
 
-    Transparency is laid over white unless there are 4 channels. Grey values of more than 8 bits are scaled from
+    Transparency becomes white unless there are 4 channels. Grey values of more than 8 bits are scaled from
     0 … 2^bits − 1. Raises ValueError for values beyond that, and for floats, whose range nobody knows.
     """
     image = ImageOps.exif_transpose(image)
@@ -40,7 +40,7 @@ def to_channels(image: Image.Image, channels: int, bits: int = DEEPEST) -> Image
         grey = np.asarray(image)
         if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
             raise ValueError(
-                f"pixel mode {image.mode} has no known range of values: save it with 8 or 16 bits a channel"
+                f"pixel mode {image.mode} has no known range of values: save it with 8 or 16 bits per channel"
             )
         # Pillow's own conversion clips at 255 instead of scaling.
         image = Image.fromarray(to_bytes(grey.astype(np.uint16), bits))

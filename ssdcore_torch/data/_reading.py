@@ -84,13 +84,13 @@ Task = tuple[np.ndarray, np.ndarray | None]
 
 Answer = tuple[np.ndarray | Tensor, np.ndarray, tuple[Failure, ...], str]
 """(b, height, width, c) uint8, a tensor where it is pinned; (b,) indices of the pictures they are; failures on the way;
-and why nothing goes on."""
+and why no more can be read."""
 
 
 class Pictures:
     """Answers to tasks.
 
-    replace  True: in the place of a picture that fails stands the next sound one; False: it is left out
+    replace  True: in the place of a picture that fails stands the next readable one; False: it is left out
     """
 
     def __init__(self, reader: Reader, replace: bool) -> None:

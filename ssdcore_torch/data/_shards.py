@@ -5,7 +5,7 @@ An index holds the place of every picture in its shard, so that any one is a sin
 be a pure function of (seed, step), and a resumed run starts in the middle of an epoch without reading what it has
 passed. A reader of whole shards in sequence would have to replay them, and its order would hang on its workers.
 Sequential reading is still what disks and object stores are good at. So `Order` permutes the shards and mixes only
-`WINDOW` of them at a time, and a shard that is not on this machine is fetched whole, once an epoch, into a cache that
+`WINDOW` of them at a time, and a shard that is not on this machine is fetched whole, once per epoch, into a cache that
 keeps two windows, the next one by a thread while the present one is trained on: data may be larger than the disk.
 """
 
@@ -185,7 +185,7 @@ def scan(shard: str, column: str | None = None) -> tuple[Place, Index]:
         column: of the pictures of a key (KEY.input.jpg, KEY.target.jpg) those with this ending; None: its only one
 
     Raises:
-        ValueError: If it is no uncompressed tar, is cut short, or holds labels for some of its pictures only.
+        ValueError: If it is not an uncompressed tar, is cut short, or holds labels for some of its pictures only.
     """
     base_plus_ext = need("webdataset.tariterators").base_plus_ext
     places: dict[str, tuple[int, int]] = {}
@@ -210,7 +210,7 @@ def scan(shard: str, column: str | None = None) -> tuple[Place, Index]:
             raise ValueError(f"it ends after {length} bytes, and a picture after {ends[0]}")
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         raise ValueError(
-            f"{printable(shard)} is no sound uncompressed tar file of pictures: {printable(error)}"
+            f"{printable(shard)} is not an intact, uncompressed tar file of pictures: {printable(error)}"
         ) from error
     if labels and (without := [key for key in places if key not in labels]):
         raise ValueError(

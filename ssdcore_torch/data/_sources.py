@@ -141,7 +141,7 @@ def check_labels(labels: np.ndarray | None, class_names: Sequence[str], source: 
 
 
 def as_labels(values: Any, count: int, source: str) -> np.ndarray:
-    """(count,) int64. Raises ValueError for other shapes, and for what is no whole number."""
+    """(count,) int64. Raises ValueError for other shapes, and for what is not a whole number."""
     labels = np.asarray(values)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(f"{source}: expected integer labels shaped ({count},), got {labels.dtype} {labels.shape}")
@@ -168,7 +168,7 @@ def classes_of(source: Source, classes: Sequence[str]) -> np.ndarray:
     if not classes:
         return np.arange(len(source))
     if source.labels is None or not source.class_names:
-        raise ValueError(f"data.classes = {tuple(classes)} needs class names, which {source.source} has not")
+        raise ValueError(f"data.classes = {tuple(classes)} needs class names, and {source.source} has none")
     if unknown := [name for name in classes if name not in source.class_names]:
         shown = list(source.class_names[:50]) + ["…"] * (len(source.class_names) > 50)
         raise ValueError(f"data.classes: {source.source} has no class {unknown}; it has {shown}")

@@ -71,7 +71,7 @@ def _open_file(file: Path, choices: Choices) -> Source:
     if start.startswith((b"\x1f\x8b", b"\0\0\x08")):
         return idx_source(file, choices)
     if start.startswith(b"PAR1"):
-        raise ValueError(f"{file} is a Parquet file: give the folder that it lies in, as {HUB}{file.parent}")
+        raise ValueError(f"{file} is a Parquet file: give the folder that it is in, as {HUB}{file.parent}")
     return ArraySource(file, str(file), choices)
 
 

@@ -40,7 +40,7 @@ class Denoiser(Protocol):
     `FlexiUNet` is one; `wrap` makes one of any module.
 
     Attributes:
-        sizes: trailing shapes of the states, full size first: one a level
+        sizes: trailing shapes of the states, full size first: one per level
         channels: of the images, in and out
         num_classes: class-conditional if not None
         null_label: the label that means "no class", which guidance compares with; None: there is none

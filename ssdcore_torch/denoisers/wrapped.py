@@ -66,7 +66,7 @@ class WrappedConfig:
             raise ImportError(f'the network of this run is {self.module}: pip install "ssdcore[interop]"') from error
         kind = getattr(diffusers, name, None)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-            raise ValueError(f"the network of this run is {self.module}, which this version of diffusers has not")
+            raise ValueError(f"the network of this run is {self.module}, which this version of diffusers does not have")
         try:
             net = kind.from_config(self.settings)  # type: ignore[attr-defined]
         except (TypeError, ValueError) as error:
@@ -225,7 +225,7 @@ def wrap(
             diffusers model, num_class_embeds − 1
 
     Raises:
-        TypeError: For what is no module.
+        TypeError: For what is not a module.
         ValueError: For a prediction that is unknown or does not fit the noise.
     """
     if not isinstance(net, nn.Module):

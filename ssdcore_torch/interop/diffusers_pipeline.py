@@ -90,7 +90,7 @@ class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             sample: x_t, (batch, channels, height, width) of one of the levels
-            timestep: t − 1, as diffusers counts: a number, or one an image
+            timestep: t − 1, as diffusers counts: a number, or one per image
             class_labels: (batch,) integers, class-conditional networks only; None: no class
             out_size: (height, width) of the prediction, `SSDScheduler.prediction_size`; None: that of the sample
         """
@@ -247,7 +247,7 @@ class SSDPipeline(DiffusionPipeline):
         generator, labels that the network cannot take, and timesteps that the process cannot take.
 
         Args:
-            num_inference_steps: network evaluations an image; None: 100, or as many as `timesteps`
+            num_inference_steps: network evaluations per image; None: 100, or as many as `timesteps`
             generator: of all noise, or one for each image; or
             seed: image i is then sample i of ``ssdcore_torch.generate(…, seed=seed)``, up to rounding
             class_labels: class of each image, or one for all; None: no class

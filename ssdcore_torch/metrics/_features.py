@@ -138,8 +138,8 @@ def from_file(path: Path, trusted: bool = False) -> Extractor:
             known = hashlib.file_digest(file, "sha256").hexdigest() in PUBLISHED
         if not known and not trusted:
             raise ValueError(
-                f"{path} is a TorchScript program, none of those published ({', '.join(PUBLISHED.values())}): it could "
-                "write files or worse; if you trust it as you trust a program that you run, add --trust-features"
+                f"{path} is a TorchScript program, not one of those published ({', '.join(PUBLISHED.values())}): it "
+                "could write files or worse; if you trust it as you trust a program that you run, add --trust-features"
             )
         net = _load_torchscript(path)
         return _Network(name, _count_features(net, path), _fingerprint("torchscript", path), net)
@@ -164,7 +164,7 @@ def open_extractor(
 
 
 def _check_images(images: Tensor) -> Tensor:
-    """As RGB: grey in all three channels, transparency laid over white."""
+    """As RGB: grey in all three channels, transparency as white."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3, 4):
         kind = str(images.dtype).removeprefix("torch.")
         raise ValueError(f"features: expected uint8 images (n, 1, 3 or 4, h, w), got {kind} {tuple(images.shape)}")
@@ -196,7 +196,7 @@ def _load_torchscript(path: Path) -> Callable[[Tensor], Tensor]:
             warnings.simplefilter("ignore", DeprecationWarning)  # the published Inception file is of this kind
             net = torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as error:
-        raise ValueError(f"{path} is no readable TorchScript file ({_first_line(error)})") from error
+        raise ValueError(f"{path} is not a readable TorchScript file ({_first_line(error)})") from error
     arguments = {argument.name for argument in net.forward.schema.arguments}
     return _Script(net, {"return_features": True} if "return_features" in arguments else {})
 

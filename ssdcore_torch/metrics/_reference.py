@@ -58,7 +58,7 @@ def measure(batches: Iterable[Tensor], extractor: Extractor, world: World) -> Me
         powers.append(radial_power(images) * len(images))
         count += len(images)
     if world.any(not count):
-        raise ValueError(f"expected at least one image a rank, got too few for {world.size}")
+        raise ValueError(f"expected at least one image per rank, got too few for {world.size}")
     total = world.gather(torch.stack(powers).sum(0, keepdim=True)).sum(0)
     joined = world.gather(torch.cat(features))
     return Measured(joined, total / len(joined))

@@ -9,7 +9,7 @@ CHUNK = 512
 
 
 def radial_power(images: Tensor) -> Tensor:
-    """Mean power at the spatial frequencies 1, 2, …, min(h, w)/2 cycles an image side: float64, on the CPU.
+    """Mean power at the spatial frequencies 1, 2, …, min(h, w)/2 cycles per image side: float64, on the CPU.
 
     The mean of |DFT|² over images, channels and the frequencies (f_y, f_x) with round(|f|) = 1, 2, …, of pixels in
     [0, 1], each image less its mean and under a Hann window, which keeps the jump between opposite edges out.

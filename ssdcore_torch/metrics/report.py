@@ -97,7 +97,7 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
-        raise ValueError(f"{path} is no report of this version of ssdcore_torch.evaluate: make it again with --out")
+        raise ValueError(f"{path} is not a report of this version of ssdcore_torch.evaluate: make it again with --out")
     return report
 
 

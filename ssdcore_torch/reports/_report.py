@@ -221,7 +221,7 @@ def _quality(folder: Path, log: Sequence[Mapping[str, Any]]) -> str:
                 image = _page.picture(opened.convert("RGB"), alternative="samples beside the nearest training images")
             parts.append(_page.captioned(image, "pairs: a sample, and the training image nearest to it; nearest first"))
     if not parts:
-        return _page.paragraph("Not evaluated yet: the command stands below.", note=True)
+        return _page.paragraph("Not evaluated yet: the command is below.", note=True)
     return "".join(parts)
 
 

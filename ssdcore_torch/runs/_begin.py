@@ -1,4 +1,4 @@
-"""Begin a run, or go on with one: all is checked before anything is written."""
+"""Begin a run, or continue with one: all is checked before anything is written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Session:
 
     Attributes:
         saved: the run's configuration as it was, where it is resumed; None for a new run
-        started: whether it goes on from a checkpoint
+        started: whether it continues from a checkpoint
         said: what was replaced or made again on the way
     """
 
@@ -59,7 +59,7 @@ class Session:
             allowed = checkpoint.resumable_changes(self.saved, self.trainer.config).allowed
             said += [f"changed: {change}" for change in allowed]
             if self.started:
-                said.append(f"going on after step {self.trainer.step} of {self.trainer.config.train.steps}")
+                said.append(f"continuing after step {self.trainer.step} of {self.trainer.config.train.steps}")
             else:
                 said.append(f"warning: {self.out} never saved a checkpoint: training begins at step 0")
         return said
@@ -89,7 +89,7 @@ def begin(
     Args:
         out: None: the first free of runs/PRESET, runs/PRESET-2, …
         configuration: the run's, from the saved one or, for a new run, None
-        resume: go on with the run in `out` from its newest sound checkpoint
+        resume: continue the run in `out` from its newest intact checkpoint
         conditional: learn the data's classes
         dry_run: nothing is written: for a look at what a run would cost
         replay: nothing is written: for a look at this step
@@ -140,7 +140,7 @@ def begin(
             checkpoint.check_data(out, opened.fingerprint)
         if minutes is not None:
             if saved is not None:
-                raise ValueError("--minutes: how long a run is was decided when it began; to go on longer give --steps")
+                raise ValueError("--minutes: how long a run is was decided when it began; to train longer give --steps")
             measured = Trainer(config, opened, world, process, copy.deepcopy(network))
             steps = steps_within(measured, 60 * minutes)
             config = replace(config, train=replace(config.train, steps=steps))
@@ -312,7 +312,7 @@ def _run_folder(out: Path | None, config: Config, saved: Config | None, conditio
     elif (out / "config.json").exists() and not checkpoint.never_saved(out):
         filled_in = ("network.num_classes", "data.class_names") if conditional else ()  # from the data
         changed = [text for text in differences(config, checkpoint.read_config(out)) if not text.startswith(filled_in)]
-        advice = f"of another configuration ({'; '.join(changed)})" if changed else "(add --resume to go on with it)"
+        advice = f"of another configuration ({'; '.join(changed)})" if changed else "(add --resume to continue it)"
         raise ValueError(f"--out {out} already holds a run {advice}: choose another folder")
     elif out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: choose a new folder")

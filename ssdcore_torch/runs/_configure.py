@@ -40,7 +40,7 @@ class Asked:
 
 
 def configure(asked: Asked, saved: Config | None, device: str) -> Config:
-    """The saved run's configuration or the preset's, with what is asked for laid over it.
+    """The saved run's configuration or the preset's, overridden by what is asked for.
 
     Args:
         device: its type: the default preset is "gpu64" for "cuda", else "cpu"

@@ -35,7 +35,7 @@ class Drawing:
     """What says how images are drawn from a run, beside their number and classes.
 
     Attributes:
-        steps: network evaluations an image; None: 100, or as many as a designed schedule has
+        steps: network evaluations per image; None: 100, or as many as a designed schedule has
         sampler: a name of `SAMPLERS`
         eta: its own if None
         placement: "time", "log_snr" or "design", the times that the run's schedule was designed for; None: the

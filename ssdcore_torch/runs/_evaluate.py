@@ -83,7 +83,7 @@ def evaluate_run(
         data: the real images; None: the run's
         held_out: real images that were not trained on
         cache: None: `metrics.cache_folder()`
-        trust_features: run a file of features that is a program, though it is none of those published
+        trust_features: run a file of features that is a program, though it is not one of those published
         weights: what to call other weights that the run's average was given
         opened: the run's images, where they are open already
 

@@ -55,7 +55,7 @@ class Run:
 
     Attributes:
         process: the `LinearDiffusion`
-        net, ema: the network at the newest sound checkpoint, and its average, in evaluation mode: a `FlexiUNet` or
+        net, ema: the network at the newest intact checkpoint, and its average, in evaluation mode: a `FlexiUNet` or
             a wrapped one
         step: optimizer steps that they have had
         prior: law of x_T to hand to `generate`, or None
@@ -154,7 +154,7 @@ class Run:
         network: Any = None,
         data: Any = None,
     ) -> Run:
-        """The run in a folder, at its newest sound checkpoint, its networks on `device`.
+        """The run in a folder, at its newest intact checkpoint, its networks on `device`.
 
         A damaged checkpoint is named in a warning and the one before it taken.
 
@@ -165,7 +165,7 @@ class Run:
         Raises:
             FileNotFoundError: For what is not a run or misses a file.
             ValueError: Naming a file that is unreadable, cut short or belongs to another network, or each damaged
-                checkpoint if none is sound.
+                checkpoint if none is intact.
         """
         folder = Path(path)
         run = cls(folder, checkpoint.read_config(folder), device, network=network, data=data)
@@ -231,7 +231,7 @@ class Run:
     # ---- using one
 
     def train(self, steps: int | None = None, *, tensorboard: bool = False, profile: bool = False) -> bool:
-        """Train to the end, or until asked to stop (Ctrl-C, SIGTERM), from the newest sound checkpoint if there is one.
+        """Train to the end, or until asked to stop (Ctrl-C, SIGTERM), from the newest intact checkpoint if any.
 
         Progress is shown, and checkpoints, log and pictures are written, as the command does.
 
@@ -285,7 +285,7 @@ class Run:
         them: with the run's prior and precision, its classes in turn.
 
         Args:
-            steps: network evaluations an image (default: 100)
+            steps: network evaluations per image (default: 100)
             label: a class by name or number, or several that take turns; None: all of a class-conditional run in
                 turn
             drawing: the other fields of `Drawing`: sampler, eta, placement, guidance, precision, batch_size,

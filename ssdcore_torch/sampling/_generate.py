@@ -101,7 +101,7 @@ def generate(
     Args:
         net: a `Denoiser`, or any callable net(x, t, out_level=…) that predicts clean images (and takes label=…,
             (batch,) int64, where labels are given)
-        steps: network evaluations an image
+        steps: network evaluations per image
         eta: factor on the posterior's noise where a change of size does not force it: 1 (the default of
             "ancestral") all of it, 0 (that of "multistep", which takes no other) none
         labels: class of each sample, n of them or one for all, `net.null_label` meaning none; None: no class

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssdcore_torch.denoisers import classes_of
 
 Labels = int | Sequence[int] | np.ndarray | Tensor
-"""One label for all samples, or one a sample."""
+"""One label for all samples, or one per sample."""
 
 
 def check_labels(net: object, labels: Labels | None, n: int, guidance: float = 1.0) -> Tensor | None:
@@ -36,7 +36,7 @@ def check_labels(net: object, labels: Labels | None, n: int, guidance: float = 1
     if guidance != 1 and null_label is None:
         raise ValueError(
             'guidance: this network has no label for "no class" to compare with (one trained here with num_classes '
-            "has, the paper's released weights have not); leave guidance at 1"
+            "has, the paper's released weights do not); leave guidance at 1"
         )
     if labels is None:
         if num_classes is not None and null_label is None:
@@ -55,7 +55,7 @@ def check_labels(net: object, labels: Labels | None, n: int, guidance: float = 1
 def _as_integers(labels: Labels, n: int) -> Tensor:
     values = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     if not np.issubdtype(values.dtype, np.integer):
-        raise TypeError(f"labels: expected whole numbers, one a sample or one for all, got {values.dtype}")
+        raise TypeError(f"labels: expected whole numbers, one per sample or one for all, got {values.dtype}")
     if values.ndim == 0:
         values = np.full(n, values)
     if values.shape != (n,):

@@ -58,7 +58,7 @@ class ResidualSpectra:
         channels, columns = self.channel_modes.shape
         gram = self.channel_modes.T @ self.channel_modes
         if channels != columns or not np.allclose(gram, np.eye(channels), atol=1e-5):
-            raise ValueError("residual spectra: the combinations of channels are no orthogonal matrix")
+            raise ValueError("residual spectra: the combinations of channels are not an orthogonal matrix")
         if len(self.paths) != len(self.process.paths):
             raise ValueError(
                 f"residual spectra: the process has {len(self.process.paths)} paths, these are of {len(self.paths)}"
@@ -112,7 +112,7 @@ class ResidualSpectra:
                 f"residual spectra: at t = {t} the network predicts the size {target}, and s = {s} has {proc.shape(s)}"
             )
         power = self._power(t, *held)
-        operator = proc.operator(first_of_size(proc, s), s)  # a blur goes on within a size
+        operator = proc.operator(first_of_size(proc, s), s)  # a blur continues within a size
         return tuple(ssd.Covariance.cosine(each).through(operator) for each in power)
 
     def _power(self, t: int, times: np.ndarray, power: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Evaluations while a run goes on: what `python -m ssdcore_torch.evaluate` measures, of fewer samples."""
+"""Evaluations during training: what `python -m ssdcore_torch.evaluate` measures, of fewer samples."""
 
 from __future__ import annotations
 

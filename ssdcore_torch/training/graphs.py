@@ -40,7 +40,7 @@ class StepGraphs:
     Args:
         work: (images, draw) -> the loss. All that changes from step to step must be in its arguments' tensors, or
             in tensors that stay where they are; the shapes of a path stay the same.
-        optional: where the memory is too small for a graph, go on with plain steps, and say so
+        optional: where the memory is too small for a graph, continue with plain steps, and say so
     """
 
     def __init__(self, work: Work, optional: bool = False) -> None:

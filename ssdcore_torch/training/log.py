@@ -17,7 +17,7 @@ from PIL import Image
 from ssdcore_torch.checkpoint import write_atomically
 
 Figures = Mapping[str, Any]
-LONGEST = 1 << 20  # bytes of a line that is read; a longer one is no line of figures
+LONGEST = 1 << 20  # bytes of a line that is read; a longer one is not a line of figures
 
 _log = logging.getLogger("ssdcore_torch")
 
@@ -46,7 +46,7 @@ class Log:
             _log.warning("%s: left out %d damaged line(s): number %s", path, len(damaged), some)
 
     def _read(self, step: int) -> tuple[list[bytes], list[int]]:
-        """(lines up to this step, numbers of those that are no figures)."""
+        """(lines up to this step, numbers of those that are not figures)."""
         kept, damaged = [], list[int]()
         for number, line in enumerate(log_lines(self.path), 1):
             figures = _figures(line)
@@ -87,7 +87,7 @@ class Log:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "%s cannot be written (%s): training goes on, its figures are kept for later", self.path, error
+                "%s cannot be written (%s): training continues, its figures are kept for later", self.path, error
             )
 
 
@@ -176,4 +176,4 @@ class Board:
             work()
         except Exception as error:  # of the disk, or of whatever TensorBoard's thread met
             self._writer = None
-            _log.warning("TensorBoard's files cannot be written (%s): training goes on without them", error)
+            _log.warning("TensorBoard's files cannot be written (%s): training continues without them", error)

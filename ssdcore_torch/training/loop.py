@@ -116,7 +116,7 @@ class _Loop:
         return f"stopping after this step and saving{compiling}; again to quit without {lost}"
 
     def next_batch(self, batches: Iterator[ImageBatch], stops: Stops) -> ImageBatch:
-        """Waiting for images is given up at a request to stop, where no other rank would go on to the step."""
+        """Waiting for images is given up at a request to stop, where no other rank would continue to the step."""
         with stops.abandonable() if self.trainer.world.size == 1 else nullcontext():
             return next(batches)
 
@@ -206,7 +206,7 @@ class _Loop:
         started = time.perf_counter()
         with stops.abandonable():
             figures = dict(self.extras.evaluate(trainer))
-        self.since += time.perf_counter() - started  # no training went on
+        self.since += time.perf_counter() - started  # nothing was trained then
         if self.leader:
             self.write({"step": trainer.step, "evaluation": figures})
         distance = figures["frechet"]
@@ -252,7 +252,7 @@ def _profiler(folder: Path, device: torch.device) -> torch.profiler.profile:
         try:
             keep(profile)
         except (OSError, RuntimeError) as error:
-            _log.warning("%s cannot be written (%s): training goes on without", folder, error)
+            _log.warning("%s cannot be written (%s): training continues without", folder, error)
 
     def keep(profile: torch.profiler.profile) -> None:
         folder.mkdir(exist_ok=True)

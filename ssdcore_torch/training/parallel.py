@@ -49,7 +49,7 @@ class _PathParameters(nn.Module):
 
     def __init__(self, net: Any, names: list[str]) -> None:
         super().__init__()
-        self._call = net.forward  # a bound method is no submodule
+        self._call = net.forward  # a bound method is not a submodule
         for i, name in enumerate(names):
             self.register_parameter(str(i), net.get_parameter(name))
 

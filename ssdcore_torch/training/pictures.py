@@ -1,4 +1,4 @@
-"""Grids of samples while a run goes on, and the pictures at its end."""
+"""Grids of samples during training, and the pictures at its end."""
 
 from __future__ import annotations
 

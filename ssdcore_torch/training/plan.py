@@ -21,7 +21,7 @@ SLOW = 10.0  # seconds: a first step that takes so long stands for all, but not 
 
 @dataclass(frozen=True)
 class PathPlan:
-    """One path of a run: its share of the steps, forward GFLOP an image, seconds a step."""
+    """One path of a run: its share of the steps, forward GFLOP per image, seconds per step."""
 
     path: Path
     share: float
@@ -51,10 +51,10 @@ class Plan:
         """The plan in words and a table."""
         head = f"{self.parameters / 1e6:.2f} M parameters; {self.steps} steps in about {_duration(self.seconds)}\n"
         memory = (
-            f"memory a process: {_gib(self.state_bytes)} of weights, gradients, moments and averages, and about "
+            f"memory per process: {_gib(self.state_bytes)} of weights, gradients, moments and averages, and about "
             f"{_gib(self.saved_bytes)} kept for the backward pass of the largest path (in bfloat16 about half of it)\n"
         )
-        rows = [f"{'path':>16} {'steps':>9} {'GFLOP an image':>15} {'s a step':>9}"]
+        rows = [f"{'path':>16} {'steps':>9} {'GFLOP per image':>15} {'s per step':>9}"]
         for plan in self.paths:
             size, out = ("×".join(map(str, shape)) for shape in (plan.path.shape, plan.path.target_shape))
             name = size if size == out else f"{size} → {out}"

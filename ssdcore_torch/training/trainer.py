@@ -46,7 +46,7 @@ class Trainer:
 
     A step is a function of (state, config, step number): all that is random is drawn for the whole batch from
     generators keyed by (seed, step), and each process takes its slice. So a run that is saved, stopped and restored
-    goes on as if it had not been stopped, and N processes train as one does.
+    continues as if it had not been stopped, and N processes train as one does.
     """
 
     def __init__(

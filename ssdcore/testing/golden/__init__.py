@@ -22,7 +22,7 @@ GOLDEN: tuple[Check, ...] = (
     Check("other noise", "flow, EDM's noise, and levels at real times", _schedules.other_noise),
     Check("scaled noise", "σ/α multiplied, each noise in its own normalisation", _schedules.scaled_noise),
     Check("level changes", "times at which levels change, ties included", _schedules.level_changes),
-    Check("schedule refusals", "what is no schedule is refused", _schedules.refusals),
+    Check("schedule refusals", "what is not a schedule is refused", _schedules.refusals),
     Check("sizes", "which size and which operator at which time", _processes.sizes),
     Check("matched noise", "κ from exact norms", _processes.matched_noise),
     Check("transitions", "marginals and transitions, by exact matrices", _processes.transitions),

@@ -56,7 +56,7 @@ def zeros(*shape: int) -> np.ndarray:
 
 
 def kron(*matrices: np.ndarray) -> np.ndarray:
-    """Kronecker product: the matrix of one operator an axis on arrays flattened in C order."""
+    """Kronecker product: the matrix of one operator per axis on arrays flattened in C order."""
     product = matrices[0]
     for matrix in matrices[1:]:
         rows, columns = (a * b for a, b in zip(product.shape, matrix.shape))

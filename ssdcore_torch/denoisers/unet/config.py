@@ -79,7 +79,7 @@ class FlexiUNetConfig:
         level_sizes: (h, w) of every level, full size first, strictly decreasing; see `level_sizes()`
         in_channels: of the image, in and out
         base_channels: width that the multipliers multiply; the time is embedded in 4 × as many numbers
-        channel_multipliers: one a stage; each stage's width must be a multiple of 32 (the groups of its norms)
+        channel_multipliers: one per stage; each stage's width must be a multiple of 32 (the groups of its norms)
         blocks_per_stage: residual blocks of an encoder stage; its decoder stage has one more
         attention_sizes: shorter sides, at a full-size run, of the stages with attention; None: the stages of 8 to
             16 pixels
@@ -136,7 +136,7 @@ class FlexiUNetConfig:
         if self.base_channels % 2:
             raise ValueError(f"base_channels: expected an even number, got {self.base_channels}")
         if not self.channel_multipliers:
-            raise ValueError("channel_multipliers: expected one a stage, got none")
+            raise ValueError("channel_multipliers: expected one per stage, got none")
         for multiplier, channels in zip(self.channel_multipliers, self.channels):
             if channels < 1 or channels % NORM_GROUPS or channels != multiplier * self.base_channels:
                 raise ValueError(

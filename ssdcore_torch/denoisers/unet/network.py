@@ -292,7 +292,7 @@ class FlexiUNet(nn.Module):
         if not isinstance(t, Tensor) or t.dtype is torch.bool or t.is_complex():
             raise TypeError(f"t: expected a tensor of real numbers, got {_kind(t)}")
         if t.shape != (x.shape[0],):
-            raise ValueError(f"t: expected shape ({x.shape[0]},), one time an image, got {tuple(t.shape)}")
+            raise ValueError(f"t: expected shape ({x.shape[0]},), one time per image, got {tuple(t.shape)}")
 
     def _check_out_level(self, out_level: int | None, level: int) -> int:
         if out_level is None:
@@ -320,7 +320,7 @@ class FlexiUNet(nn.Module):
         if not isinstance(label, Tensor) or label.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"label: expected an int64 or int32 tensor, got {_kind(label)}")
         if label.shape != (batch,):
-            raise ValueError(f"label: expected shape ({batch},), one an image, got {tuple(label.shape)}")
+            raise ValueError(f"label: expected shape ({batch},), one per image, got {tuple(label.shape)}")
         if label.device.type == "cpu" and not torch.compiler.is_compiling():
             bad = [n for n in label.tolist() if not 0 <= n <= highest]
             if bad:
