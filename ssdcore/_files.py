@@ -55,11 +55,11 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
         if stat.S_ISREG(kind):
             return os.fdopen(descriptor, "rb")
         os.close(descriptor)
-    raise OSError(f"{os.fspath(path)} is {'a folder' if stat.S_ISDIR(kind) else 'no regular file'}")
+    raise OSError(f"{os.fspath(path)} is {'a folder' if stat.S_ISDIR(kind) else 'not a regular file'}")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int = MOST_TEXT) -> bytes:
-    """The contents. Raises ValueError for more than `most` bytes, OSError for no regular file."""
+    """The contents. Raises ValueError for more than `most` bytes, OSError for what is not a regular file."""
     with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -68,7 +68,7 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_TEXT) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
-    """The contents as UTF-8. Raises ValueError for other bytes or too many of them, OSError for no regular file."""
+    """The contents as UTF-8. Raises ValueError for other bytes or too many of them, OSError for what is not a regular file."""
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:

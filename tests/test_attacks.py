@@ -289,19 +289,19 @@ def test_reading_never_waits_for_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "in" / "endless.png").symlink_to("/dev/zero")
     found = load_images(tmp_path / "in", 8)
     assert {Path(name).name: why.partition(" is ")[2] for name, why in found.skipped} == {
-        "pipe.png": "no regular file",
-        "endless.png": "no regular file",
+        "pipe.png": "not a regular file",
+        "endless.png": "not a regular file",
     }
     os.mkfifo(tmp_path / "x.npz")
     for path in (tmp_path / "x.npz", "/dev/zero", "/dev/stdin"):
-        with pytest.raises((ValueError, OSError), match=r"no regular file|no such data"):
+        with pytest.raises((ValueError, OSError), match=r"not a regular file|no such data"):
             load_images(path, 8)
     os.mkfifo(tmp_path / "x.tar")
     with pytest.raises((ValueError, OSError), match=r"no such data|no regular file"):
         load_images(tmp_path / "x.tar", 8)
     (tmp_path / "shards").mkdir()
     os.mkfifo(tmp_path / "shards" / "manifest.json")
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         load_images(tmp_path / "shards", 8)
 
 

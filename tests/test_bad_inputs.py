@@ -246,7 +246,7 @@ PREPARE = [
     (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/latin.list"], "is not UTF-8 text"),
     (
         ["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/strange.list"],
-        "1 names of the list are no pictures",
+        "1 names of the list are not pictures",
     ),
     (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/blank.list"], "it names no files"),
     (["folder", "--from", "BAD/good", "--size", "8", "--list", "BAD/pipe"], "is not a regular file"),

@@ -104,7 +104,7 @@ def test_labels_in_some_shards_only_are_an_error(tmp_path: Path) -> None:
 def test_a_shard_cut_short_is_named(tmp_path: Path, many: Path) -> None:
     whole = write_tar(tmp_path / "x.tar", {"a.png": png(0), "b.png": png(1)}).read_bytes()
     (tmp_path / "x.tar").write_bytes(whole[:700])
-    with pytest.raises(ValueError, match=r"x\.tar is no sound"):
+    with pytest.raises(ValueError, match=r"x\.tar is not an intact"):
         load_images(tmp_path / "x.tar", 8)
     shard = many / "shard-000003.tar"
     shard.write_bytes(shard.read_bytes()[:-512])

@@ -330,9 +330,9 @@ def test_reports_of_one_kind_are_compared(compare: Callable[..., int], capsys: p
         ({"features": {"fingerprint": "g"}}, "have different features"),
         ({"data": {"pixels_sha256": "e"}}, "have different reference images"),
         ({"format": "ssdcore evaluation 0"}, "1.json is not a report of this version"),
-        ({"figures": [1, 2]}, "is no report"),
-        ({"figures": {"frechet": "low"}}, "is no report"),
-        ({"floor": 3}, "is no report"),
+        ({"figures": [1, 2]}, "is not a report"),
+        ({"figures": {"frechet": "low"}}, "is not a report"),
+        ({"floor": 3}, "is not a report"),
     ],
 )
 def test_other_reports_are_not(compare: Callable[..., int], changes: dict[str, Any], message: str) -> None:
