@@ -78,7 +78,7 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
     Args:
         placement: "time": uniform in t; "log_snr": uniform in the log signal-to-noise ratio 2 log(‖M_{0→t}‖/σ_t) of
             the mode that the degradation keeps best, which never rises with t (condition of theorem 1) and, with
-            scale-matched noise, goes on smoothly through the changes of size
+            scale-matched noise, continues smoothly through the changes of size
         first: the least time, where the last step of sampling starts. Steps that are even in log-SNR spend many at
             little noise; a network that is not accurate to σ there gains from starting where σ is about its error.
 

@@ -431,7 +431,7 @@ def on_a_small_disk(folder: Path, script: str, kib: int) -> subprocess.Completed
 
 def test_training_on_a_disk_that_fills_up(tmp_path: Path) -> None:
     """A later checkpoint has no room. What was saved stays sound, the log and one line say so, and with room again
-    training goes on from there."""
+    training continues from there."""
     train = shlex.join([sys.executable, "-m", "ssdcore_torch.train"])
     options = shlex.join([*TINY, "--steps", "40", "--set", "train.save_every=10", "--set", "train.keep=9"])
     rest = f"""
@@ -448,6 +448,6 @@ ls run
     assert re.search(
         r"run/.* cannot be written: .*the run's last checkpoint is intact \(step \d+\), to --resume", lines[0]
     )
-    assert "going on after step" in done.stderr
+    assert "continuing after step" in done.stderr
     assert "Traceback" not in done.stderr
     assert "samples.png" in done.stdout

@@ -252,7 +252,7 @@ def _work(args: argparse.Namespace, world: World, session: Session) -> int:
         raise cli.UserError(f"{error}; {_standing(out)}") from error
     if not finished:
         again = _command(world, *_resume(trainer, out))
-        say(f"stopped after step {trainer.step} and saved; to go on:\n  {again}")
+        say(f"stopped after step {trainer.step} and saved; to continue:\n  {again}")
         return cli.INTERRUPTED
     trained = time.perf_counter()
     if world.leader:
@@ -294,7 +294,7 @@ def _interrupted(trainer: Trainer, out: Path) -> str:
         return f"interrupted after step {trainer.step}: {out} has no checkpoint"
     last = int(saved[0].name.removeprefix("step-").removesuffix(".old"))
     again = _command(trainer.world, *_resume(trainer, out))
-    return f"interrupted after step {trainer.step}: what came after step {last} is lost; to go on from it: {again}"
+    return f"interrupted after step {trainer.step}: what came after step {last} is lost; to continue from it: {again}"
 
 
 def _of_writing(error: Exception, out: Path) -> bool:
@@ -308,7 +308,7 @@ def _of_writing(error: Exception, out: Path) -> bool:
 
 
 def _resume(trainer: Trainer, out: Path) -> list[object]:
-    """The options that go on with a run."""
+    """The options that continue with a run."""
     return ["--out", out, "--resume", *_typed(trainer)]
 
 
