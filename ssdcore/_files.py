@@ -68,7 +68,7 @@ def read_bytes(path: str | os.PathLike[str], most: int = MOST_TEXT) -> bytes:
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
-    """The contents as UTF-8. Raises ValueError for other bytes or too many of them, OSError for what is not a regular file."""
+    """The contents as UTF-8. Raises ValueError for other bytes or too many, OSError for what is not a regular file."""
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:

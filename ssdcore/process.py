@@ -443,8 +443,8 @@ class LinearDiffusion:
     def add_noise(self, x0: Array, noise: Array, times: Any) -> Array:
         """x_t = alpha_t R_{0→t} x_0 + sigma_t noise: what a network is trained on.
 
-        In the dtype and library of x0. Raises ValueError for times of several state shapes, for times that are not one per
-        item, and for noise of another shape.
+        In the dtype and library of x0. Raises ValueError for times of several state shapes, for times that are not one
+        per item, and for noise of another shape.
 
         Training and sampling, the same in numpy, torch and jax:
 

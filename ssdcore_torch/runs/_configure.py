@@ -59,7 +59,7 @@ def configure(asked: Asked, saved: Config | None, device: str) -> Config:
 
 
 def _overlaid(asked: Asked, config: Config) -> Config:
-    """Laid over it as one tree: some settings go only together."""
+    """Merged as one tree: some settings only fit together."""
     given = dict(asked.given)
     options = merged(asked.options, {} if asked.data is None else {"data": {"path": asked.data}})
     schedule, levels = None, asked.levels
