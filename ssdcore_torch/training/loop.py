@@ -181,7 +181,7 @@ class _Loop:
             self.board.scalars(figures)
 
     def draw(self, stops: Stops) -> None:
-        """A grid of samples, of the state that is saved; if it cannot be drawn or written, training goes on."""
+        """A grid of samples, of the state that is saved; if it cannot be drawn or written, training continues."""
         step, started = self.trainer.step, time.perf_counter()
         try:
             with stops.abandonable():
@@ -194,8 +194,8 @@ class _Loop:
         except Stopped:
             pass  # the loop sees the request, as all ranks do
         except Exception as error:  # a full disk, a device without memory
-            _log.warning("the samples of step %d cannot be drawn (%s): training goes on", step, error)
-        self.since += time.perf_counter() - started  # no training went on
+            _log.warning("the samples of step %d cannot be drawn (%s): training continues", step, error)
+        self.since += time.perf_counter() - started  # nothing was trained then
 
     def evaluate(self, stops: Stops) -> None:
         """Figures of the averaged network; the best so far is saved, and kept."""
