@@ -792,7 +792,7 @@ def test_an_index_that_unpacks_to_more_than_its_manifest_says_is_not_unpacked(tm
     manifest["index_sha256"] = hashlib.sha256((tmp_path / "out" / "index.npz").read_bytes()).hexdigest()
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        ValueError, match=r"index\.npz is no index of shards \(it unpacks to more than 3 pictures take\)"
+        ValueError, match=r"index\.npz is not an index of shards \(it unpacks to more than 3 pictures take\)"
     ):
         open_images(tmp_path / "out", 8)
 
