@@ -100,7 +100,7 @@ BAD: list[tuple[Call, type[Exception], str]] = [
     (lambda p: prepare("none", p / "x.npz", 8, p / "new"), (ValueError, KeyError), "none"),
     (lambda p: prepare("folder", p / "nothing", 8, p / "new"), FileNotFoundError, "no such data"),
     (lambda p: index_shards(p / "empty"), FileNotFoundError, "holds no .tar files"),
-    (lambda p: check_shards(p / "empty"), FileNotFoundError, "there is not a manifest.json"),
+    (lambda p: check_shards(p / "empty"), FileNotFoundError, "there is no manifest.json"),
     # networks and drawing
     (lambda p: FlexiUNet(FlexiUNetConfig(level_sizes=())), ValueError, "level_sizes"),
     (lambda p: generate(denoise, PROC, -1, channels=3), ValueError, "-1"),
