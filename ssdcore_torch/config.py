@@ -19,7 +19,7 @@ import ssdcore as ssd
 from ssdcore_torch.data import EMBEDDED, Choices
 from ssdcore_torch.denoisers import FlexiUNetConfig, NetworkConfig
 from ssdcore_torch.denoisers.unet import level_sizes
-from ssdcore_torch.diffusion import Weighting
+from ssdcore_torch.diffusion import TimeSampling, Weighting
 from ssdcore_torch.processes import ProcessConfig
 from ssdcore_torch.suggest import did_you_mean
 from ssdcore_torch.text import printable
@@ -122,6 +122,8 @@ class TrainConfig:
         weighting: of the loss: "min_snr", min(SNR, snr_clamp); "snr", the error of the noise; "edm", EDM's loss
             (`Objective`)
         snr_clamp: of "min_snr"
+        time_sampling: how times are drawn within a path: "uniform", or for "edm" by its "density" of noise levels,
+            evenly spread over the batch: the same loss on average, less noise in it
         pixel_share: multiply the weight by the target's share of the full-size pixels: sums over pixels, not means
         change_share: share of the batches that train a size-increasing step; None: as uniform times give it,
             (levels − 1) in `process.steps`, which is too few for runs of some thousand steps
@@ -164,6 +166,7 @@ class TrainConfig:
     snr_clamp: float = 5.0
     weight_decay: float = 0.0
     size_bias: float = 0.0
+    time_sampling: TimeSampling = "uniform"
     equal_cost: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: bool = False
@@ -201,6 +204,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ValueError(f"train.{name}: expected a number in [0, 1), got {value}")
+        if self.time_sampling == "density" and self.weighting != "edm":
+            raise ValueError(
+                f"train.time_sampling: \"density\" needs train.weighting=edm, whose density of noise levels it draws by; "
+                f"got {self.weighting}"
+            )
         if not self.ema or not all(0 <= rate < 1 for rate in self.ema):
             raise ValueError(f"train.ema: expected one decay in [0, 1) or more, got {list(self.ema)}")
         if not all(NARROWEST <= width <= 0.28 for width in self.ema_widths):

@@ -19,6 +19,7 @@ from ssdcore_torch.devices import to_device
 from ssdcore_torch.randomness import Purpose, keyed
 
 Weighting = Literal["min_snr", "snr", "edm"]
+TimeSampling = Literal["uniform", "density"]
 EDM_LOG_NOISE = (-1.2, 1.2)
 """Mean and deviation of ln(σ/α) in EDM's training (its table 1)."""
 
@@ -77,6 +78,14 @@ class Objective:
 
     The share turns means over pixels into sums, so that a coarse mode weighs the same at every level.
 
+    How the times of a path are drawn changes the noise of this estimate, not what it estimates::
+
+        "uniform"   each as often as any other, independently
+        "density"   for the weighting "edm": time t with probability p_t / Σ p over its path, so the mean of p over the
+                    path is all that remains of p_t in the weight. The times of a batch share one uniform number u: image
+                    i takes the quantile of (u + i)/B (Kingma et al. 2021, "Variational diffusion models"), so that every
+                    batch has its share of each part of the path
+
     Attributes:
         change_share: share of the batches on size-changing paths, which have one time each; None: the paper's
             batches (a time drawn uniformly decides the path; if its size equals that of t − 1, the batch is filled with
@@ -93,8 +102,16 @@ class Objective:
     repeats: tuple[int, ...] = ()
     weighting: Weighting = "min_snr"
     size_bias: float = 0.0
+    time_sampling: TimeSampling = "uniform"
 
     def __post_init__(self) -> None:
+        if self.time_sampling not in ("uniform", "density"):
+            raise ValueError(f"time_sampling: expected 'uniform' or 'density', got {self.time_sampling!r}")
+        if self.time_sampling == "density" and self.weighting != "edm":
+            raise ValueError(
+                f"time_sampling: 'density' draws by the density of the weighting 'edm', and {self.weighting!r} has none: "
+                "take 'uniform', or the weighting 'edm'"
+            )
         if not self.size_bias >= 0:
             raise ValueError(f"size_bias: expected at least 0, got {self.size_bias}")
         if self.repeats and (len(self.repeats) != len(self.paths) or min(self.repeats) < 1):
@@ -126,9 +143,15 @@ class Objective:
         else:
             number = self.paths.index(path)
         repeats = self.repeats[number] if self.repeats else 1
+        path, generator = self.paths[number], keyed(Purpose.TIMES, seed, step)
         shape = batch_size if repeats == 1 else (batch_size, repeats)
-        path = self.paths[number]
-        return Batch(path, keyed(Purpose.TIMES, seed, step).choice(np.array(path.times), size=shape))
+        if self.time_sampling == "uniform":
+            return Batch(path, generator.choice(np.array(path.times), size=shape))
+        # Neighbouring quantiles go to different images, so that an image taken at several times has unlike ones.
+        quantiles = (generator.random() + np.arange(batch_size * repeats)) / (batch_size * repeats)
+        chosen = np.searchsorted(self._cumulative[number], quantiles, side="right")
+        times = np.array(path.times)[np.minimum(chosen, len(path.times) - 1)]
+        return Batch(path, times.reshape(repeats, batch_size).T.reshape(shape))
 
     def __call__(
         self,
@@ -219,8 +242,12 @@ class Objective:
         weight = np.zeros(proc.steps + 1)
         snr = (alpha[1:] / sigma[1:]) ** 2
         if self.weighting == "edm":
-            with np.errstate(divide="ignore"):
-                weight[1:] = (snr + DATA_STD**-2) * self._edm_density(-0.5 * np.log(snr))
+            weight[1:] = snr + DATA_STD**-2
+            if self.time_sampling == "uniform":
+                weight[1:] *= self._density
+            else:
+                for path in self.paths:
+                    weight[list(path.times)] *= self._density[np.array(path.times) - 1].mean()
         elif self.weighting == "snr":
             weight[1:] = snr
         else:
@@ -231,9 +258,23 @@ class Objective:
         # a network is told the times of the process that it was trained on
         return np.stack([np.array((0, *proc.times)), alpha, sigma, weight]).astype(np.float32)
 
-    def _edm_density(self, log_noise: np.ndarray) -> np.ndarray:
+    @functools.cached_property
+    def _cumulative(self) -> tuple[np.ndarray, ...]:
+        """For each path, its times' probabilities summed up to each, 1 at the last."""
+        sums = []
+        for path in self.paths:
+            density = self._density[np.array(path.times) - 1]
+            # of a path far from EDM's noise levels every density may round to 0: its times then weigh nothing
+            total = np.cumsum(density if density.any() else np.ones_like(density))
+            sums.append(total / total[-1])
+        return tuple(sums)
+
+    @functools.cached_property
+    def _density(self) -> np.ndarray:
         """(T,): EDM's density of ln(σ/α) over that of uniform times, which is 1/(T · its increase in a step)."""
         times = np.arange(1, self.process.steps + 1)
+        with np.errstate(divide="ignore"):
+            log_noise = -np.log([self.process.alpha(int(t)) / self.process.sigma(int(t)) for t in times])
         # ln(σ/α) may jump where the size changes, and t = 1 has no step before it: the nearest other steps count.
         # Without signal it is infinite: that time has no density.
         rises = np.diff(log_noise, prepend=np.nan)

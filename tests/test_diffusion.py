@@ -66,6 +66,62 @@ def test_draws_follow_the_probabilities_and_the_seed() -> None:
     assert any(objective.draw(3, seed=6, step=step).path != drawn[step].path for step in range(20))
 
 
+BLUR = ssd.LinearDiffusion.blur((8, 8), ssd.NoiseSchedule.linear(40))
+ONE_LEVEL = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(40))
+
+
+@pytest.mark.parametrize("proc", [process(), process(matched=False), ONE_LEVEL, BLUR])
+def test_drawing_by_density_changes_the_draw_and_not_the_loss(proc: ssd.LinearDiffusion) -> None:
+    """For any losses of the times, the mean weighted loss is that of uniform times, path by path."""
+    uniform, density = (
+        Objective(proc, weighting="edm", size_bias=0.5, change_share=0.2, time_sampling=how)
+        for how in ("uniform", "density")
+    )
+    np.testing.assert_array_equal(density.path_probabilities, uniform.path_probabilities)
+    losses = np.random.default_rng(0).exponential(size=proc.steps + 1)
+    count = 50_000  # strata, each of which one time fills but for few: the mean is that of the probabilities
+    for path in proc.paths:
+        times = np.array(path.times)
+        drawn = density.draw(count, seed=1, step=2, path=path).times
+        weight = density.rows(drawn, torch.device("cpu"))[3].numpy()
+        wanted = (uniform.rows(times, torch.device("cpu"))[3].numpy() * losses[times]).mean()
+        rare = 2 * len(times) / count * np.abs(weight * losses[drawn]).max()
+        assert (weight * losses[drawn]).mean() == pytest.approx(wanted, rel=1e-5, abs=rare)
+    full = density.draw(count, seed=1, step=2, path=proc.paths[0]).times
+    log_noise = np.array([np.log(proc.sigma(int(t)) / proc.alpha(int(t))) for t in full])
+    assert log_noise.std() < 1.4  # EDM's 1.2, cut off at both ends; of uniform times of one level it is 1.8
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_each_batch_is_spread_over_the_density(repeats: int) -> None:
+    """Every 1/B of the probability has one of the B times, and a mean over batches no less than independent draws'."""
+    objective = Objective(ONE_LEVEL, weighting="edm", repeats=(repeats,), time_sampling="density")
+    table = objective.rows(np.arange(1, 41), torch.device("cpu"))
+    density = Objective(ONE_LEVEL, weighting="edm").rows(np.arange(1, 41), torch.device("cpu"))[3] / table[3]
+    ends = np.cumsum(density.numpy()) / density.sum().item()
+    counts = np.zeros(40)
+    for step in range(400):
+        batch = objective.draw(8, seed=3, step=step)
+        assert batch.times.shape == ((8,) if repeats == 1 else (8, repeats))
+        times = np.sort(batch.times.ravel())
+        strata = np.arange(8 * repeats) / (8 * repeats)
+        assert (ends[times - 1] >= strata - 1e-6).all()
+        assert (np.append(0.0, ends)[times - 1] <= strata + 1 / (8 * repeats) + 1e-6).all()
+        if repeats > 1:
+            assert (np.ptp(batch.times, axis=1) > 0).all()  # an image has times from all over the path
+        counts += np.bincount(batch.times.ravel() - 1, minlength=40)
+    share = density.numpy() / density.sum().item()
+    assert np.abs(counts / counts.sum() - share).max() < 0.005
+    np.testing.assert_array_equal(objective.draw(8, seed=3, step=9).times, objective.draw(8, seed=3, step=9).times)
+
+
+def test_only_edm_has_a_density_of_times() -> None:
+    with pytest.raises(ValueError, match="'density' draws by the density of the weighting 'edm', and 'min_snr' has"):
+        Objective(process(), time_sampling="density")
+    with pytest.raises(ValueError, match="time_sampling: expected 'uniform' or 'density', got 'even'"):
+        Objective(process(), weighting="edm", time_sampling="even")  # type: ignore[arg-type]
+
+
 def test_a_part_of_a_batch() -> None:
     batch = Objective(process()).draw(16, seed=1, step=0)
     parts = [batch[0:4], batch[4:16]]

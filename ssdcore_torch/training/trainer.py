@@ -97,6 +97,7 @@ class Trainer:
             repeats,
             train.weighting,
             train.size_bias,
+            train.time_sampling,
         )
         captured = self._captured()
         self.networks = PathNetworks(self.net, self.objective.paths, world)
