@@ -206,7 +206,7 @@ class TrainConfig:
                 raise ValueError(f"train.{name}: expected a number in [0, 1), got {value}")
         if self.time_sampling == "density" and self.weighting != "edm":
             raise ValueError(
-                f"train.time_sampling: \"density\" needs train.weighting=edm, whose density of noise levels it draws by; "
+                f'train.time_sampling: "density" needs train.weighting=edm, whose density of noise levels it draws by; '
                 f"got {self.weighting}"
             )
         if not self.ema or not all(0 <= rate < 1 for rate in self.ema):

@@ -82,9 +82,9 @@ class Objective:
 
         "uniform"   each as often as any other, independently
         "density"   for the weighting "edm": time t with probability p_t / Σ p over its path, so the mean of p over the
-                    path is all that remains of p_t in the weight. The times of a batch share one uniform number u: image
-                    i takes the quantile of (u + i)/B (Kingma et al. 2021, "Variational diffusion models"), so that every
-                    batch has its share of each part of the path
+                    path is all that remains of p_t in the weight. The times of a batch share one uniform number u:
+                    image i takes the quantile of (u + i)/B (Kingma et al. 2021, "Variational diffusion models"), so
+                    that every batch has its share of each part of the path
 
     Attributes:
         change_share: share of the batches on size-changing paths, which have one time each; None: the paper's
@@ -109,8 +109,8 @@ class Objective:
             raise ValueError(f"time_sampling: expected 'uniform' or 'density', got {self.time_sampling!r}")
         if self.time_sampling == "density" and self.weighting != "edm":
             raise ValueError(
-                f"time_sampling: 'density' draws by the density of the weighting 'edm', and {self.weighting!r} has none: "
-                "take 'uniform', or the weighting 'edm'"
+                f"time_sampling: 'density' draws by the density of the weighting 'edm', and {self.weighting!r} has "
+                "none: take 'uniform', or the weighting 'edm'"
             )
         if not self.size_bias >= 0:
             raise ValueError(f"size_bias: expected at least 0, got {self.size_bias}")

@@ -66,7 +66,7 @@ def test_draws_follow_the_probabilities_and_the_seed() -> None:
     assert any(objective.draw(3, seed=6, step=step).path != drawn[step].path for step in range(20))
 
 
-BLUR = ssd.LinearDiffusion.blur((8, 8), ssd.NoiseSchedule.linear(40))
+BLUR = ssd.LinearDiffusion.blur((8, 8), ssd.NoiseSchedule.linear(40), np.linspace(0, 2, 41))
 ONE_LEVEL = ssd.LinearDiffusion.identity((8, 8), ssd.NoiseSchedule.linear(40))
 
 
@@ -111,7 +111,7 @@ def test_each_batch_is_spread_over_the_density(repeats: int) -> None:
             assert (np.ptp(batch.times, axis=1) > 0).all()  # an image has times from all over the path
         counts += np.bincount(batch.times.ravel() - 1, minlength=40)
     share = density.numpy() / density.sum().item()
-    assert np.abs(counts / counts.sum() - share).max() < 0.005
+    assert np.abs(counts / counts.sum() - share).max() < 0.015  # three standard deviations
     np.testing.assert_array_equal(objective.draw(8, seed=3, step=9).times, objective.draw(8, seed=3, step=9).times)
 
 

@@ -212,6 +212,21 @@ def test_equal_cost_takes_more_times_at_low_levels() -> None:
     assert all(math.isfinite(loss) for loss in run(trainer, 8))
 
 
+def test_times_drawn_by_density_go_on_bit_for_bit(tmp_path: Path) -> None:
+    """What a step draws is a function of the seed and the step: a restored run has what it would have had."""
+    config = tiny_config(weighting="edm", time_sampling="density", equal_cost=True, accumulate=2)
+    whole, again = (Trainer(config, tiny_data(), WORLD) for _ in range(2))
+    assert whole.objective.time_sampling == "density"
+    run(whole, 3)
+    checkpoint.save_config(tmp_path, config)
+    checkpoint.save_state(tmp_path, whole.state())
+    again.restore(checkpoint.load_state(tmp_path, again.net.state_dict()))
+    assert run(again, 3) == run(whole, 3)
+    assert all(torch.equal(value, weights(again)[name]) for name, value in weights(whole).items())
+    with pytest.raises(ValueError, match=r'train.time_sampling: "density" needs train.weighting=edm.*got min_snr'):
+        tiny_config(time_sampling="density")
+
+
 def test_recomputed_activations_change_nothing() -> None:
     kept, again = (Trainer(tiny_config(recompute=value), tiny_data(), WORLD) for value in (False, True))
     assert run(kept, 3) == run(again, 3)

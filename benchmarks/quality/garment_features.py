@@ -2,8 +2,8 @@
 
     python benchmarks/quality/garment_features.py TRAIN.npz TEST.npz OUT.pt
 
-Trained once, before anything is compared, on the real training images alone (three epochs, one seed, some minutes on one
-core). OUT.pt is a TorchScript program from uint8 images (n, 3, h, w) to 64 features (n, 64), which
+Trained once, before anything is compared, on the real training images alone (three epochs, one seed, some minutes on
+one core). OUT.pt is a TorchScript program from uint8 images (n, 3, h, w) to 64 features (n, 64), which
 `python -m ssdcore_torch.evaluate --features OUT.pt --trust-features` takes, too; `OUT.pt` with the suffix .classes.pt
 gives the 10 logits. Prints its accuracy on the test images.
 """
@@ -31,7 +31,7 @@ class Trunk(nn.Module):
             nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
             nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
             nn.Conv2d(64, 96, 3, stride=2, padding=1), nn.BatchNorm2d(96), nn.ReLU(),
-            nn.Flatten(), nn.LazyLinear(FEATURES), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.LazyLinear(FEATURES), nn.ReLU(),
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:

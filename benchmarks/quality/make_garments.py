@@ -1,8 +1,9 @@
-"""Fashion-MNIST at 16 pixels: python benchmarks/quality/make_garments.py FOLDER [--from /usr/share/datasets/fashion-mnist]
+"""Fashion-MNIST at 16 pixels: python benchmarks/quality/make_garments.py FOLDER [--from IDX_FOLDER]
 
-Writes train.npz (60,000 images) and test.npz (10,000, never trained on): the photographs of 28×28 in one channel, padded
-with black to 32×32 and averaged over areas of 2×2 (--size 32 leaves the averages out), with labels and class names. The
-IDX files are those of Debian's package dataset-fashion-mnist (apt-get install dataset-fashion-mnist), MIT licence.
+Writes train.npz (60,000 images) and test.npz (10,000, never trained on): the photographs of 28×28 in one channel,
+padded with black to 32×32 and averaged over areas of 2×2 (--size 32 leaves the averages out), with labels and class
+names. The IDX files are those of Debian's package dataset-fashion-mnist (apt-get install dataset-fashion-mnist), MIT
+licence, which is also where they are looked for.
 """
 
 from __future__ import annotations
@@ -14,10 +15,7 @@ import numpy as np
 
 from ssdcore_torch.data import open_images
 
-CLASS_NAMES = (
-    ("t-shirt", "trouser", "pullover", "dress", "coat")
-    + ("sandal", "shirt", "sneaker", "bag", "ankle boot")
-)  # fmt: skip
+CLASS_NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 PADDED = 32
 
 
