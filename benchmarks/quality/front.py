@@ -4,7 +4,7 @@
     python benchmarks/quality/garment_features.py DATA/train.npz DATA/test.npz DATA/features.pt
     python benchmarks/quality/front.py --data DATA --out FOLDER --minutes 30      # again: goes on
     python benchmarks/quality/front.py --data DATA --out FOLDER --peer CHECKOUT   # the paper's released code, too
-    python benchmarks/quality/front.py --data DATA --out FOLDER --table [--pictures DOCS]
+    python benchmarks/quality/front.py --data DATA --out FOLDER --sampling "12 steps, second moments"  # of the same runs
 
 Every arm gets the same processor seconds of one thread (--budget). They are turned into steps once, before anything is
 trained: the arms' steps are timed in turns, so that other programs on the machine slow all alike, and the quickest of
@@ -41,16 +41,27 @@ from ssdcore_torch.config import Config, preset
 from ssdcore_torch.diffusion import Objective
 from ssdcore_torch.metrics import frechet_distance, open_extractor
 from ssdcore_torch.randomness import Purpose, torch_seed
-from ssdcore_torch.sampling import fit_moments, to_bytes, to_float
+from ssdcore_torch.sampling import ResidualSpectra, fit_moments, measure_residuals, to_bytes, to_float
 
 ONE_THREAD = 1
 BATCH, RATE, WARMUP, DECAY = 16, 1e-3, 50, 0.995
 SAMPLES, SAMPLE_SEED = 1000, 0
 HELD_OUT = 500  # test images that the held-out loss is taken of
 BINS = 8
+MEASURED = 500  # training images that residual spectra are measured on
 TIMING_ROUNDS = 6
 
 Sampler = Mapping[str, Any]
+
+SAMPLINGS: Mapping[str, Sampler] = {
+    "12 steps": {"steps": 12},
+    "25 steps": {"steps": 25},
+    "12 steps, second moments": {"steps": 12, "second_moments": True},
+    "25 steps, second moments": {"steps": 25, "second_moments": True},
+    "12 steps, multistep": {"steps": 12, "sampler": "multistep"},
+    "6 steps": {"steps": 6},
+}
+"""Others' code has its own sampler, so only numbers of steps."""
 
 
 class Side(Protocol):
@@ -109,6 +120,7 @@ class Ours:
         )
         self.levels = {size: k for k, size in enumerate(config.network.level_sizes)}
         self.prior: Any = None
+        self.residuals: ResidualSpectra | None = None
 
     def loss(self, images: Tensor, step: int) -> Tensor:
         batch = self.objective.draw(len(images), self.config.seed, step)
@@ -117,7 +129,9 @@ class Ours:
         return self.objective(self.net, images, batch, noise, self.levels[batch.path.target_shape])
 
     def sample(self, net: nn.Module, n: int, sampler: Sampler) -> Tensor:
-        return generate(net, self.process, n, seed=SAMPLE_SEED, prior=self.prior, batch_size=250, **sampler)
+        options = {**sampler, "residuals": self.residuals if sampler.get("second_moments") else None}
+        options.pop("second_moments", None)
+        return generate(net, self.process, n, seed=SAMPLE_SEED, prior=self.prior, batch_size=250, **options)
 
     def held_out(self, net: nn.Module, images: Tensor) -> list[float]:
         """Squared error of the clean image over 8 bins of the full-size times, weighed as EDM's loss weighs them."""
@@ -358,7 +372,9 @@ def planned(names: list[str], args: argparse.Namespace, images: Tensor) -> dict[
 
 def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tensor, judge: Judge) -> None:
     stem = args.out / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
-    wanted = [k for k in args.sampling if not Path(f"{stem}-{k}.json").exists()]
+    allowed = [how for how in args.sampling if ARMS[name].peer is None or set(SAMPLINGS[how]) == {"steps"}]
+    files = {how: Path(f"{stem}-{how.replace(' ', '_').replace(',', '')}.json") for how in allowed}
+    wanted = [how for how, file in files.items() if not file.exists()]
     if not wanted:
         return
     side = made(name, seed, images, args.peer)
@@ -377,8 +393,11 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
     net = side.net.eval().requires_grad_(False)
     if isinstance(side, Ours):
         side.prior = judge.prior(side)
-    for count in wanted:
-        sampler = {"steps": count}
+        if any(SAMPLINGS[how].get("second_moments") for how in wanted):
+            known = to_float(images[:MEASURED])
+            side.residuals = measure_residuals(net, side.process, [(known, None)], clip=True)
+    for how in wanted:
+        sampler = SAMPLINGS[how]
         with FlopCounterMode(display=False) as counter:
             side.sample(net, 2, sampler)
         torch.manual_seed(SAMPLE_SEED)
@@ -390,7 +409,8 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
             "steps": kept["steps"],
             "train_seconds": kept["seconds"],
             "parameters": sum(p.numel() for p in net.parameters()),
-            "sampling_steps": count,
+            "sampling": how,
+            "file": files[how].with_suffix(".npz").name,
             "sample_gflop": counter.get_total_flops() / 2e9,
             "sample_seconds": (time.process_time() - started) / SAMPLES,
             "samples": SAMPLES,
@@ -398,9 +418,9 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
         }
         if isinstance(side, Ours):
             row["held_out"] = side.held_out(net, judge.held_out)
-        np.savez_compressed(f"{stem}-{count}.npz", images=samples[:64].permute(0, 2, 3, 1).numpy())
-        Path(f"{stem}-{count}.json").write_text(json.dumps(row, indent=1) + "\n")
-        print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}, {count} steps: {row['garments']:.2f}, pixels {row['pixels']:.2f}; "
+        np.savez_compressed(files[how].with_suffix(".npz"), images=samples[:64].permute(0, 2, 3, 1).numpy())
+        files[how].write_text(json.dumps(row, indent=1) + "\n")
+        print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}, {how}: {row['garments']:.2f}, pixels {row['pixels']:.2f}; "
               f"{row['train_seconds']:.0f} CPU s of training", flush=True)  # fmt: skip
 
 
@@ -445,7 +465,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--peer", type=Path, metavar="CHECKOUT", help="the paper's released code")
     parser.add_argument("--budget", type=float, default=60.0, help="processor seconds of training a run (default: 60)")
-    parser.add_argument("--sampling", type=int, nargs="+", default=[12], metavar="STEPS", help="(default: 12)")
+    parser.add_argument("--sampling", nargs="+", choices=list(SAMPLINGS), default=["12 steps"], metavar="HOW")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", metavar="ARM")
     parser.add_argument("--minutes", type=float, default=8.0, help="start no run after this time (default: 8)")

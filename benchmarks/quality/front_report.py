@@ -1,0 +1,128 @@
+"""Table and pictures of front.py's results:
+
+    python benchmarks/quality/front_report.py FOLDER --rows benchmarks/quality/results/garments16.json   # keep the rows
+    python benchmarks/quality/front_report.py benchmarks/quality/results/garments16.json --pictures benchmarks/quality/results
+
+Of a folder of front.py: prints the table (mean ± standard error over seeds) and with --rows keeps all rows in one file. Of
+such a file: the same table. --pictures draws garments16-front.png, quality against the cost of a sample, and of a folder
+garments16-samples.png, first samples beside test images (--data), too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssdcore import plotting
+
+Rows = Sequence[dict[str, Any]]
+Key = tuple[str, str]
+
+COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
+    "Fréchet garments": lambda row: row["garments"],
+    "Fréchet pixels": lambda row: row["pixels"],
+    "MFLOP a sample": lambda row: 1e3 * row["sample_gflop"],
+    "training steps": lambda row: row["steps"],
+    "train CPU s": lambda row: row["train_seconds"],
+    "k parameters": lambda row: row["parameters"] / 1e3,
+}
+
+
+def read_rows(path: Path) -> Rows:
+    """Of a folder of front.py, or a file that this program wrote; raises SystemExit for none."""
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    files = [file for file in sorted(path.glob("*.json")) if file.name != "steps.json"]
+    if not files:
+        raise SystemExit(f"{path}: no rows of front.py; run it first")
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def grouped(rows: Rows) -> dict[Key, Rows]:
+    groups: dict[Key, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["arm"], row["sampling"], row["seed"])):
+        groups.setdefault((row["arm"], row["sampling"]), []).append(row)
+    return groups
+
+
+def table(rows: Rows) -> str:
+    lines = ["| arm | sampling | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for (arm, sampling), found in grouped(rows).items():
+        cells = [spread([column(row) for row in found]) for column in COLUMNS.values()]
+        lines.append(f"| {arm} | {sampling} | {len(found)} | " + " | ".join(cells) + " |")
+    some = rows[0]
+    lines.append(
+        f"\n{some['samples']} samples against all test images; as many training images have {some['garments_floor']:.3g} in "
+        f"the classifier's features and {some['pixels_floor']:.3g} in pixels."
+    )
+    return "\n".join(lines)
+
+
+def held_out(rows: Rows) -> str:
+    """Held-out loss at full size, time bin by time bin, of our arms."""
+    own = {arm: found for (arm, _), found in grouped(rows).items() if "held_out" in found[0]}
+    bins = max(len(found[0]["held_out"]) for found in own.values())
+    lines = ["| arm | seeds | " + " | ".join(f"bin {k + 1}" for k in range(bins)) + " |", "|---" * (2 + bins) + "|"]
+    for arm, found in own.items():
+        cells = [spread([row["held_out"][k] for row in found]) for k in range(bins)]
+        lines.append(f"| {arm} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    known = np.array(values, dtype=float)
+    mean = f"{known.mean():.0f}" if known.mean() >= 1000 else f"{known.mean():.3g}"
+    if len(known) < 2 or np.ptp(known) <= 1e-9 * abs(known.mean()):
+        return mean
+    return f"{mean} ± {known.std(ddof=1) / np.sqrt(len(known)):.2g}"
+
+
+def front(rows: Rows) -> Any:
+    points = []
+    for (arm, sampling), found in grouped(rows).items():
+        values = np.array([row["garments"] for row in found])
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+        cost = 1e3 * float(np.mean([row["sample_gflop"] for row in found]))
+        points.append((f"{arm}; {sampling}", cost, float(values.mean()), error))
+    title = "Fashion-MNIST, 16 px, equal training time"
+    return plotting.pareto(points, "MFLOP a sample", "Fréchet distance (classifier's features)", title)
+
+
+def samples(rows: Rows, folder: Path, data: Path, count: int = 12) -> Any:
+    with np.load(data / "test.npz") as test:
+        shown = {"test images": pictures(test["images"][:count])}
+    for (arm, sampling), found in grouped(rows).items():
+        with np.load(folder / found[0]["file"]) as made:
+            shown[f"{arm}\n{sampling}"] = pictures(made["images"][:count])
+    return plotting.images(shown)
+
+
+def pictures(images: np.ndarray) -> list[np.ndarray]:
+    return list(np.repeat(np.moveaxis(images, 3, 1), 3, 1) / 127.5 - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, metavar="FOLDER_OR_FILE")
+    parser.add_argument("--rows", type=Path, metavar="FILE")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of make_garments.py")
+    args = parser.parse_args()
+    rows = read_rows(args.results)
+    print(table(rows), held_out(rows), sep="\n\n")
+    if args.rows is not None:
+        args.rows.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+    if args.pictures is not None:
+        args.pictures.mkdir(parents=True, exist_ok=True)
+        plotting.save(front(rows), args.pictures / "garments16-front.png", dpi=100)
+        if args.results.is_dir() and args.data is not None:
+            plotting.save(samples(rows, args.results, args.data), args.pictures / "garments16-samples.png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
