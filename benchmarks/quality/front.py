@@ -4,14 +4,15 @@
     python benchmarks/quality/garment_features.py DATA/train.npz DATA/test.npz DATA/features.pt
     python benchmarks/quality/front.py --data DATA --out FOLDER --minutes 30      # again: goes on
     python benchmarks/quality/front.py --data DATA --out FOLDER --peer CHECKOUT   # the paper's released code, too
-    python benchmarks/quality/front.py --data DATA --out FOLDER --sampling "12 steps, second moments"  # of the same runs
+    python benchmarks/quality/front.py --data DATA --out FOLDER --sampling "25 steps"        # of the same runs
+    python benchmarks/quality/front_report.py FOLDER
 
 Every arm gets the same processor seconds of one thread (--budget). They are turned into steps once, before anything is
-trained: the arms' steps are timed in turns, so that other programs on the machine slow all alike, and the quickest of
-each counts. All arms share data, batch, optimizer (AdamW, warm-up, cosine) and average of the weights, which is what few
+trained: the arms' steps are timed in turns, so that other programs on the machine slow all alike, and the quicker half
+counts. All arms share data, batch, optimizer (AdamW, warm-up, cosine) and average of the weights, which is what few
 steps need; process, network, loss and sampler are each one's own, with parameters within 10 %. Every finished run
-leaves its averaged weights and, for each number of sampling steps, a row of JSON. Seeds run one after the other, so
-that what there is after any time is whole.
+leaves its averaged weights and, for each way of sampling, a row of JSON. Seeds run one after the other, so that what
+there is after any time is whole; a run that is stopped starts again, those that finished are kept.
 """
 
 from __future__ import annotations

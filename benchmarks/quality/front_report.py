@@ -1,11 +1,11 @@
 """Table and pictures of front.py's results:
 
-    python benchmarks/quality/front_report.py FOLDER --rows benchmarks/quality/results/garments16.json   # keep the rows
-    python benchmarks/quality/front_report.py benchmarks/quality/results/garments16.json --pictures benchmarks/quality/results
+    python benchmarks/quality/front_report.py FOLDER --rows FILE.json       # prints the table, keeps the rows
+    python benchmarks/quality/front_report.py FILE.json --pictures DOCS     # the same table, and the front as a plot
+    python benchmarks/quality/front_report.py FOLDER --pictures DOCS --data DATA    # first samples, too
 
-Of a folder of front.py: prints the table (mean ± standard error over seeds) and with --rows keeps all rows in one file. Of
-such a file: the same table. --pictures draws garments16-front.png, quality against the cost of a sample, and of a folder
-garments16-samples.png, first samples beside test images (--data), too.
+Means ± standard error over seeds. The pictures are garments16-front.png, quality against the cost of a sample, and
+garments16-samples.png, first samples below test images.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def table(rows: Rows) -> str:
         lines.append(f"| {arm} | {sampling} | {len(found)} | " + " | ".join(cells) + " |")
     some = rows[0]
     lines.append(
-        f"\n{some['samples']} samples against all test images; as many training images have {some['garments_floor']:.3g} in "
-        f"the classifier's features and {some['pixels_floor']:.3g} in pixels."
+        f"\n{some['samples']} samples against all test images; as many training images have {some['garments_floor']:.3g} "
+        f"in the classifier's features and {some['pixels_floor']:.3g} in pixels."
     )
     return "\n".join(lines)
 
