@@ -435,7 +435,7 @@ class Judge:
             "pixels": open_extractor("pixels"),
         }
         self.extractors = extractors
-        self.known = {name: self.features(name, test) for name in extractors}
+        self.known = {name: self.features(name, test) for name in self.extractors}
         self.floor = {
             name: frechet_distance(self.features(name, train[:SAMPLES]), self.known[name]) for name in extractors
         }

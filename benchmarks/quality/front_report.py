@@ -57,8 +57,8 @@ def table(rows: Rows) -> str:
         lines.append(f"| {arm} | {sampling} | {len(found)} | " + " | ".join(cells) + " |")
     some = rows[0]
     lines.append(
-        f"\n{some['samples']} samples against all test images; as many training images have {some['garments_floor']:.3g} "
-        f"in the classifier's features and {some['pixels_floor']:.3g} in pixels."
+        f"\n{some['samples']} samples against all test images; as many training images have "
+        f"{some['garments_floor']:.3g} in the classifier's features and {some['pixels_floor']:.3g} in pixels."
     )
     return "\n".join(lines)
 
