@@ -421,8 +421,8 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
             row["held_out"] = side.held_out(net, judge.held_out)
         np.savez_compressed(files[how].with_suffix(".npz"), images=samples[:64].permute(0, 2, 3, 1).numpy())
         files[how].write_text(json.dumps(row, indent=1) + "\n")
-        print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}, {how}: {row['garments']:.2f}, pixels {row['pixels']:.2f}; "
-              f"{row['train_seconds']:.0f} CPU s of training", flush=True)  # fmt: skip
+        said = f"{row['garments']:.2f}, pixels {row['pixels']:.2f}; {row['train_seconds']:.0f} CPU s of training"
+        print(f"{time.strftime('%H:%M:%S')} {name}, seed {seed}, {how}: {said}", flush=True)
 
 
 class Judge:
