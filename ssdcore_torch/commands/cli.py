@@ -29,6 +29,7 @@ from ssdcore_torch.text import printable
 BAD_INPUT = 2
 INTERRUPTED = 130
 LARGEST_SEED = 2**63 - 1  # torch's generators take 64 bits
+LONGEST = 4000  # characters of an error's line
 LARGEST_NUMBER = 10**9  # of whatever else an option counts
 
 
@@ -194,7 +195,10 @@ def run(command: Callable[[Sequence[str] | None], int], argv: Sequence[str] | No
 
 
 def _say(error: object) -> int:
-    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    told = printable(" ".join(str(error).split()))
+    if len(told) > LONGEST:  # what a file holds, say
+        told = f"{told[: LONGEST // 2]} … {told[-LONGEST // 2 :]}"
+    print(f"error: {told}", file=sys.stderr)
     return BAD_INPUT
 
 
