@@ -16,7 +16,7 @@ from ssdcore_torch.sampling import StepRecorder, drawing_network, generate
 from ssdcore_torch.training.trainer import Trainer
 
 SAMPLES = 64
-SAMPLE_STEPS = 100
+SAMPLE_STEPS = 50  # a trained network draws no better in 100 (benchmarks/few_steps.py)
 
 Step = tuple[int, Tensor, Tensor]
 
