@@ -664,6 +664,15 @@ PRESETS: Mapping[str, Callable[[str | None], Config]] = {
 }
 
 
+def unnamed_data(name: str) -> str:
+    """`data.path` of a run whose images are not known here: what `name` was trained on."""
+    return f"what {name} was trained on"
+
+
+def is_unnamed_data(path: str) -> bool:
+    return path.startswith("what ") and path.endswith(" was trained on")
+
+
 CONVERTED = "official"
 """In the place of a preset's name: weights of the paper's code, whose images the run does not know."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssdcore_torch import checkpoint
 from ssdcore_torch.checkpoint import temporary_beside
-from ssdcore_torch.config import CONVERTED, Config, DataConfig, ProcessConfig, preset
+from ssdcore_torch.config import CONVERTED, Config, DataConfig, ProcessConfig, preset, unnamed_data
 from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.locks import lock_folder, unlock_folder
 from ssdcore_torch.official import official_step
@@ -27,7 +27,7 @@ def convert(official: Path, out: Path, net: FlexiUNet, process: ProcessConfig) -
     if out.exists():
         raise FileExistsError(f"{out} exists already; give another --out, or remove it")
     step = official_step(official)
-    source = f"what {official.name} was trained on"
+    source = unnamed_data(official.name)
     config = Config(
         preset=CONVERTED,
         seed=0,

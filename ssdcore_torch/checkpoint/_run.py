@@ -72,8 +72,9 @@ _FORMAT = "ssdcore_torch weights 1"
 
 
 def save_account(run: Path, config: Config) -> None:
-    """Write manifest.json, by which the weights of a run without checkpoints are known, and what they were made for."""
-    files = {name: content_of(run / name) for name in _WEIGHTS}
+    """Write manifest.json, by which the weights of a run without checkpoints are known, with its prior and residual
+    spectra where it has them, and what they were made for."""
+    files = {name: content_of(run / name) for name in (*_WEIGHTS, PRIOR, RESIDUALS) if (run / name).is_file()}
     values = {"format": _FORMAT, "files": files, "config": json.loads(config.to_json())}
     write_atomically(run / "manifest.json", json_writer(values))
 
@@ -91,6 +92,11 @@ def _check_account(run: Path, config: Config) -> None:
     for name in _WEIGHTS:
         if (run / name).is_file() and content_of(run / name) != files.get(name):
             raise ValueError(f"{run / name} is not the file that was written: its SHA-256 is not that of manifest.json")
+    for name in (PRIOR, RESIDUALS):
+        path = run / name
+        if (content_of(path) if path.is_file() else None) != files.get(name):
+            fault = "is not the file that was written" if path.is_file() else "is missing"
+            raise ValueError(f"{path} {fault}: manifest.json has another SHA-256 or none")
     check_unchanged(saved, config, path, ("network", "process"))
 
 

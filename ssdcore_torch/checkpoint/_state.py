@@ -405,7 +405,12 @@ def check_residuals(run: Path, step: int) -> bool:
 
 def _listed_residuals(run: Path, step: int) -> dict[str, Any] | None:
     folder = run / FOLDER / f"step-{step:08d}"
-    listed: dict[str, Any] | None = _read_manifest(folder).get("residuals") if folder.is_dir() else None
+    listed: dict[str, Any] | None = None
+    if folder.is_dir():
+        listed = _read_manifest(folder).get("residuals")
+    elif not checkpoints(run) and (run / "manifest.json").is_file():  # of a shared run
+        files = read_json(run / "manifest.json").get("files")
+        listed = files.get(RESIDUALS) if isinstance(files, dict) else None
     return listed
 
 
@@ -492,8 +497,8 @@ def was_saved(run: Path) -> bool:
     """
     if not checkpoints(run) and (run / "model.safetensors").exists():
         raise ValueError(
-            f"{run} holds weights without an optimizer's state, as ssdcore_torch.convert writes them: it can be "
-            "sampled from, but training cannot continue with it; train another with --out"
+            f"{run} holds weights without an optimizer's state, as ssdcore_torch.convert and Run.push write them: "
+            "it can be sampled from, but training cannot continue with it; train another with --out"
         )
     return bool(checkpoints(run))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import ssdcore
 from ssdcore_torch import metrics
 from ssdcore_torch.checkpoint import OpenRun
-from ssdcore_torch.config import CONVERTED, Config, DataConfig
+from ssdcore_torch.config import CONVERTED, Config, DataConfig, is_unnamed_data
 from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images, refuse_untyped
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics import report as evaluation_report
@@ -101,6 +101,8 @@ def evaluate_run(
                 f"{run.path} holds weights of the paper's code and knows no images: give those that they were trained "
                 "on with --data"
             )
+        if is_unnamed_data(config.data.path):
+            raise ValueError(f"{run.path} was shared without its images: give those that it was trained on with --data")
         refuse_untyped(config.data.path, f"{run.path / 'config.json'}")
     real = config.data if own else replace(config.data, path=str(data), classes=())
 

@@ -27,6 +27,7 @@ from ssdcore_torch.runs._draw import Drawing, Label, draw_images, labels_of
 from ssdcore_torch.runs._evaluate import evaluate_run
 from ssdcore_torch.runs.process_file import PROCESS, ProcessFile
 from ssdcore_torch.sampling import ResidualSpectra, StepRecorder
+from ssdcore_torch.sharing import fetch, push
 from ssdcore_torch.text import printable
 from ssdcore_torch.training import Extras, final_pictures, train
 
@@ -172,6 +173,33 @@ class Run:
         if not run._waits_for_its_first_save():
             run._load()
         return run
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        device: str | torch.device = "cpu",
+        network: Any = None,
+    ) -> Run:
+        """A run that `push` has shared: a model of the Hugging Face hub ("OWNER/NAME"), or a folder.
+
+        It is sampled from, restored with and evaluated (with `data=`); training cannot continue with it. Its files are
+        data: reading them runs nothing, and the images that it names on other machines are not opened.
+
+        Args:
+            revision: branch, tag or commit; None: the newest
+            token: of the hub, for a private model; None: the one that is logged in
+            network: as for `open`
+
+        Raises:
+            ValueError: For what is neither a folder nor OWNER/NAME, and as `open` does.
+            OSError: Where it cannot be fetched.
+            ImportError: Without the extra "hub".
+        """
+        return cls.open(fetch(os.fspath(name), revision=revision, token=token), device, network=network)
 
     def _waits_for_its_first_save(self) -> bool:
         """Whether it was made, but never trained so far that anything was kept."""
@@ -337,6 +365,37 @@ class Run:
     def report(self, path: str | os.PathLike[str] = "report.html") -> None:
         """One HTML page of the run: losses, samples, the chain from noise to image, figures, settings, commands."""
         write_report(self, Path(path))
+
+    def push(
+        self,
+        repo: str,
+        *,
+        licence: str | None = None,
+        data: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        message: str | None = None,
+    ) -> str:
+        """Share the run as a model of the Hugging Face hub, for `from_pretrained`. Returns its address.
+
+        What goes there: settings, weights, their average, prior, residual spectra, log, samples, and a model card with
+        data, process, training, figures (of evaluation.json in the folder), classes and licence. Checkpoints, images
+        and paths of this machine stay here.
+
+        Args:
+            repo: OWNER/NAME, made if there is none
+            licence: of the weights, as the hub names it ("mit", "cc-by-4.0"); None: the card says that none is stated
+            data: what to call the training images; None: only the name of a hub's dataset, or of the embedded drawings
+            private: of a new model
+            token: of the hub; None: the one that is logged in
+            message: of the commit
+
+        Raises:
+            ValueError: For a name that the hub does not take, before any work.
+            OSError: Where the hub cannot be reached or does not let it.
+            ImportError: Without the extra "hub".
+        """
+        return push(self, repo, licence=licence, data=data, private=private, token=token, message=message)
 
     def evaluate(
         self,
