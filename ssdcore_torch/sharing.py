@@ -41,7 +41,13 @@ FILES = (
 
 UNNAMED = "the run"
 
-_COPIED = ("prior.safetensors", "residuals.safetensors", "process.safetensors", "log.jsonl", "samples.png")
+_COPIED: tuple[str, ...] = (
+    "prior.safetensors",
+    "residuals.safetensors",
+    "process.safetensors",
+    "log.jsonl",
+    "samples.png",
+)
 _COPIED += ("denoising.png",)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
