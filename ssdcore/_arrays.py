@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import sys
@@ -94,19 +95,32 @@ def widest_dtype(xp: Namespace, x: Array) -> Any:
 
 
 def full_precision(x: Array) -> contextlib.AbstractContextManager[Any]:
-    """Keep matrix products at the input's precision where the backend would lower it.
+    """The arithmetic of the library, whatever the caller has set: the input's precision, and underflow to zero.
 
     torch.autocast would turn float32 products into half precision, and jax lowers them to TF32 or bfloat16 on
-    accelerators; a posterior needs the precision its caller asked for.
+    accelerators; a posterior needs the precision its caller asked for. numpy can be told to raise where a number
+    underflows, as the far end of every Gaussian does.
     """
     if _is_torch(x):
         torch = sys.modules["torch"]
-        if torch.is_autocast_enabled(x.device.type):
-            return torch.autocast(x.device.type, enabled=False)
+        kind = x.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):  # meta tensors have no arithmetic, so no autocast
+            return torch.autocast(kind, enabled=False)
         return contextlib.nullcontext()
     if array_api_compat.is_jax_array(x):
         return sys.modules["jax"].default_matmul_precision("highest")
-    return contextlib.nullcontext()
+    return np.errstate(under="ignore")
+
+
+def flushing(compute: Callable[P, R]) -> Callable[P, R]:
+    """Let numpy's numbers underflow to zero in what a function computes, whatever the caller has set."""
+
+    @functools.wraps(compute)
+    def flushed(*args: P.args, **kwargs: P.kwargs) -> R:
+        with np.errstate(under="ignore"):
+            return compute(*args, **kwargs)
+
+    return flushed
 
 
 @contextlib.contextmanager
@@ -274,9 +288,13 @@ class Memo:
             return f"{make.__name__}{key!r}"
         return make.__name__, key
 
-    def shelve(self, entry: Hashable, made: Any) -> str:
+    def shelve(self, entry: Any, made: Any) -> str:
         """Put what `get` gave where `kept` finds it, for as long as the memo lives; -> the name to ask for."""
-        name = f"kept_{hashlib.blake2b(repr(entry).encode(), digest_size=12).hexdigest()}"
+        if not isinstance(entry, str):  # made of objects too: they are kept, so that no other has their id
+            make, key = entry
+            self._shelf.__dict__.setdefault("keys", []).append(key)
+            entry = f"{make}{[part if isinstance(part, (int, float)) else id(part) for part in key]}"
+        name = f"kept_{hashlib.blake2b(entry.encode(), digest_size=12).hexdigest()}"
         self._shelf.__dict__[name] = made
         return name
 
@@ -295,7 +313,7 @@ class Memo:
             if found is not None:
                 self._results[entry] = found  # now the youngest
                 return found[0]
-        made = make(*key)  # outside of the lock: it may ask for other results, and take long
+        made = flushing(make)(*key)  # outside of the lock: it may ask for other results, and take long
         size = sized(made)
         with self._lock:
             found = self._results.get(entry)

@@ -120,7 +120,7 @@ def degraded(proc: LinearDiffusion, xp: Namespace, x0: Array, times: Times, shap
         with full_precision(x0):
             diagonal = onto(xp, spread(cp, response, x0.ndim - len(shape), len(shape)), wide)
             result = modes.scale(xp, wide, diagonal, 0.0)
-        return xp.astype(result, x0.dtype, copy=False)
+            return xp.astype(result, x0.dtype, copy=False)
     stages = {stage: k for k, stage in enumerate(sorted(first))}
     images = {k: proc.operator(0, first[stage]) for stage, k in stages.items()}
     if known is not None:
@@ -318,7 +318,7 @@ def posterior(
         innovation = state - level_of(xp, cp, step.levels[2], state, between.output.shape) * degraded_clean
         lifted = between.lift(step, xp, gain, innovation)
         mean = level_of(xp, cp, step.levels[0], clean, between.modes.shape) * clean + lifted
-    mean = xp.astype(mean, x_t.dtype, copy=False)
+        mean = xp.astype(mean, x_t.dtype, copy=False)
     rest = step.levels[1] ** 2
     if clean_covariance is not None:
         return _widened(step, mean, values, rest, alpha_s - alpha_t * gain * r, clean_covariance)
@@ -382,6 +382,7 @@ def marginal(proc: LinearDiffusion, x0: Array, t: Times) -> Gaussian:
     clean = degraded(proc, xp, x0, t, shape)
     wide = xp.astype(clean, computing_dtype(xp, x0.dtype), copy=False)
     cp, alpha, sigma = levels(proc, t, wide.dtype)
-    mean = xp.astype(level_of(xp, cp, alpha, wide, shape) * wide, x0.dtype, copy=False)
+    with full_precision(x0):
+        mean = xp.astype(level_of(xp, cp, alpha, wide, shape) * wide, x0.dtype, copy=False)
     variance = spread(cp, column(cp, sigma**2, len(shape)), mean.ndim - len(shape), len(shape))
     return Gaussian(mean, BatchedCovariance(Modes(shape, shape, ()), variance, variance))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,13 +63,12 @@ class BatchedCovariance(Covariance):
         values = xp.broadcast_to(
             self.values, (*self.values.shape[: self.values.ndim - len(trailing)], *self.modes.counts)
         )
-        with np.errstate(divide="ignore"):
-            logs = xp.sum(xp.log(values), axis=trailing)
-            others = self.size - int(np.prod(self.modes.counts))
-            if not others:
-                return logs
-            rest = xp.reshape(self.rest, self.rest.shape[: self.rest.ndim - len(self.shape)])
-            return logs + others * xp.log(rest)
+        logs = xp.sum(_log(xp, values), axis=trailing)
+        others = self.size - math.prod(self.modes.counts)
+        if not others:
+            return logs
+        rest = xp.reshape(self.rest, self.rest.shape[: self.rest.ndim - len(self.shape)])
+        return logs + others * _log(xp, rest)
 
     def as_matrix(self) -> np.ndarray:
         """The dense matrix (n, n), of one item only. Raises ValueError for several."""
@@ -76,6 +76,13 @@ class BatchedCovariance(Covariance):
             raise ValueError("BatchedCovariance: it has one matrix per item; take the items at their own times")
         spectrum = np.asarray(self.values).reshape(self.values.shape[self.values.ndim - len(self.modes.counts) :])
         return SpectralCovariance(self.modes, spectrum, float(np.asarray(self.rest).reshape(-1)[0])).as_matrix()
+
+
+def _log(xp: Namespace, variance: Array) -> Array:
+    if not isinstance(variance, (np.ndarray, np.generic)):
+        return xp.log(variance)
+    with np.errstate(divide="ignore"):
+        return np.log(variance)
 
 
 def _unflatten(modes: Modes, children: Any) -> BatchedCovariance:

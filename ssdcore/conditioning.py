@@ -10,6 +10,7 @@ from ssdcore._arrays import (
     check_same_backend,
     check_trailing,
     computing_dtype,
+    flushing,
     full_precision,
     real_namespace,
 )
@@ -29,6 +30,7 @@ class InadmissibleProcess(ValueError):
     """
 
 
+@flushing
 def general_transition(
     x_s: Array, operator: LinearOperator, covariance_s: Covariance, covariance_t: Covariance
 ) -> Gaussian:
@@ -64,6 +66,7 @@ def general_transition(
     return Gaussian(operator(x_s), Covariance.dense(difference, operator.out_shape))
 
 
+@flushing
 def general_posterior(
     x_t: Array, mean_s: Array, operator: LinearOperator, covariance_s: Covariance, covariance_t: Covariance
 ) -> Gaussian:

@@ -22,6 +22,7 @@ from ssdcore._arrays import (
     computing_dtype,
     device_of,
     digest,
+    flushing,
     full_precision,
     once_per_trace,
     real_namespace,
@@ -118,6 +119,7 @@ class Covariance(abc.ABC):
             )
         return SpectralCovariance(decomposition.input, np.broadcast_to(variances, shape), float(rest))
 
+    @flushing
     def through(self, operator: LinearOperator) -> Covariance:
         """R C Rᵀ, the covariance of R x for x of this one: in the modes of R where C is diagonal there, else dense.
 
@@ -208,6 +210,7 @@ class Covariance(abc.ABC):
         return math.prod(self.shape)
 
     @once_per_trace
+    @flushing
     def _prepared(self, power: float) -> None:
         self.precompute(power)
 
@@ -217,7 +220,7 @@ class Covariance(abc.ABC):
         self._prepared(power)
         with full_precision(x):
             y = self.apply_power(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False), power)
-        return xp.astype(y, x.dtype, copy=False)
+            return xp.astype(y, x.dtype, copy=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +275,7 @@ class SpectralCovariance(Covariance):
     def _digest(self) -> bytes:
         return digest(self.values)
 
+    @flushing
     def affine(self, scale: float, shift: float) -> Covariance:
         """scale · C + shift · I."""
         return SpectralCovariance(self.modes, scale * self.values + shift, scale * self.rest + shift)
@@ -292,6 +296,15 @@ class SpectralCovariance(Covariance):
         return self.values, modes // self.values.size, self.rest, self.size - modes
 
     def log_determinant(self) -> float:
+        self._prepare_determinant()
+        return self._log_determinant
+
+    @once_per_trace
+    def _prepare_determinant(self) -> None:
+        _ = self._log_determinant
+
+    @functools.cached_property
+    def _log_determinant(self) -> float:
         values, multiplicity, rest, others = self.eigenvalues
         if values.min() <= 0 or (others and rest <= 0):
             return -math.inf
@@ -428,7 +441,10 @@ class Gaussian:
         return mean + self.covariance.root(noise)
 
     def log_prob(self, x: Array) -> Array:
-        """log density at x ``(*batch, *shape)``, in nats: an array ``(*batch)``. Raises ValueError if Σ is singular."""
+        """log density at x ``(*batch, *shape)``, in nats: an array ``(*batch)``. Raises ValueError if Σ is singular.
+
+        In the dtype of x, but float32 for half precision, whose range and digits do not hold that of an image.
+        """
         check_same_backend(self.mean, x, "Gaussian.log_prob")
         check_trailing(x, self.covariance.shape, "Gaussian.log_prob")
         if self.covariance.singular:
@@ -441,15 +457,14 @@ class Gaussian:
         if isinstance(log_determinant, np.ndarray):  # one an item
             log_determinant = Constant(log_determinant).on(xp, computing_dtype(xp, x.dtype), device_of(x))
         constant = self.covariance.size * math.log(2 * math.pi) + log_determinant
-        value = -0.5 * (self._mahalanobis(xp, x, self.mean, self.covariance) + constant)
-        return xp.astype(value, x.dtype, copy=False)
+        return -0.5 * (self._mahalanobis(xp, x, self.mean, self.covariance) + constant)
 
     def entropy(self) -> float:
         """Differential entropy in nats of one leading index; −inf if Σ is singular."""
         return 0.5 * (self.covariance.size * math.log(2 * math.pi * math.e) + self.covariance.log_determinant())
 
     def kl(self, other: Gaussian) -> Array:
-        """KL(self ‖ other) in nats: an array ``(*batch)``.
+        """KL(self ‖ other) in nats: an array ``(*batch)``, of the dtype that `log_prob` has.
 
         Raises:
             ValueError: If `other` is singular or of another shape.
@@ -461,18 +476,21 @@ class Gaussian:
         xp = real_namespace(self.mean, "Gaussian.kl")
         quadratic = self._mahalanobis(xp, self.mean, other.mean, q)
         constant = _trace_ratio(p, q) - p.size + q.log_determinant() - p.log_determinant()
-        value = 0.5 * (quadratic + constant)
-        return xp.astype(value, self.mean.dtype, copy=False)
+        return 0.5 * (quadratic + constant)
 
     @staticmethod
     def _mahalanobis(xp: Namespace, x: Array, y: Array, covariance: Covariance) -> Array:
         """(x − y)ᵀ C⁻¹ (x − y) in the computing dtype: half precision would lose it in the difference and the sum."""
         dtype = computing_dtype(xp, x.dtype)
         difference = xp.astype(x, dtype, copy=False) - xp.astype(y, dtype, copy=False)
-        product = difference * covariance.solve(difference)
-        return xp.sum(product, axis=tuple(range(-len(covariance.shape), 0)))
+        with full_precision(x):
+            product = difference * covariance.solve(difference)
+            return xp.sum(product, axis=tuple(range(-len(covariance.shape), 0)))
 
 
+# A function of both, not a method: torch.compile then compares the two covariances before it uses the number again.
+@once_per_trace
+@flushing
 def _trace_ratio(p: Covariance, q: Covariance) -> float:
     """tr(Q⁻¹ P): on the common spectrum where there is one, else from dense matrices."""
     if isinstance(p, SpectralCovariance) and isinstance(q, SpectralCovariance):

@@ -108,11 +108,11 @@ class LiftedLaw:
         xp = real_namespace(self.like, "posterior")
         with full_precision(self.like):
             mean = self.lift.mean(xp, self.centre, self.innovation)
-        return xp.astype(mean, self.like.dtype, copy=False)
+            return xp.astype(mean, self.like.dtype, copy=False)
 
     def draw(self, noise: Array) -> Array:
         xp = real_namespace(self.like, "posterior")
         with full_precision(self.like):
             noise = xp.astype(noise, self.centre.dtype, copy=False)
             drawn = self.lift.draw(xp, self.centre, self.innovation, noise)
-        return xp.astype(drawn, self.like.dtype, copy=False)
+            return xp.astype(drawn, self.like.dtype, copy=False)

@@ -61,7 +61,8 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
     check_trailing(previous, proc.shape(t), f"extrapolated: previous prediction for t = {t}")
     found = proc.kept(_extrapolation, s, t, u)
     if found.change is None:
-        return prediction + found.weight * (prediction - previous) if found.weight else prediction
+        with full_precision(prediction):
+            return prediction + found.weight * (prediction - previous) if found.weight else prediction
     change: Decomposition = found.change
     xp = real_namespace(prediction, "extrapolated")
     with full_precision(prediction):

@@ -483,11 +483,12 @@ class LinearDiffusion:
                 f"got {tuple(noise.shape)}"
             )
         dtype = computing_dtype(xp, x0.dtype)
-        clean, noise = (xp.astype(x, dtype, copy=False) for x in (clean, noise))
-        if not isinstance(time, int):
-            cp, *both = levels(self, time, dtype)
-            alpha, sigma = (level_of(xp, cp, level, clean, shape) for level in both)
-        return xp.astype(alpha * clean + sigma * noise, x0.dtype, copy=False)
+        with full_precision(x0):
+            clean, noise = (xp.astype(x, dtype, copy=False) for x in (clean, noise))
+            if not isinstance(time, int):
+                cp, *both = levels(self, time, dtype)
+                alpha, sigma = (level_of(xp, cp, level, clean, shape) for level in both)
+            return xp.astype(alpha * clean + sigma * noise, x0.dtype, copy=False)
 
     def marginal(self, x0: Array, t: Any) -> Gaussian:
         """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I).
@@ -616,11 +617,10 @@ class LinearDiffusion:
                 mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
             if not isinstance(lift, Lift):
                 mean = add_scaled(xp, mean, alpha_s, clean)
-        mean = xp.astype(mean, x_t.dtype, copy=False)
+            mean = xp.astype(mean, x_t.dtype, copy=False)
         if clean_covariance is None:
             return Gaussian(mean, step.covariance)
-        widened_by = self._memo.get(self._widened, s, t, float(eta), clean_covariance, sized=_held_bytes)
-        return Gaussian(mean, widened_by)
+        return Gaussian(mean, self._numbers("_widened", s, t, float(eta), clean_covariance))
 
     def prior(self, mean: Array | None = None, covariance: Any = None) -> Gaussian:
         """The law of x_T that sampling starts from, N(α_T m, α_T² C + σ_T² I).
@@ -641,6 +641,7 @@ class LinearDiffusion:
         t = self.steps
         shape, alpha, variance = self.shape(t), self.alpha(t), self.sigma(t) ** 2
         centre = np.zeros(shape) if mean is None else mean
+        real_namespace(centre, "prior: mean")
         check_trailing(centre, shape, "prior: mean")
         law: Covariance
         if covariance is None:
@@ -655,7 +656,8 @@ class LinearDiffusion:
                     "prior: expected a covariance with a known spectrum (isotropic, dense, cosine, of_modes)"
                 )
             law = covariance.affine(alpha**2, variance)
-        return Gaussian(alpha * centre, law)
+        with full_precision(centre):
+            return Gaussian(alpha * centre, law)
 
     def respace(self, times: Sequence[int]) -> LinearDiffusion:
         """The process seen only at some of its times: new step k is the present time times[k − 1].
@@ -700,12 +702,12 @@ class LinearDiffusion:
         """
         return self._numbers(make, *numbers)
 
-    def _numbers(self, kind: Any, *key: float) -> Any:
+    def _numbers(self, kind: Any, *key: Any) -> Any:
         """What the method `kind` makes of times, kept. Where torch.compile traces, it is made untraced, and then read
         where the guards see it: the graph of one time, or process, is never taken for another's."""
         if is_tracing():
-            # index makes a number of what torch.compile has turned into a symbol
-            entry = self._made(kind, *[k if isinstance(k, float) else operator.index(k) for k in key])
+            # index makes a number of what torch.compile has turned into a symbol; it compares a covariance by itself
+            entry = self._made(kind, *[k if isinstance(k, (float, Covariance)) else operator.index(k) for k in key])
             return self._memo.kept(entry)
         return self._memo.get(self._maker(kind), *key, sized=_held_bytes)
 
@@ -718,7 +720,7 @@ class LinearDiffusion:
         return bound
 
     @once_per_trace
-    def _made(self, kind: Any, *key: float) -> Any:
+    def _made(self, kind: Any, *key: Any) -> Any:
         make = self._maker(kind)
         return self._memo.shelve(Memo.entry(make, *key), self._memo.get(make, *key, sized=_held_bytes))
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssdcore import _pytrees
-from ssdcore._arrays import Array, Constant, Memo, Namespace, is_tracing, once_per_trace
+from ssdcore._arrays import Array, Constant, Memo, Namespace, full_precision, is_tracing, once_per_trace
 from ssdcore._times import look_up, real_times_of
 
 
@@ -165,10 +165,12 @@ class NoiseSchedule:
         function = self._interpolated if self.continuous is None else self.continuous
         whole = xp.floor(t)
         index = xp.astype(whole, xp.int32)
-        return tuple(
-            xp.where(t == whole, look_up(xp, table, index, t.dtype), level)
-            for table, level in zip(self.tables, function(xp, t))
-        )
+        with full_precision(t):
+            alpha, sigma = (
+                xp.where(t == whole, look_up(xp, table, index, t.dtype), level)
+                for table, level in zip(self.tables, function(xp, t))
+            )
+        return alpha, sigma
 
     def _interpolated(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
         index, part = _step_of(xp, t, self.steps)
@@ -280,8 +282,9 @@ class NoiseSchedule:
         if np.isnan(log_snr).any() or np.isposinf(log_snr).any() or (log_snr[1:] > log_snr[:-1]).any():
             raise ValueError("NoiseSchedule.from_log_snr: the values must not rise with t, nor be NaN or +inf")
         # alpha² = sigmoid(log SNR), each side by the form that keeps its small values exact
-        alpha = np.exp(-0.5 * np.logaddexp(0, -log_snr))
-        sigma = np.exp(-0.5 * np.logaddexp(0, log_snr))
+        with np.errstate(under="ignore"):
+            alpha = np.exp(-0.5 * np.logaddexp(0, -log_snr))
+            sigma = np.exp(-0.5 * np.logaddexp(0, log_snr))
         return cls(np.concatenate([[1.0], alpha]), np.concatenate([[0.0], sigma]))
 
     def scaled(self, factors: np.ndarray) -> NoiseSchedule:

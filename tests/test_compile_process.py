@@ -19,6 +19,8 @@ def processes():
     }
 
 
+RESIDUALS = ssd.Covariance.isotropic((8, 8), 0.3), ssd.Covariance.cosine(1 / (1.0 + np.arange(64).reshape(8, 8)))
+
 # times come in as numbers: torch.compile makes symbols of them from the second pair on
 CALLS = {
     "levels": lambda p, x, s, t: p.alpha(s) * x + p.sigma(t) + p.log_snr(t) + p.alpha(5.5),
@@ -27,6 +29,13 @@ CALLS = {
     "marginal": lambda p, x, s, t: p.marginal(x, s).sample(x),
     "transition": lambda p, x, s, t: p.transition(x, s, t).sample(x),
     "posterior": lambda p, x, s, t: p.posterior(x, x, s, t).sample(x) + p.posterior(x, x, s, t, eta=0.5).sample(x),
+    "densities": lambda p, x, s, t: (
+        p.marginal(x, s).log_prob(x) + p.posterior(x, x, s, t).log_prob(x) + p.marginal(x, s).kl(p.marginal(2 * x, t))
+    ),
+    "second moments": lambda p, x, s, t: (
+        p.posterior(x, x, s, t, clean_covariance=RESIDUALS[0]).sample(x)
+        + p.posterior(x, x, s, t, clean_covariance=RESIDUALS[1]).sample(x)
+    ),
     "step": lambda p, x, s, t: ssd.sampling.step(p, x, x, s, t, torch.zeros, 0.0, previous=x, u=t + 3),
 }
 

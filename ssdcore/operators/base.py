@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from ssdcore._arrays import Array, ArrayKind, Namespace, once_per_trace
+from ssdcore._arrays import Array, ArrayKind, Namespace, flushing, once_per_trace
 from ssdcore.axes import AxisMatrix
 from ssdcore.operators.linear_map import LinearMap
 from ssdcore.spectral import Decomposition, merged_sum
@@ -477,6 +477,7 @@ def _split_scale(op: LinearOperator) -> tuple[float, LinearOperator]:
     return (op.scale, op.op) if isinstance(op, Scaled) else (1.0, op)
 
 
+@flushing
 def compose(outer: LinearOperator, inner: LinearOperator) -> LinearOperator:
     """outer @ inner with scalars in front, neighbours merged where their product keeps a structure."""
     if inner.out_shape != outer.in_shape:
@@ -501,6 +502,7 @@ def compose(outer: LinearOperator, inner: LinearOperator) -> LinearOperator:
     return _scale(outer_scale * inner_scale, product)
 
 
+@flushing
 def add(a: LinearOperator, b: LinearOperator) -> LinearOperator:
     """a + b: multiples of one operator join, and neighbours where their sum keeps a structure."""
     if (a.in_shape, a.out_shape) != (b.in_shape, b.out_shape):

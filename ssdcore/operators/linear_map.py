@@ -19,6 +19,7 @@ from ssdcore._arrays import (
     Shape,
     check_trailing,
     computing_dtype,
+    flushing,
     full_precision,
     once_per_trace,
     real_namespace,
@@ -97,14 +98,17 @@ class LinearMap(abc.ABC):
         return self._decomposition
 
     @functools.cached_property
+    @flushing
     def _decomposition(self) -> Decomposition | None:
         return self.decompose()
 
     @once_per_trace
+    @flushing
     def _prepared(self) -> None:
         self.precompute()
 
     @once_per_trace
+    @flushing
     def prepare_spectrum(self) -> None:
         """Fill the caches that spectral functions read; torch.compile runs it, untraced, while tracing."""
         self.precompute()
@@ -122,7 +126,7 @@ class LinearMap(abc.ABC):
         self._prepared()
         with full_precision(x):
             y = apply(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False))
-        return xp.astype(y, x.dtype, copy=False)
+            return xp.astype(y, x.dtype, copy=False)
 
     def norm(self) -> float:
         """The largest singular value ‖M‖.
@@ -133,7 +137,7 @@ class LinearMap(abc.ABC):
         decomposition = self.decomposition()
         if decomposition is not None:
             return float(decomposition.singular_values.max())
-        return lanczos_norm(self.array_kind, self.gram, self.in_shape, self)
+        return flushing(lanczos_norm)(self.array_kind, self.gram, self.in_shape, self)
 
     def gram(self, x: Array) -> Array:
         """MᵀM x."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssdcore._arrays import Shape
+from ssdcore._arrays import Shape, flushing
 from ssdcore._files import read_text, write_whole
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._law import as_covariance, sampler_error
@@ -54,6 +54,7 @@ class Design:
     evaluations: int
 
 
+@flushing
 def design_levels(
     shape: Shape | int,
     noise: NoiseSchedule,

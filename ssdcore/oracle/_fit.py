@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ssdcore._arrays import Constant
+from ssdcore._arrays import Constant, flushing
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.oracle._blocks import Coordinates
@@ -24,6 +24,7 @@ class Fit(NamedTuple):
     covariance: Covariance
 
 
+@flushing
 def fit(images: Any, form: Form = "cosine") -> Fit:
     """Mean and covariance of images, each channel about its own mean.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Shape
+from ssdcore._arrays import Shape, flushing
 from ssdcore.oracle._blocks import Structure
 from ssdcore.oracle._law import as_covariance
 from ssdcore.oracle._propagation import Stage
@@ -19,6 +19,7 @@ from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 
+@flushing
 def signal_share(images: Any, noise: NoiseSchedule) -> np.ndarray:
     """Info(t) of the paper's information analysis for t = 1 … T, (T,): the share of signal-dominated pixels,
 
@@ -48,6 +49,7 @@ def pixel_share(proc: LinearDiffusion) -> np.ndarray:
     return np.array([math.prod(proc.shape(t)) / full for t in range(1, proc.steps + 1)])
 
 
+@flushing
 def mutual_information(proc: LinearDiffusion, covariance: Any) -> np.ndarray:
     """I(x_0; x_t) = ½ Σ log(1 + α_t² λ/σ_t²) in nats for t = 1 … T, (T,), one channel x_0 ~ N(·, C).
 
@@ -65,6 +67,7 @@ def mutual_information(proc: LinearDiffusion, covariance: Any) -> np.ndarray:
     return information
 
 
+@flushing
 def level_information(
     shape: Shape | int,
     noise: NoiseSchedule,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Constant
+from ssdcore._arrays import Constant, flushing
 from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
 from ssdcore.oracle._blocks import Coordinates, Structure
 from ssdcore.oracle._propagation import BlockLaw, Factors, Moments, diagonals, factor
@@ -19,6 +19,7 @@ from ssdcore.sampling import Sampler
 from ssdcore.spectral import Modes
 
 
+@flushing
 def sampler_error(
     proc: LinearDiffusion,
     covariance: Any,
@@ -56,6 +57,7 @@ def sampler_error(
     return law.frechet()
 
 
+@flushing
 def sampler_law(
     proc: LinearDiffusion,
     covariance: Any,

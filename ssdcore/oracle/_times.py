@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Shape
+from ssdcore._arrays import Shape, flushing
 from ssdcore._gains import innovation_gain
 from ssdcore.oracle._law import as_covariance
 from ssdcore.placement import PLACEMENTS, spread_times
@@ -19,6 +19,7 @@ _LEAST_GAIN = 1e-4  # relative gain of a sweep below which the search stops
 _MAX_VARIANCES = 256  # the search weighs this many groups of equal or neighbouring variances
 
 
+@flushing
 def optimal_times(shape: Shape, noise: NoiseSchedule, covariance: Any, steps: int, eta: float = 1.0) -> tuple[int, ...]:
     """`steps` times, T among them, that make the exact error of the full-size chain on N(·, C) small.
 
