@@ -19,7 +19,7 @@ from test_training import WORLD, tiny_config, tiny_data
 import ssdcore as ssd
 from ssdcore_torch import checkpoint
 from ssdcore_torch.sampling import fit_moments
-from ssdcore_torch.training import Extras, Trainer, loop, pictures, signals, train
+from ssdcore_torch.training import Extras, TensorBoard, Trainer, loop, pictures, signals, train
 from ssdcore_torch.training.log import Log
 from ssdcore_torch.training.signals import Stopped, stop_requests
 
@@ -293,10 +293,10 @@ def test_what_only_informs_cannot_end_training(
     (out / "samples").write_text("a file where a folder is to be")
     monkeypatch.setattr("sys.stderr", _Full())
     monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", _fails)
-    assert train(trainer, out, Extras(board=True, profile=True))
+    assert train(trainer, out, Extras(loggers=[TensorBoard()], profile=True))
     states = [checkpoint.load_state(run, trainer.net.state_dict()) for run in (whole, out)]
     assert all(torch.equal(states[0].model[key], value) for key, value in states[1].model.items())
-    for what in ("log.jsonl cannot be written", "samples of step 3 cannot be drawn", "TensorBoard's files cannot be"):
+    for what in ("log.jsonl cannot be written", "samples of step 3 cannot be drawn", "TensorBoard failed"):
         assert caplog.text.count(what) == 1
 
 

@@ -650,6 +650,7 @@ def test_moved_data_is_known_again(
 @pytest.mark.parametrize(
     ("options", "module", "says"),
     [
+        (["--wandb", "mine"], "wandb", "ssdcore[wandb]"),
         (["--tensorboard"], "torch.utils.tensorboard", "ssdcore[tensorboard]"),
         (["--set", "train.evaluate_every=1"], "torchmetrics.image.fid", "ssdcore[evaluate]"),
     ],

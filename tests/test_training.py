@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from ssdcore_torch.config import Config, preset
 from ssdcore_torch.data import Feed, ImageSet
 from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.distributed import World, connect
-from ssdcore_torch.training import Extras, NotFiniteError, Trainer, plan, replay, train
+from ssdcore_torch.training import Extras, NotFiniteError, TensorBoard, Trainer, WeightsAndBiases, plan, replay, train
 from ssdcore_torch.training.parallel import used_parameters
 
 WORLD = World(0, 1, 0, torch.device("cpu"))
@@ -245,7 +246,7 @@ def test_a_compiled_network_trains_alike(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_a_run_leaves_its_log_samples_and_profile(folder: Path) -> None:
     config = tiny_config(20, sample_every=8, ema=(0.9, 0.99))
-    trainer = trained(folder, config, Extras(board=True, profile=True))
+    trainer = trained(folder, config, Extras(loggers=[TensorBoard()], profile=True))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 8, 12, 16, 20]
     for line in lines:
@@ -423,12 +424,81 @@ def test_shares_cover_everything_once(count: int, size: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_tensorboard_missing_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+class FakeWandb:
+    """Weights & Biases, as far as a run is written to it."""
 
+    def __init__(self) -> None:
+        self.begun = list[dict[str, Any]]()
+        self.rows = list[dict[str, Any]]()
+        self.finished = 0
+        self.run = SimpleNamespace(define_metric=lambda *_, **__: None, log=self.rows.append, finish=self.finish)
+
+    def init(self, **options: Any) -> Any:
+        self.begun.append(options)
+        return self.run
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    def Image(self, picture: Any) -> Any:
+        return picture.size
+
+
+class Broken:
+    """A logger of the user's that raises at its second step."""
+
+    def __init__(self) -> None:
+        self.seen = list[int]()
+
+    def open(self, run: Path, step: int, settings: Any) -> None:
+        assert settings["train.log_every"] == 4
+
+    def figures(self, step: int, figures: Any) -> None:
+        self.seen.append(step)
+        if len(self.seen) == 2:
+            raise ConnectionError("gone")
+
+    def picture(self, step: int, name: str, picture: Any) -> None: ...
+
+    def close(self) -> None:
+        raise AssertionError("it was given up")
+
+
+def test_figures_and_pictures_go_to_loggers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    pictures = importlib.import_module("ssdcore_torch.training.pictures")
+    monkeypatch.setattr(pictures, "SAMPLES", 2)
+    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
+    broken = Broken()
+    config = tiny_config(12, sample_every=8)
+    trained(folder, config, Extras(loggers=[broken, WeightsAndBiases("mine", mode="offline")]))
+    trained(folder, replace(config, train=replace(config.train, steps=4)), Extras(loggers=[WeightsAndBiases("mine")]))
+    assert broken.seen == [4, 8]
+    assert caplog.text.count("Broken failed (gone): training continues without it") == 1
+    first, again = fake.begun
+    assert (first["project"], first["mode"], first["resume"], first["dir"]) == ("mine", "offline", "allow", str(folder))
+    assert first["id"] == again["id"]
+    assert first["config"]["train.steps"] == 12
+    assert fake.finished == 2
+    assert [row["step"] for row in fake.rows] == [4, 8, 8, 12, 4]
+    assert fake.rows[0]["loss"] > 0
+    assert any(name.startswith("paths/") for name in fake.rows[0])
+    assert set(fake.rows[2]) == {"samples", "step"}
+
+
+def test_wandb_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"pip install \"ssdcore\[wandb\]\""):
+        WeightsAndBiases()
+
+
+def test_tensorboard_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install \"ssdcore\[tensorboard\]\""):
-        trained(folder, tiny_config(), Extras(board=True))
+        TensorBoard()
 
 
 @pytest.mark.parametrize("share", [0.05, 0.6])

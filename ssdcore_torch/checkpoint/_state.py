@@ -76,7 +76,7 @@ OWN_FOLDERS = ("snapshots", "samples", "profile", "reference")
 # Names of files that a killed process was writing: `temporary_beside`, and of versions before it.
 _PART = re.compile(rf"\.({'|'.join(re.escape(name) for name in OWN)})\.[0-9a-f]+\.tmp")
 # What may be there before the first checkpoint.
-_BEGUN = {*OWN, *OWN_FOLDERS, FOLDER, "tensorboard"} - {"model.safetensors", "ema.safetensors"}
+_BEGUN = {*OWN, *OWN_FOLDERS, FOLDER, "tensorboard", "wandb"} - {"model.safetensors", "ema.safetensors"}
 # A checkpoint that is replaced by another of its step goes by the second name until the new one is in place.
 _CHECKPOINT = re.compile(r"step-(\d{8,18})(\.old)?")
 _AVERAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -505,7 +505,7 @@ def was_saved(run: Path) -> bool:
 
 def check_folders(run: Path) -> None:
     """Raises ValueError where a folder of the run is a link: who continues with it would write and delete elsewhere."""
-    for name in (FOLDER, *OWN_FOLDERS, "tensorboard"):
+    for name in (FOLDER, *OWN_FOLDERS, "tensorboard", "wandb"):
         if (run / name).is_symlink():
             raise ValueError(
                 f"{run / name} is a link: training would write and delete in another folder; put the folder itself here"

@@ -28,7 +28,7 @@ from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.errors import out_of_memory
 from ssdcore_torch.processes import DEGRADATIONS, log_snr_file
 from ssdcore_torch.runs import Asked, Session, begin, configure, finish, load_run, naming, withdraw
-from ssdcore_torch.training import NotFiniteError, Trainer, plan, replay
+from ssdcore_torch.training import Logger, NotFiniteError, TensorBoard, Trainer, WeightsAndBiases, plan, replay
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--dry-run", action="store_true", help="say what the run will cost (parameters, memory, time) and stop")
     add("--tensorboard", action="store_true", help="write TensorBoard's event files into the run folder, too")
+    add("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases, too")
     add("--profile", action="store_true", help="trace some steps once the run is warm, into RUN/profile")
     add("--device", help="cpu, cuda, cuda:1, … (default: a CUDA device if there is one)")
     return options
@@ -148,6 +149,16 @@ def _noise(named: str) -> dict[str, Any]:
     return {"noise": "log_snr", "log_snr": list(values), "steps": len(values)}
 
 
+def loggers_of(args: argparse.Namespace) -> list[Logger]:
+    """Where figures and pictures go besides the run folder. Raises ImportError for what is not installed."""
+    loggers: list[Logger] = []
+    if args.tensorboard:
+        loggers.append(TensorBoard())
+    if args.wandb is not None:
+        loggers.append(WeightsAndBiases(args.wandb))
+    return loggers
+
+
 def session_of(args: argparse.Namespace, world: World) -> Session:
     """The session that the options ask for. Raises UserError."""
     if args.out is None and (args.resume or world.size > 1):
@@ -158,6 +169,7 @@ def session_of(args: argparse.Namespace, world: World) -> Session:
     if args.minutes is not None and (args.steps is not None or not args.minutes):
         raise cli.UserError("--minutes: expected more than 0, and no --steps, as they say how long, too")
     try:
+        loggers_of(args)
         asked = asked_of(args)
         session = begin(
             args.out,
@@ -166,7 +178,6 @@ def session_of(args: argparse.Namespace, world: World) -> Session:
             resume=args.resume,
             conditional=args.conditional,
             minutes=args.minutes,
-            tensorboard=args.tensorboard,
             replay=args.replay,
             dry_run=args.dry_run,
             typed=args.data is not None or any(text.startswith("data.path=") for text in args.set),
@@ -235,7 +246,7 @@ def _work(args: argparse.Namespace, world: World, session: Session) -> int:
         for line in trainer.feed.images.understood:
             say(line)
         started, first = time.perf_counter(), trainer.step
-        finished = finish(session, tensorboard=args.tensorboard, profile=args.profile)
+        finished = finish(session, loggers=loggers_of(args), profile=args.profile)
     except NotFiniteError as error:
         raise cli.UserError(_not_finite(error, world, trainer, out)) from error
     except (OSError, SafetensorError) as error:

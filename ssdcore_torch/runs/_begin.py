@@ -22,7 +22,6 @@ from ssdcore_torch.distributed import World, code_version
 from ssdcore_torch.runs._configure import with_process
 from ssdcore_torch.runs.process_file import PROCESS, ProcessFile
 from ssdcore_torch.training import Trainer, fitted_prior, steps_within
-from ssdcore_torch.training.log import summary_writer
 from ssdcore_torch.training.memory import check_memory
 
 Images = ImageSet | ImageStream
@@ -72,7 +71,6 @@ def begin(
     *,
     resume: bool = False,
     conditional: bool = False,
-    tensorboard: bool = False,
     dry_run: bool = False,
     replay: int | None = None,
     minutes: float | None = None,
@@ -127,7 +125,7 @@ def begin(
         config, process = _fitted(config, process, file, network)
         with _writing(out or Path("runs")):
             _check_place(_run_folder(out, config, saved, conditional))
-        _check_extras(config, tensorboard)
+        _check_extras(config)
         check_memory(config, world.device, world.size)
         if not typed and data is None:
             refuse_untyped(config.data.path, where or str(Path(out or "", "config.json")))
@@ -261,7 +259,7 @@ def _opened(config: Config, data: Any, world: World) -> Images:
     )
 
 
-def _check_extras(config: Config, tensorboard: bool) -> None:
+def _check_extras(config: Config) -> None:
     """Raises ImportError, naming what to install, if the run would miss an optional package."""
     if config.train.evaluate_every is not None:
         from ssdcore_torch.metrics import open_extractor, require_torchmetrics
@@ -271,8 +269,6 @@ def _check_extras(config: Config, tensorboard: bool) -> None:
             open_extractor(config.train.evaluate_features)
         except ImportError as error:
             raise ImportError(f"train.evaluate_every: {error}") from error
-    if tensorboard:
-        summary_writer()
 
 
 def _conditional(config: Config, data: Images, asked: bool, network: Any) -> Config:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ssdcore_torch.runs.process_file import PROCESS, ProcessFile
 from ssdcore_torch.sampling import ResidualSpectra, StepRecorder
 from ssdcore_torch.sharing import fetch, push
 from ssdcore_torch.text import printable
-from ssdcore_torch.training import Extras, final_pictures, train
+from ssdcore_torch.training import Extras, Logger, TensorBoard, final_pictures, train
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,14 @@ class Run:
 
     # ---- using one
 
-    def train(self, steps: int | None = None, *, tensorboard: bool = False, profile: bool = False) -> bool:
+    def train(
+        self,
+        steps: int | None = None,
+        *,
+        tensorboard: bool = False,
+        profile: bool = False,
+        loggers: Sequence[Logger] = (),
+    ) -> bool:
         """Train to the end, or until asked to stop (Ctrl-C, SIGTERM), from the newest intact checkpoint if any.
 
         Progress is shown, and checkpoints, log and pictures are written, as the command does.
@@ -271,7 +278,10 @@ class Run:
             steps: to this many in all, instead of as many as the configuration says, which then says so
             tensorboard: write its event files, too
             profile: trace some steps once the run is warm
+            loggers: where figures and pictures go besides the folder, such as
+                ``ssdcore_torch.training.WeightsAndBiases("project")``
         """
+        loggers = [*([TensorBoard()] if tensorboard else []), *loggers]
         config = self.config
         if steps is not None:
             config = replace(config, train=replace(config.train, steps=steps))
@@ -281,12 +291,11 @@ class Run:
                 lambda saved: config,
                 world,
                 resume=True,
-                tensorboard=tensorboard,
                 network=self._network,
                 data=self._data,
             )
             try:
-                finished = finish(session, tensorboard=tensorboard, profile=profile)
+                finished = finish(session, loggers=loggers, profile=profile)
             finally:
                 checkpoint.release(self.path)
             self.config, self._data, self._opened, self._residuals = config, session.data, None, None
@@ -438,7 +447,7 @@ def load_run(path: str | os.PathLike[str], device: str | torch.device = "cpu") -
     return Run.open(path, device)
 
 
-def finish(session: Session, *, tensorboard: bool = False, profile: bool = False) -> bool:
+def finish(session: Session, *, loggers: Sequence[Logger] = (), profile: bool = False) -> bool:
     """Train a session to its end, or until asked to stop: whether it is complete."""
     trainer, out = session.trainer, session.out
     evaluation = None
@@ -446,7 +455,7 @@ def finish(session: Session, *, tensorboard: bool = False, profile: bool = False
         from ssdcore_torch.training.evaluation import EvaluationInTraining
 
         evaluation = EvaluationInTraining(trainer, out)
-    return train(trainer, out, Extras(evaluation, tensorboard, profile))
+    return train(trainer, out, Extras(evaluation, loggers, profile))
 
 
 def _device_name(device: str | torch.device) -> str:

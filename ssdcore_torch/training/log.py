@@ -1,4 +1,4 @@
-"""The figures of a run: log.jsonl, and TensorBoard where asked for. Neither can end the training that it tells of."""
+"""The figures of a run: log.jsonl, and TensorBoard or others where asked for. None can end the training it tells of."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import json
 import logging
 import math
 import os
+import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -130,50 +131,133 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summary_writer() -> Any:
-    """torch's writer of TensorBoard's files. Raises ImportError where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            'TensorBoard is not installed: pip install "ssdcore[tensorboard]", or leave --tensorboard out'
-        ) from error
-    return SummaryWriter
+class Logger(Protocol):
+    """Where figures and pictures of a run go besides its log.jsonl: `TensorBoard`, `WeightsAndBiases`, or your own.
+
+    What it raises is told in a warning, and training continues without it.
+    """
+
+    def open(self, run: Path, step: int, settings: Mapping[str, Any]) -> None:
+        """Begin, or continue with a run folder; what comes after `step` is written anew.
+
+        Args:
+            settings: those of config.json by their names, such as "train.steps"
+        """
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        """The numbers of a step, nested ones as in "evaluation/frechet"."""
+
+    def picture(self, step: int, name: str, picture: Image.Image) -> None: ...
+
+    def close(self) -> None: ...
 
 
-class Board:
-    """TensorBoard's event files of a run: scalars and grids of samples, until one cannot be written."""
+class TensorBoard:
+    """Event files in RUN/tensorboard. Raises ImportError where TensorBoard is not installed."""
 
-    def __init__(self, folder: Path, step: int) -> None:
-        """`step`: what comes after it is written anew. Raises ImportError where TensorBoard is not installed."""
-        make = summary_writer()
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError(
+                'TensorBoard is not installed: pip install "ssdcore[tensorboard]", or leave --tensorboard out'
+            ) from error
+        self._make: Callable[..., Any] = SummaryWriter
         self._writer: Any = None
-        self._try(lambda: setattr(self, "_writer", make(str(folder), purge_step=step + 1)))
 
-    def scalars(self, figures: Figures, group: str = "") -> None:
-        """Every number of the figures, nested ones under their names."""
-        step = figures["step"]
+    def open(self, run: Path, step: int, settings: Mapping[str, Any]) -> None:
+        self._writer = self._make(str(run / "tensorboard"), purge_step=step + 1)
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            if name == "step":
-                continue
-            if isinstance(value, Mapping):
-                self.scalars({**value, "step": step}, f"{group}{name}/")
-            elif isinstance(value, (int, float)):
-                self._call("add_scalar", f"{group}{name}", value, step)
+            self._writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, picture: Image.Image, step: int) -> None:
-        self._call("add_image", name, np.asarray(picture), step, dataformats="HWC")
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
 
     def close(self) -> None:
-        self._call("close")
+        self._writer.close()
 
-    def _call(self, name: str, *arguments: Any, **options: Any) -> None:
-        if self._writer is not None:
-            self._try(lambda: getattr(self._writer, name)(*arguments, **options))
 
-    def _try(self, work: Callable[[], object]) -> None:
+class WeightsAndBiases:
+    """A run of the same name in a project of Weights & Biases, which a resumed run continues: its identity is kept in
+    RUN/wandb/id. Steps that were not saved, and are done again, are there twice. Raises ImportError where wandb is not
+    installed.
+
+    Args:
+        project: of Weights & Biases
+        options: others of ``wandb.init``, such as mode="offline"
+    """
+
+    def __init__(self, project: str = "ssdcore", **options: Any) -> None:
         try:
-            work()
-        except Exception as error:  # of the disk, or of whatever TensorBoard's thread met
-            self._writer = None
-            _log.warning("TensorBoard's files cannot be written (%s): training continues without them", error)
+            import wandb
+        except ImportError as error:
+            raise ImportError(
+                'Weights & Biases is not installed: pip install "ssdcore[wandb]", or leave --wandb out'
+            ) from error
+        self._wandb: Any = wandb
+        self._project, self._options = project, options
+        self._run: Any = None
+
+    def open(self, run: Path, step: int, settings: Mapping[str, Any]) -> None:
+        place = run / "wandb" / "id"
+        if not place.is_file():
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(secrets.token_hex(8), encoding="ascii")
+        self._run = self._wandb.init(
+            project=self._project,
+            name=run.resolve().name,
+            id=place.read_text(encoding="ascii").strip()[:64],
+            resume="allow",
+            dir=str(run),
+            config=dict(settings),
+            **self._options,
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")  # its own count of steps only grows
+
+    def figures(self, step: int, figures: Mapping[str, float]) -> None:
+        self._run.log({**figures, "step": step})
+
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        self._run.log({name: self._wandb.Image(picture), "step": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Loggers:
+    """Several loggers as one, each until it raises."""
+
+    def __init__(self, loggers: Iterable[Logger], run: Path, step: int, settings: Mapping[str, Any]) -> None:
+        self._open = list(loggers)
+        self._each(lambda logger: logger.open(run, step, settings))
+
+    def figures(self, figures: Figures) -> None:
+        """A line of the log: every number of it, nested ones under their names."""
+        flat = dict(_numbers(figures))
+        del flat["step"]
+        self._each(lambda logger: logger.figures(figures["step"], flat))
+
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        self._each(lambda logger: logger.picture(step, name, picture))
+
+    def close(self) -> None:
+        self._each(lambda logger: logger.close())
+
+    def _each(self, work: Callable[[Logger], object]) -> None:
+        for logger in list(self._open):
+            try:
+                work(logger)
+            except Exception as error:  # of the disk, the network, or of whatever the logger's thread met
+                self._open.remove(logger)
+                _log.warning("%s failed (%s): training continues without it", type(logger).__name__, error)
+
+
+def _numbers(figures: Figures, group: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{group}{name}/")
+        elif isinstance(value, (int, float)):
+            yield f"{group}{name}", value

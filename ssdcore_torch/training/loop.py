@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from tqdm import tqdm
 
 from ssdcore_torch import checkpoint, ema, images
+from ssdcore_torch.config import flat_settings
 from ssdcore_torch.data import ImageBatch
 from ssdcore_torch.streams import steady
-from ssdcore_torch.training.log import Board, Log
+from ssdcore_torch.training.log import Log, Logger, Loggers
 from ssdcore_torch.training.pictures import sample_grid
 from ssdcore_torch.training.residuals import measured_residuals
 from ssdcore_torch.training.signals import Stopped, Stops, stop_requests
@@ -35,12 +37,12 @@ class Extras:
 
     Attributes:
         evaluate: trainer -> figures of its averaged network, called on every rank; the least "frechet" is the best
-        board: write TensorBoard's event files, too
+        loggers: where figures and pictures go besides the run's own log
         profile: trace a few steps once the run is warm
     """
 
     evaluate: Callable[[Trainer], Mapping[str, float]] | None = None
-    board: bool = False
+    loggers: Sequence[Logger] = ()
     profile: bool = False
 
 
@@ -96,10 +98,9 @@ class _Loop:
             )
         )
         self.log = Log(out / "log.jsonl", trainer.step) if self.leader else None
-        self.board: Board | None = None
-        if extras.board and self.leader:
-            self.board = Board(out / "tensorboard", trainer.step)
-            stack.callback(self.board.close)
+        settings = flat_settings(json.loads(trainer.config.to_json()))
+        self.loggers = Loggers(extras.loggers if self.leader else (), out, trainer.step, settings)
+        stack.callback(self.loggers.close)
         self.profiler: torch.profiler.profile | None = None
         if extras.profile and self.leader:
             self.profiler = stack.enter_context(_profiler(out / "profile", trainer.world.device))
@@ -177,8 +178,7 @@ class _Loop:
     def write(self, figures: Mapping[str, object]) -> None:
         assert self.log is not None
         self.log.write(figures)
-        if self.board is not None:
-            self.board.scalars(figures)
+        self.loggers.figures(figures)
 
     def draw(self, stops: Stops) -> None:
         """A grid of samples, of the state that is saved; if it cannot be drawn or written, training continues."""
@@ -189,8 +189,7 @@ class _Loop:
                 folder = self.out / "samples"
                 folder.mkdir(exist_ok=True)
                 images.save(picture, folder / f"step-{step:08d}.png")
-                if self.board is not None:
-                    self.board.picture("samples", picture, step)
+                self.loggers.picture(step, "samples", picture)
         except Stopped:
             pass  # the loop sees the request, as all ranks do
         except Exception as error:  # a full disk, a device without memory
