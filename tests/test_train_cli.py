@@ -215,7 +215,7 @@ def test_folders_in_use_are_refused(
     assert {f: f.read_bytes() for f in out.rglob("*") if f.is_file()} == before
 
     assert "needs --out" in refusal(capsys, train.main, "--resume")
-    assert "no run folder" in refusal(capsys, train.main, "--resume", "--out", tmp_path / "nothing")
+    assert "is not a run folder" in refusal(capsys, train.main, "--resume", "--out", tmp_path / "nothing")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     assert "not empty" in refusal(capsys, train.main, *TINY, "--out", tmp_path / "full")
@@ -265,7 +265,7 @@ def test_bad_sample_options_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, run_folder: tuple[Path, str, str]
 ) -> None:
     run = run_folder[0]
-    assert "no run folder" in refusal(capsys, sample.main, tmp_path / "nothing", "--out", tmp_path / "g.png")
+    assert "is not a run folder" in refusal(capsys, sample.main, tmp_path / "nothing", "--out", tmp_path / "g.png")
     assert "at least 2 steps" in refusal(capsys, sample.main, run, "--steps", 1, "--out", tmp_path / "g.png")
     assert "only 1000" in refusal(capsys, sample.main, run, "--steps", 1001, "--out", tmp_path / "g.png")
     assert "end it in .png" in refusal(capsys, sample.main, run, "--out", tmp_path / "grid.xyz")
