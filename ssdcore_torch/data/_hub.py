@@ -18,6 +18,7 @@ from ssdcore_torch.data._sources import MOST_FILE, Choices, Source, as_labels, c
 from ssdcore_torch.text import printable
 
 HUB = "hf:"
+_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")  # of a dataset on the hub
 """What the name of a dataset of the hub starts with; then NAME, or NAME:SPLIT. A saved folder may be NAME, too."""
 
 SCRIPTLESS = 4  # the first version of `datasets` that runs no scripts of datasets, whatever it is told
@@ -44,7 +45,7 @@ class HubSource(Source):
         name, split = path, None
         if path.startswith(HUB):
             name, _, split = path[len(HUB) :].partition(":")
-        if not name:
+        if (not _NAME.fullmatch(name) and not Path(name).is_dir()) or not name:
             raise ValueError(f"{path} names no dataset: give {HUB}NAME, or {HUB}NAME:SPLIT")
         found = _load(datasets, name, path, self.choices.subset)
         if isinstance(found, datasets.DatasetDict):
