@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import sympy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -213,36 +212,6 @@ def test_functional_errors():
         ssd.Functional(lambda x: x[..., :3], lambda y: y, (4,), (3,)).T(np.ones((2, 3)))
     with pytest.raises(TypeError, match="must be a function"):
         ssd.Functional(3, None, (4,), (4,))
-
-
-@pytest.mark.parametrize(
-    "op",
-    [
-        ssd.Identity((2, 3)),
-        ssd.Resize((4, 3), (2, 2)),
-        ssd.Resize((5,), (3,), kernel="bicubic"),
-        ssd.Resize((6,), (4,), kernel="lanczos3"),
-        ssd.Blur((3, 2), 0.75),
-        ssd.Blur((4,), 0.75, "periodic"),
-        ssd.Blur((5,), 0.75, "periodic"),
-        2 * ssd.Resize((4,), (2,)).T,
-        ssd.Matrix(np.diag([1.0, 0.5])) @ ssd.Functional(lambda x: x[..., ::-1], lambda y: y[..., ::-1], (2,), (2,)),
-    ],
-    ids=repr,
-)
-def test_as_sympy_is_exact(op):
-    symbolic = op.as_sympy()
-    assert isinstance(symbolic, sympy.MatrixBase)
-    np.testing.assert_allclose(np.array(symbolic.evalf(30).tolist(), dtype=np.float64), op.as_matrix(), atol=32 * EPS)
-
-
-def test_resize_as_sympy_has_rational_rows_that_sum_to_one():
-    symbolic = ssd.Resize((8,), (4,)).as_sympy()
-    assert all(entry.is_Rational for entry in symbolic)
-    assert symbolic[0, 0] == sympy.Rational(3, 7)
-    assert all(sum(symbolic[i, :]) == 1 for i in range(4))
-    with pytest.raises(ValueError, match="too many for sympy"):
-        ssd.Resize((64, 64), (32, 32)).as_sympy()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

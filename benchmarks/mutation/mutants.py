@@ -36,7 +36,7 @@ _CALLS = {
 }  # fmt: skip
 _AUGMENTED = {ast.Add: "-=", ast.Sub: "+=", ast.Mult: "/=", ast.Div: "*="}
 # what a reader sees, and what only sympy or the type checker reads
-_SKIPPED_FUNCTIONS = {"__repr__", "__str__", "sympy_matrix", "as_sympy", "_as_sympy"}
+_SKIPPED_FUNCTIONS = {"__repr__", "__str__"}
 
 
 @dataclass(frozen=True)

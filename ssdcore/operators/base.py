@@ -9,7 +9,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from ssdcore._arrays import Array, ArrayKind, Namespace, flushing, once_per_trac
 from ssdcore.axes import AxisMatrix
 from ssdcore.operators.linear_map import LinearMap
 from ssdcore.spectral import Decomposition, merged_sum
-
-if TYPE_CHECKING:
-    import sympy
 
 
 class LinearOperator(LinearMap):
@@ -56,7 +53,6 @@ class LinearOperator(LinearMap):
         precompute()            make and keep constants that `apply` reads; torch.compile runs it, untraced, while
                                 tracing. Numbers belong in a ``ssd.operators.Constant``, which has a copy for each
                                 namespace, dtype and device, and which torch.compile cannot confuse with another's
-        sympy_matrix()          the exact matrix, for `as_sympy`
         array_kind              namespace, dtype and device of arrays that the library makes itself to learn the
                                 operator's norm or matrix; default: float64 numpy
 
@@ -237,9 +233,6 @@ class Transpose(LinearOperator):
     def key(self) -> Hashable | None:
         return self.op
 
-    def sympy_matrix(self) -> sympy.Matrix:
-        return self.op.sympy_matrix().T
-
     def decompose(self) -> Decomposition | None:
         decomposition = self.op.decomposition()
         return None if decomposition is None else decomposition.T
@@ -287,11 +280,6 @@ class Scaled(LinearOperator):
 
     def key(self) -> Hashable | None:
         return (self.scale, self.op)
-
-    def sympy_matrix(self) -> sympy.Matrix:
-        import sympy
-
-        return sympy.Rational(self.scale) * self.op.sympy_matrix()
 
     def decompose(self) -> Decomposition | None:
         decomposition = self.op.decomposition()
@@ -345,9 +333,6 @@ class Composition(LinearOperator):
     def key(self) -> Hashable | None:
         return tuple(part for part in self.parts)
 
-    def sympy_matrix(self) -> sympy.Matrix:
-        return functools.reduce(operator.mul, [part.sympy_matrix() for part in reversed(self.parts)])
-
     def as_matrix(self) -> np.ndarray:
         return functools.reduce(np.matmul, [part.as_matrix() for part in reversed(self.parts)])
 
@@ -400,9 +385,6 @@ class Sum(LinearOperator):
             if merged is not None:
                 return merged
         return super().decompose()
-
-    def sympy_matrix(self) -> sympy.Matrix:
-        return functools.reduce(operator.add, [part.sympy_matrix() for part in self.parts])
 
     def as_matrix(self) -> np.ndarray:
         return functools.reduce(np.add, [part.as_matrix() for part in self.parts])

@@ -7,7 +7,7 @@ import math
 import numbers
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from ssdcore.axes import LONG, AxisMatrix, Basis, FastBasis, Spectral
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.operators.separable import AxisOperator
-
-if TYPE_CHECKING:
-    import sympy
 
 _BOUNDARIES = ("reflect", "periodic")
 
@@ -131,27 +128,6 @@ class Blur(AxisOperator):
         """One blur equal to this and `other` in either order: variances add."""
         widths = tuple(math.hypot(a, b) for a, b in zip(self.__dict__["_widths"], other.__dict__["_widths"]))
         return Blur(self.in_shape, widths, self.boundary)
-
-    def sympy_matrix(self) -> sympy.Matrix:
-        import sympy
-
-        matrices = []
-        for n, sigma in zip(self.in_shape, self.__dict__["_widths"]):
-            turn = sympy.pi if self.boundary == "reflect" else 2 * sympy.pi
-            columns, response = [], []
-            for k in range(n):
-                frequency = turn * (k if self.boundary == "reflect" else min(k, n - k)) / n
-                if self.boundary == "reflect":
-                    column = [sympy.cos(frequency * (j + sympy.Rational(1, 2))) for j in range(n)]
-                else:
-                    wave = sympy.cos if k <= n // 2 else sympy.sin
-                    column = [wave(frequency * j) for j in range(n)]
-                length = sympy.sqrt(sympy.Integer(n) / (1 if k == 0 or (turn != sympy.pi and 2 * k == n) else 2))
-                columns.append([entry / length for entry in column])
-                response.append(sympy.exp(-((sympy.Rational(sigma) * frequency) ** 2) / 2))
-            basis = sympy.Matrix(columns).T
-            matrices.append(basis * sympy.diag(*response) * basis.T)
-        return sympy.Matrix(sympy.kronecker_product(*matrices))
 
     def __repr__(self) -> str:
         return f"Blur({self.in_shape}, sigma={self.sigma}, boundary={self.boundary!r})"

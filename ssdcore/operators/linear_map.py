@@ -7,7 +7,7 @@ import functools
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,13 +28,9 @@ from ssdcore._arrays import (
 from ssdcore.axes import AxisMatrix
 from ssdcore.spectral import Decomposition, lanczos_function, lanczos_norm
 
-if TYPE_CHECKING:
-    import sympy
-
 # A dense singular value decomposition is taken up to these sizes (a few seconds at most, once an operator).
 DENSE_MAX_ENTRIES = 2**22
 DENSE_MAX_RANK = 2048
-_SYMPY_MAX_ENTRIES = 4096
 
 
 class LinearMap(abc.ABC):
@@ -76,12 +72,6 @@ class LinearMap(abc.ABC):
     def held_bytes(self) -> int:
         """About how much memory its matrices take once they are used: what caches of operators are bounded by."""
         return 0
-
-    def sympy_matrix(self) -> sympy.Matrix:
-        """The exact matrix, of any size (`as_sympy` refuses large ones)."""
-        import sympy
-
-        return sympy.Matrix(self.as_matrix()).applyfunc(sympy.Rational)
 
     @property
     def array_kind(self) -> ArrayKind:
@@ -163,17 +153,6 @@ class LinearMap(abc.ABC):
         kind = self.array_kind
         columns = to_numpy(self(kind.asarray(np.eye(n).reshape(n, *self.in_shape))))
         return np.ascontiguousarray(columns.reshape(n, m).T)
-
-    def as_sympy(self) -> sympy.Matrix:
-        """The dense matrix as an exact sympy matrix (floating-point entries as the rationals they are).
-
-        Raises:
-            ValueError: Above 4096 entries, where symbolic algebra is of no use.
-        """
-        entries = math.prod(self.in_shape) * math.prod(self.out_shape)
-        if entries > _SYMPY_MAX_ENTRIES:
-            raise ValueError(f"{self}: {entries} entries are too many for sympy (at most {_SYMPY_MAX_ENTRIES})")
-        return self.sympy_matrix()
 
     def gram_function(self, f: Callable[[Array], Array], x: Array) -> Array:
         """f(MᵀM) x, for a function f of the eigenvalues; ``op.T.gram_function(f, y)`` is f(MMᵀ) y.

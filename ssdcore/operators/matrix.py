@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from ssdcore.axes import AxisMatrix
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import finite_matrix, positive_shape
 from ssdcore.spectral import Decomposition
-
-if TYPE_CHECKING:
-    import sympy
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -52,11 +49,6 @@ class Identity(LinearOperator):
 
     def key(self) -> Hashable:
         return self.in_shape
-
-    def sympy_matrix(self) -> sympy.Matrix:
-        import sympy
-
-        return sympy.eye(math.prod(self.in_shape))
 
     @property
     def T(self) -> LinearOperator:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,6 @@ from ssdcore._arrays import Shape
 from ssdcore.axes import LONG, AxisMatrix, Band
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.operators.separable import AxisOperator
-
-if TYPE_CHECKING:
-    import sympy
 
 
 def _box(z: Any) -> Any:
@@ -140,12 +137,3 @@ class Resize(AxisOperator):
 
     def key(self) -> Hashable:
         return self.in_shape, self.out_shape, self.kernel
-
-    def sympy_matrix(self) -> sympy.Matrix:
-        import sympy
-
-        matrices = []
-        for n, m in zip(self.in_shape, self.out_shape):
-            rows = _resize_rows(n, m, self.kernel)
-            matrices.append(sympy.Matrix(m, n, lambda i, j, rows=rows: sympy.Rational(rows[i].get(j, 0))))
-        return sympy.Matrix(sympy.kronecker_product(*matrices))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 NORM_GROUPS = 32
@@ -204,23 +203,12 @@ class FlexiUNetConfig:
         return stage_of_size(self.level_sizes[level], self.level_sizes[0], self.stages)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-able values; `from_dict` reads them back."""
+        """Plain JSON-able values, which the constructor takes as they are."""
         values = dataclasses.asdict(self)
         values["level_sizes"] = [list(size) for size in self.level_sizes]
         values["channel_multipliers"] = list(self.channel_multipliers)
         values["attention_sizes"] = None if self.attention_sizes is None else list(self.attention_sizes)
         return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FlexiUNetConfig:
-        """Raises ValueError naming keys that are unknown or missing, and values that are wrong."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"FlexiUNetConfig: unknown keys {unknown}; expected some of {sorted(known)}")
-        if "level_sizes" not in values:
-            raise ValueError("FlexiUNetConfig: the key 'level_sizes' is missing")
-        return cls(**values)
 
 
 def _check_count(name: str, value: object) -> None:
