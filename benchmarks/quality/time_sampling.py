@@ -2,8 +2,8 @@
 
     python benchmarks/quality/time_sampling.py DATA OUT.json --levels 1 2 --seeds 0 1 2     # again: goes on
 
-DATA is make_garments.py's folder; its 16 px images are averaged over areas of 2×2. The same weights, batches and noise for
-both draws of a seed. Held-out: EDM's loss at full size of 500 test images, in 8 bins of its times, the same for both.
+DATA is make_garments.py's folder; its 16 px images are averaged over areas of 2×2. Both draws of a seed have the same
+weights, batches and noise. Held-out: EDM's loss at full size of 500 test images, in 8 bins of its times.
 Prints, for each number of levels, the ratio density / uniform of each bin: mean ± standard error over seeds.
 """
 
