@@ -254,6 +254,21 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.array(np.asarray(x).astype(np.float64))
 
 
+def number(value: Any, what: str) -> Any:
+    """The Python number in an array without axes; anything else as it is, for the caller to check.
+
+    Raises TypeError for a traced one, and for one that requires a gradient, which would be lost.
+    """
+    if isinstance(value, (int, float)) or getattr(value, "ndim", None) != 0 or not hasattr(value, "item"):
+        return value
+    if getattr(value, "requires_grad", False):
+        raise TypeError(f"{what}: a tensor that requires a gradient would lose it here; pass value.item()")
+    try:
+        return value.item()
+    except TypeError as error:  # jax's tracers
+        raise TypeError(f"{what}: expected a number that is known, got one that is traced") from error
+
+
 class _Shelf:
     """Attributes."""
 

@@ -24,6 +24,7 @@ from ssdcore._arrays import (
     digest,
     flushing,
     full_precision,
+    number,
     once_per_trace,
     real_namespace,
 )
@@ -57,6 +58,7 @@ class Covariance(abc.ABC):
     def isotropic(shape: Shape | int, variance: float) -> Covariance:
         """variance · I."""
         checked = positive_shape(shape, "Covariance")
+        variance = number(variance, "Covariance.isotropic")
         return SpectralCovariance(Modes(checked, checked, ()), np.full((1,) * len(checked), float(variance)), 0.0)
 
     @staticmethod

@@ -39,7 +39,10 @@ def extrapolated(proc: LinearDiffusion, s: int, t: int, u: int, prediction: Arra
         u → t a change:   x̂_t + V diag(w) Vᵀ (x̂_t − x̂_u),          w = (λ_s − λ_t) / (2 (λ_t − λ_u − log r))
 
     The first multiplies the error of x̂_u by w/r, so a mode that the change nearly destroys is left as it was predicted:
-    modes with w/r above 2.5/‖R‖ are not extrapolated.
+    modes with w/r above 2.5/‖R‖ are not extrapolated. No theorem sets that number: the extrapolated prediction has
+    the error (1 + w) e_t − (w/r) e_u, which any bound keeps finite, and the modes within it keep their weights. Exact
+    errors on Gaussian images differ by less than 0.1 % for bounds from 1 to 4; at 2 a graph whose groups differ in
+    size loses modes that it should keep.
 
     Second order holds down to an error that a change itself leaves, however many the steps: the modes that it adds
     start as their mean given x_t with noise, without the variance that x_0 has around that mean. Where the new modes

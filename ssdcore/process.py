@@ -26,6 +26,7 @@ from ssdcore._arrays import (
     full_precision,
     is_tracing,
     namespace_of,
+    number,
     once_per_trace,
     real_namespace,
 )
@@ -243,6 +244,7 @@ class LinearDiffusion:
         σ/α 3.41 at 64×64, 3.42 at 32×32
         """
         base = positive_shape(shape, "LinearDiffusion.resize")
+        factor = number(factor, "LinearDiffusion.resize: factor")
         if levels.steps is not None and levels.steps != noise.steps:
             raise ValueError(
                 f"LinearDiffusion.resize: the noise schedule has {noise.steps} steps, "
@@ -585,6 +587,7 @@ class LinearDiffusion:
         >>> law.sample(np.zeros((3, 8, 8))).shape
         (3, 8, 8)
         """
+        eta = number(eta, "posterior: eta")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         times = times_of(s, self.steps), times_of(t, self.steps)

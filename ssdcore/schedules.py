@@ -12,11 +12,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ssdcore import _pytrees
-from ssdcore._arrays import Array, Constant, Memo, Namespace, full_precision, is_tracing, once_per_trace
+from ssdcore._arrays import Array, Constant, Memo, Namespace, full_precision, is_tracing, number, once_per_trace
 from ssdcore._times import look_up, real_times_of
 
 
 def _positive_int(value: Any, what: str) -> int:
+    value = number(value, what)
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{what} must be an integer, got {value!r}")
     if value < 1:
@@ -260,6 +261,7 @@ class NoiseSchedule:
         (2022), equation 5. Raises ValueError unless 0 < sigma_min < sigma_max and rho > 0, all finite.
         """
         steps = _positive_int(steps, "NoiseSchedule.edm: steps")
+        sigma_min, sigma_max, rho = (number(v, "NoiseSchedule.edm") for v in (sigma_min, sigma_max, rho))
         if not (0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf):
             raise ValueError(
                 "NoiseSchedule.edm: expected 0 < sigma_min < sigma_max and rho > 0, all finite, got "
@@ -513,7 +515,7 @@ class ResolutionSchedule:
 
         gamma < 1 stays longest at full resolution, gamma > 1 leaves it early; the paper takes ½.
         """
-        _check_gamma("convex", gamma, 0.0)
+        gamma = _checked_gamma("convex", gamma, 0.0)
         return cls._from_function(steps, levels, lambda tau: 1 - (1 - tau) ** gamma)
 
     @classmethod
@@ -522,13 +524,13 @@ class ResolutionSchedule:
 
         h(z) = S(z)/S(½) with S = 3d/2 − 2d³ and d = sgn(z)|z|^gamma; gamma >= 1 (below, h is not monotone).
         """
-        _check_gamma("tanh", gamma, 1.0)
+        gamma = _checked_gamma("tanh", gamma, 1.0)
         return cls._from_function(steps, levels, lambda tau: 0.5 + 0.5 * _smooth_step(tau - 0.5, gamma))
 
     @classmethod
     def sigmoid(cls, steps: int, levels: int, gamma: float = 2.0) -> ResolutionSchedule:
         """The paper's SigmoidLikeDecay: the inverse function of `tanh`'s ½h in place of ½h; gamma >= 1."""
-        _check_gamma("sigmoid", gamma, 1.0)
+        gamma = _checked_gamma("sigmoid", gamma, 1.0)
         return cls._from_function(steps, levels, lambda tau: 0.5 + _inverse_smooth_step(tau - 0.5, gamma))
 
     @classmethod
@@ -552,10 +554,12 @@ RESOLUTION_SCHEDULES: Mapping[str, Callable[..., ResolutionSchedule]] = {
 }
 
 
-def _check_gamma(name: str, gamma: float, least: float) -> None:
+def _checked_gamma(name: str, gamma: float, least: float) -> float:
+    gamma = number(gamma, f"ResolutionSchedule.{name}: gamma")
     if not (math.isfinite(gamma) and gamma > 0 and gamma >= least):
         bound = f"at least {least:g}" if least else "positive"
         raise ValueError(f"ResolutionSchedule.{name}: gamma must be finite and {bound}, got {gamma}")
+    return gamma
 
 
 def _odd_cubic(z: float, gamma: float) -> float:

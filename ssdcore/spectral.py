@@ -281,7 +281,13 @@ def lanczos_function(
     error = math.inf
     step = 0
     for step, state in enumerate(_lanczos(xp, flat_gram, flat), start=1):
-        invariant = not bool(xp.any(state.beta > 0))
+        try:
+            invariant = not bool(xp.any(state.beta > 0))
+        except TypeError as failure:  # the values are traced
+            raise TypeError(
+                f"{what}: Lanczos iteration stops when its values say so, which jit and vmap cannot trace; call it "
+                "outside of them, or give the operator a structure (Separable, Blur, Matrix, a class with `decompose`)"
+            ) from failure
         last = invariant or step in (n, LANCZOS_MAX_STEPS)
         if step % _CHECK_EVERY and not last:
             continue

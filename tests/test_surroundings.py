@@ -114,3 +114,112 @@ def test_densities_of_images_in_half_precision(dtype):
     ):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+
+
+NUMBERS = {
+    "numpy": np.asarray,
+    "torch": lambda v: torch.tensor(np.asarray(v)),
+    "float32": lambda v: np.asarray(v, np.asarray(v).dtype)[()],
+}
+
+
+@pytest.mark.parametrize("make", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_in_arrays_without_axes(make):
+    one = ssd.Identity((8, 6))
+    assert (make(0.5) * one, one * make(0.5), one / make(0.5)) == (0.5 * one, 0.5 * one, 2 * one)
+    assert ssd.Blur((8, 6), make(1.5)) == ssd.Blur((8, 6), 1.5)
+    assert ssd.Blur((8, 6), (make(1.5), make(2.0))) == ssd.Blur((8, 6), (1.5, 2.0))
+    assert ssd.Blur.heat((8, 6), make(0.5)) == ssd.Blur.heat((8, 6), 0.5)
+    assert ssd.Covariance.isotropic((8, 6), make(0.5)) == ssd.Covariance.isotropic((8, 6), 0.5)
+    noise = ssd.NoiseSchedule.edm(make(T), make(0.002), make(80.0), make(7.0))
+    assert noise == ssd.NoiseSchedule.edm(T)
+    levels = ssd.ResolutionSchedule.convex(make(T), make(2), make(0.5))
+    assert levels == ssd.ResolutionSchedule.convex(T, 2, 0.5)
+    proc = ssd.LinearDiffusion.resize((8, 6), noise, levels, factor=make(2.0))
+    assert proc == ssd.LinearDiffusion.resize((8, 6), noise, levels)
+    x = np.ones((2, 8, 6))
+    got, want = (
+        proc.posterior(x, x, s, t, eta).sample(x) for s, t, eta in ((make(2), make(3), make(0.5)), (2, 3, 0.5))
+    )
+    np.testing.assert_array_equal(got, want)
+
+
+def test_numbers_that_would_lose_a_gradient_are_refused():
+    scale = torch.tensor(0.5, requires_grad=True)
+    for use in (
+        lambda: scale * ssd.Identity(3),
+        lambda: ssd.Blur(8, scale),
+        lambda: ssd.Covariance.isotropic(3, scale),
+    ):
+        with pytest.raises(TypeError, match=r"requires a gradient would lose it here; pass value\.item"):
+            use()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-8, 1e8, 1e20, 1e30])
+def test_operators_of_extreme_norm_are_checked_as_any_other(scale):
+    a = np.random.default_rng(0).standard_normal((3, 5))
+    for right in (ssd.Matrix(scale * a), scale * ssd.Resize((6, 4), (3, 2))):
+        assert ssd.testing.check_operator(right).passed
+    ours = lambda m: lambda x: (x.astype(np.float64) @ (scale * m)).astype(x.dtype)  # noqa: E731
+    for wrong in (ssd.Functional(ours(a.T), ours(1.01 * a), 5, 3), ssd.Functional(ours(a.T), ours(-a), 5, 3)):
+        for dtypes in (None, "float32", "float16"):
+            with pytest.raises(ssd.testing.CheckFailed, match="adjoint"):
+                ssd.testing.check_operator(wrong, dtypes=dtypes)
+    buffer = np.empty((2, 3), np.float32)
+
+    def reused(x):
+        return np.matmul(x, (scale * a.T).astype(np.float32), out=buffer) if x.shape == (2, 5) else x @ (scale * a.T)
+
+    with pytest.raises(ssd.testing.CheckFailed, match="results_kept"):
+        ssd.testing.check_operator(ssd.Functional(reused, ours(a), 5, 3), dtypes="float32")
+
+
+def layer(dtype):
+    convolution = torch.nn.Conv1d(1, 1, 3, padding=1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        convolution.weight[:] = torch.tensor([0.3, -0.5, 0.2])
+    apply = lambda x: convolution(x.reshape(-1, 1, 8)).reshape(x.shape)  # noqa: E731
+    return convolution.weight, ssd.Functional(apply, None, 8, 8, torch, dtype=dtype)
+
+
+def test_a_layer_of_float32_weights_is_checked_in_float32():
+    _, op = layer(torch.float32)
+    assert {row.dtype for row in ssd.testing.check_operator(op, xp=torch).rows} == {"float32"}
+
+
+@pytest.mark.parametrize("form", ["alone", "scaled", "product", "sum", "gram"])
+def test_gradients_reach_the_weights_of_a_layer(form):
+    weight, op = layer(torch.float64)
+    half = 0.5 * ssd.Identity(8)
+    used = {
+        "alone": op,
+        "scaled": (-2.0 * op).T,
+        "product": ssd.Matrix(np.eye(8)[::-1]) @ op,
+        "sum": op + half,
+        "gram": op.gram_operator(lambda e: 1 + e),
+    }[form]
+    with torch.no_grad():
+        used.norm()  # what is learnt of the operator here must not be kept
+    g = torch.Generator().manual_seed(0)
+    x, c = (torch.randn(3, 8, dtype=torch.float64, generator=g) for _ in range(2))
+    eye = torch.eye(8, dtype=torch.float64)
+    for value, matrix in (
+        (used.gram_function(lambda e: 1 / (1 + e), x), lambda m: torch.linalg.inv(eye + m.T @ m)),
+        (used(x), lambda m: m.T),
+        (used.T(x), lambda m: m),
+    ):
+        (got,) = torch.autograd.grad((value * c).sum(), weight)
+        m = used(eye).T
+        (want,) = torch.autograd.grad(((x @ matrix(m)) * c).sum(), weight)
+        torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
+
+
+def test_what_cannot_be_mapped_or_traced_says_what_it_needs():
+    a = np.ones((3, 5))
+    op = ssd.Functional(lambda v: a @ v, lambda v: a.T @ v, 5, 3)
+    with pytest.raises(ValueError, match=r"`apply` failed for an array shaped \(2, 5\).*must take any leading axes"):
+        op(np.ones((2, 5)))
+    jax = pytest.importorskip("jax")
+    large = ssd.Functional(lambda x: 0.5 * x, lambda x: 0.5 * x, 5000, 5000, jax.numpy)
+    with pytest.raises(TypeError, match="cannot trace; call it outside"):
+        jax.jit(lambda x: large.gram_function(lambda e: 1 + e, x))(jax.numpy.ones(5000))

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from ssdcore._arrays import Array, ArrayKind, Namespace, flushing, once_per_trace
+from ssdcore._arrays import Array, ArrayKind, Namespace, flushing, number, once_per_trace
 from ssdcore.axes import AxisMatrix
 from ssdcore.operators.linear_map import LinearMap
 from ssdcore.spectral import Decomposition, merged_sum
@@ -182,6 +182,7 @@ class LinearOperator(LinearMap):
 
 
 def _real_factor(op: LinearOperator, sign: str, factor: float) -> float:
+    factor = number(factor, f"{op} {sign} {type(factor).__name__}")
     if isinstance(factor, bool) or not isinstance(factor, numbers.Real):
         raise TypeError(
             f"{op} {sign} {type(factor).__name__}: {sign} takes a real number; to apply the operator call op(x), "
@@ -230,6 +231,9 @@ class Transpose(LinearOperator):
         product = self.op.after(outer.T)
         return None if product is None else product.T
 
+    def learns(self) -> bool:
+        return self.op.learns()
+
     def key(self) -> Hashable | None:
         return self.op
 
@@ -277,6 +281,9 @@ class Scaled(LinearOperator):
     @property
     def array_kind(self) -> ArrayKind:
         return self.op.array_kind
+
+    def learns(self) -> bool:
+        return self.op.learns()
 
     def key(self) -> Hashable | None:
         return (self.scale, self.op)
@@ -330,6 +337,9 @@ class Composition(LinearOperator):
     def array_kind(self) -> ArrayKind:
         return _shared_kind(self.parts)
 
+    def learns(self) -> bool:
+        return any(part.learns() for part in self.parts)
+
     def key(self) -> Hashable | None:
         return tuple(part for part in self.parts)
 
@@ -374,6 +384,9 @@ class Sum(LinearOperator):
     @property
     def array_kind(self) -> ArrayKind:
         return _shared_kind(self.parts)
+
+    def learns(self) -> bool:
+        return any(part.learns() for part in self.parts)
 
     def key(self) -> Hashable | None:
         return frozenset(Counter(part for part in self.parts).items())
@@ -422,6 +435,9 @@ class GramOperator(LinearOperator):
     @property
     def array_kind(self) -> ArrayKind:
         return self.op.array_kind
+
+    def learns(self) -> bool:
+        return self.op.learns()
 
     def key(self) -> Hashable | None:
         return (self.op, self.function)

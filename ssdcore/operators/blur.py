@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace, Shape
+from ssdcore._arrays import Array, Constant, Namespace, Shape, number
 from ssdcore.axes import LONG, AxisMatrix, Basis, FastBasis, Spectral
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import positive_shape
@@ -80,8 +80,9 @@ class Blur(AxisOperator):
 
     def __init__(self, shape: Shape | int, sigma: float | Sequence[float], boundary: str = "reflect") -> None:
         checked = positive_shape(shape, "Blur")
+        sigma = number(sigma, "Blur: sigma")
         each = (sigma,) * len(checked) if isinstance(sigma, numbers.Real) else cast(Sequence[float], sigma)
-        widths = tuple(float(s) for s in each)
+        widths = tuple(float(number(s, "Blur: sigma")) for s in each)
         object.__setattr__(self, "in_shape", checked)
         object.__setattr__(self, "out_shape", checked)
         object.__setattr__(self, "sigma", widths[0] if len(set(widths)) == 1 else widths)
@@ -97,6 +98,7 @@ class Blur(AxisOperator):
     @classmethod
     def heat(cls, shape: Shape | int, time: float, boundary: str = "reflect") -> Blur:
         """Heat dissipation u' = Δu for `time` (squared samples): the response exp(−ω² time), a blur of σ² = 2·time."""
+        time = number(time, "Blur.heat")
         if not (math.isfinite(time) and time >= 0):
             raise ValueError(f"Blur.heat: the time must be finite and not negative, got {time}")
         return cls(shape, math.sqrt(2 * time), boundary)

@@ -18,6 +18,10 @@ from ssdcore.operators.linear_map import positive_shape
 class Functional(LinearOperator):
     """An operator from a function that applies it, and one that applies its adjoint.
 
+    A torch layer that learns keeps its gradients, in `gram_function` and posteriors as well: it has no decomposition,
+    which a step of its weights would make stale, and its spectral functions are Lanczos iterations (posteriors at
+    eta = 1 alone).
+
     - apply: maps ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``, linearly, for any leading axes
 
     Whether `adjoint` is one is not checked here: put the operator through ``ssdcore.testing.check_operator``, which
@@ -82,14 +86,36 @@ class Functional(LinearOperator):
         return self.function, self.adjoint, self.in_shape, self.out_shape, where
 
     def apply(self, xp: Namespace, x: Array) -> Array:
-        y = self.function(x)
+        y = self._called("apply", self.function, x, self.in_shape)
         self._check_result("apply", x, y, self.in_shape, self.out_shape)
         return y
 
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        x = self._transpose_by_vjp(xp, y) if self.adjoint is None else self.adjoint(y)
+        x = (
+            self._transpose_by_vjp(xp, y)
+            if self.adjoint is None
+            else self._called("adjoint", self.adjoint, y, self.out_shape)
+        )
         self._check_result("adjoint", y, x, self.out_shape, self.in_shape)
         return x
+
+    def _called(self, name: str, function: Callable[[Array], Array], x: Array, taken: Shape) -> Array:
+        try:
+            return function(x)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if x.ndim == len(taken):
+                raise
+            raise ValueError(
+                f"{self}: `{name}` failed for an array shaped {tuple(x.shape)}: {error}. It must take any leading axes; "
+                "where it takes one vector, map it over them (numpy.apply_along_axis, torch.vmap, jax.vmap)"
+            ) from error
+
+    def learns(self) -> bool:
+        kind = self.array_kind
+        if kind.namespace.__name__ != "array_api_compat.torch":
+            return False
+        with sys.modules["torch"].enable_grad():
+            return bool(self.function(kind.asarray(np.zeros(self.in_shape))).requires_grad)
 
     def _transpose_by_vjp(self, xp: Namespace, y: Array) -> Array:
         batch = y.shape[: y.ndim - len(self.out_shape)]

@@ -62,12 +62,16 @@ class LinearMap(abc.ABC):
     def decompose(self) -> Decomposition | None:
         """Make the singular value decomposition that `decomposition` keeps; None if there is none at hand."""
         n, m = math.prod(self.in_shape), math.prod(self.out_shape)
-        if n * m > DENSE_MAX_ENTRIES or min(n, m) > DENSE_MAX_RANK:
+        if self.learns() or n * m > DENSE_MAX_ENTRIES or min(n, m) > DENSE_MAX_RANK:
             return None
         return Decomposition.dense(self.in_shape, self.out_shape, self.as_matrix())
 
     def precompute(self) -> None:  # noqa: B027 - there may be nothing to prepare
         """Fill the caches that applying the operator reads."""
+
+    def learns(self) -> bool:
+        """Whether weights inside want gradients: then no decomposition is kept."""
+        return False
 
     def held_bytes(self) -> int:
         """About how much memory its matrices take once they are used: what caches of operators are bounded by."""
