@@ -106,8 +106,9 @@ class Functional(LinearOperator):
             if x.ndim == len(taken):
                 raise
             raise ValueError(
-                f"{self}: `{name}` failed for an array shaped {tuple(x.shape)}: {error}. It must take any leading axes; "
-                "where it takes one vector, map it over them (numpy.apply_along_axis, torch.vmap, jax.vmap)"
+                f"{self}: `{name}` failed for an array shaped {tuple(x.shape)}: {error}. "
+                "It must take any leading axes; where it takes one vector, map it over them "
+                "(numpy.apply_along_axis, torch.vmap, jax.vmap)"
             ) from error
 
     def learns(self) -> bool:
