@@ -88,13 +88,18 @@ def _ours(levels: int, time_sampling: str, **train: Any) -> Arm:
     return Arm(levels, {"train": {"time_sampling": time_sampling, **train}})
 
 
+def _plain(levels: int) -> Arm:
+    return Arm(levels, {"train": {"weighting": "min_snr"}, "network": {"preconditioned_times": None}})
+
+
 ARMS: Mapping[str, Arm] = {
     "1 level, uniform": _ours(1, "uniform"),
     "1 level, density": _ours(1, "density"),
     "3 levels, uniform": _ours(3, "uniform"),
     "3 levels, density": _ours(3, "density"),
     # What the preset cpu trains with: min-SNR without preconditioning, which is ahead in short training.
-    "3 levels, min-SNR": Arm(3, {"train": {"weighting": "min_snr"}, "network": {"preconditioned_times": None}}),
+    "1 level, min-SNR": _plain(1),
+    "3 levels, min-SNR": _plain(3),
     "diffusers DDPM": Arm(peer="diffusers"),
     "denoising-diffusion-pytorch": Arm(peer="lucidrains"),
     "paper's code, 3 levels": Arm(peer="paper"),
