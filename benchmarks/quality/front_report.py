@@ -26,7 +26,7 @@ Key = tuple[str, str]
 COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
     "Fréchet garments": lambda row: row["garments"],
     "Fréchet pixels": lambda row: row["pixels"],
-    "MFLOP a sample": lambda row: 1e3 * row["sample_gflop"],
+    "MFLOP per sample": lambda row: 1e3 * row["sample_gflop"],
     "training steps": lambda row: row["steps"],
     "train CPU s": lambda row: row["train_seconds"],
     "k parameters": lambda row: row["parameters"] / 1e3,
@@ -90,7 +90,7 @@ def front(rows: Rows) -> Any:
         cost = 1e3 * float(np.mean([row["sample_gflop"] for row in found]))
         points.append((f"{arm}; {sampling}", cost, float(values.mean()), error))
     title = "Fashion-MNIST, 16 px, equal training time"
-    return plotting.pareto(points, "MFLOP a sample", "Fréchet distance (classifier's features)", title)
+    return plotting.pareto(points, "MFLOP per sample", "Fréchet distance (classifier's features)", title)
 
 
 def samples(rows: Rows, folder: Path, data: Path, count: int = 12) -> Any:
