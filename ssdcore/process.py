@@ -753,6 +753,11 @@ class LinearDiffusion:
         unscaled.prepare_spectrum()
         decomposition = unscaled.decomposition()
         if decomposition is None:
+            if unscaled.learns():
+                raise ValueError(
+                    f"posterior: eta < 1 needs the singular vectors of {unscaled}, which are not kept while its "
+                    "weights learn; use eta = 1, or weights that need no gradient"
+                )
             raise ValueError(
                 f"posterior: eta < 1 needs the singular vectors of {unscaled}, which is too large for a "
                 "decomposition; use eta = 1, or an operator with structure (Separable, Blur, a smaller Matrix)"

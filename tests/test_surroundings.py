@@ -214,6 +214,16 @@ def test_gradients_reach_the_weights_of_a_layer(form):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
+def test_what_learns_says_why_it_has_no_decomposition():
+    _, op = layer(torch.float64)
+    with pytest.raises(ValueError, match="weights that learn"):
+        op.singular_values()
+    proc = ssd.LinearDiffusion.from_operators([None, 0.5 * op], ssd.NoiseSchedule([1, 0.9, 0.5], [0, 0.4, 0.9]))
+    x = torch.ones(2, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="not kept while its weights learn; use eta = 1, or weights that need"):
+        proc.posterior(x, x, 1, 2, eta=0.5)
+
+
 def test_what_cannot_be_mapped_or_traced_says_what_it_needs():
     a = np.ones((3, 5))
     op = ssd.Functional(lambda v: a @ v, lambda v: a.T @ v, 5, 3)

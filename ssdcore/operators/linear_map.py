@@ -146,7 +146,8 @@ class LinearMap(abc.ABC):
         """
         decomposition = self.decomposition()
         if decomposition is None:
-            raise ValueError(f"{self} is too large for a singular value decomposition")
+            why = "has weights that learn: none is kept of its" if self.learns() else "is too large for a"
+            raise ValueError(f"{self} {why} singular value decomposition")
         return np.array(np.broadcast_to(decomposition.singular_values, decomposition.input.counts))
 
     def as_matrix(self) -> np.ndarray:
