@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("mpmath")
 
 from ssdcore.testing import golden
+from ssdcore.testing._report import Check, run_check
 from ssdcore.testing.golden import _exact, _model, _operators, _schedules
 from ssdcore.testing.golden._exact import REAL, agree, floats, holds, reals, refuses
 
@@ -33,6 +34,13 @@ def test_references_import_nothing_of_the_library(name: str) -> None:
 def test_names_and_functions_are_all_different() -> None:
     assert len({check.name for check in golden.GOLDEN}) == len({check.run for check in golden.GOLDEN})
     assert len(golden.GOLDEN) == len({check.name for check in golden.GOLDEN}) >= 29
+
+
+@pytest.mark.parametrize("check", golden.GOLDEN, ids=lambda check: check.name)
+def test_the_library_s_numbers_are_the_exact_ones(check: Check) -> None:
+    row = run_check(check, None, "float64", {})
+    assert row.status == "passed", row
+    assert row.count > 0
 
 
 def test_agreement_can_fail() -> None:
