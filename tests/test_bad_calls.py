@@ -82,10 +82,10 @@ BAD: list[tuple[Call, type[Exception], str]] = [
     (lambda p: config.read_settings("train: &a {clip: *a}"), ValueError, "aliases"),
     (lambda p: config.preset("none"), ValueError, "unknown preset 'none'"),
     (lambda p: ssd.oracle.Schedule.load(p / "file"), ValueError, "is not a schedule file"),
-    (lambda p: ssd.oracle.Schedule.load(p / "pipe"), OSError, "no regular file"),
+    (lambda p: ssd.oracle.Schedule.load(p / "pipe"), OSError, "not a regular file"),
     # data
     (lambda p: open_images(p / "nothing", 8), FileNotFoundError, "no such data"),
-    (lambda p: open_images(p / "pipe", 8), OSError, "no regular file"),
+    (lambda p: open_images(p / "pipe", 8), OSError, "not a regular file"),
     (lambda p: open_images(p / "empty", 8), ValueError, "holds no files"),
     (lambda p: open_images(p / "x.npz", 0), ValueError, "0"),
     (lambda p: open_images(p / "x.npz", 8, channels=2), ValueError, "channels: expected 1"),
