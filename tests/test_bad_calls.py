@@ -70,7 +70,7 @@ BAD: list[tuple[Call, type[Exception], str]] = [
     (lambda p: Run.open(p / "run").report(p / "nowhere" / "x.html"), (ValueError, OSError), "nowhere"),
     (lambda p: Run.open(p / "run").restore(ssd.Identity((5, 5)), torch.zeros(1, 3, 5, 5), 0.1), ValueError, "5"),
     # files
-    (lambda p: checkpoint.load_tensors(p / "file"), ValueError, "no readable safetensors file"),
+    (lambda p: checkpoint.load_tensors(p / "file"), ValueError, "not a readable safetensors file"),
     (lambda p: checkpoint.load_tensors(p / "pipe"), FileNotFoundError, "is missing"),
     (lambda p: checkpoint.load_state(p / "empty", {}), FileNotFoundError, "has no checkpoint"),
     (lambda p: checkpoint.import_official(p / "pipe"), (ValueError, FileNotFoundError), "pipe"),
