@@ -18,15 +18,13 @@ from ssdcore_torch.checkpoint import OpenRun, write_atomically
 from ssdcore_torch.config import PRESETS, differences, preset
 from ssdcore_torch.images import class_captions
 from ssdcore_torch.metrics import report as evaluation_report
-from ssdcore_torch.progress import drawing_bar
 from ssdcore_torch.reports import _page
 from ssdcore_torch.reports._charts import line_chart
 from ssdcore_torch.reports._pictures import picture_of, strip
-from ssdcore_torch.sampling import drawing_network, generate
 from ssdcore_torch.training.log import log_lines
+from ssdcore_torch.training.pictures import draw_samples
 
 SAMPLES = 16
-SAMPLE_STEPS = 50
 CHAINS = 6
 """Samples whose chain is shown."""
 MOST_FRAMES = 24
@@ -50,7 +48,7 @@ def write_report(run: OpenRun, path: Path, drawn: tuple[Tensor, Sequence[Step]] 
         raise ValueError(f"{path}: a report is an HTML page; end the name in .html")
     log = list(_log_rows(run.path / "log.jsonl"))
     labels = run.config.labels_in_turn(SAMPLES)
-    samples, chain = _draw(run, labels) if drawn is None else drawn
+    samples, chain = _draw(run) if drawn is None else drawn
     sections = {
         "Samples": _samples(run, samples[:SAMPLES], labels, len(chain)),
         "Samples over time": _samples_over_time(run.path),
@@ -77,22 +75,10 @@ def _log_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _draw(run: OpenRun, labels: Sequence[int] | None) -> tuple[Tensor, list[Step]]:
+def _draw(run: OpenRun) -> tuple[Tensor, list[Step]]:
     """(samples, steps of the chain of all of them)."""
     chain: list[Step] = []
-    device, steps = next(run.ema.parameters()).device, min(SAMPLE_STEPS, run.process.steps)
-    with drawing_bar(SAMPLES, SAMPLES, steps, lambda *step: chain.append(step)) as recorder:
-        drawn = generate(
-            drawing_network(run.ema, run.config.train.in_bfloat16(device.type)),
-            run.process,
-            SAMPLES,
-            steps=steps,
-            seed=run.config.seed,
-            prior=run.prior,
-            labels=labels,
-            batch_size=SAMPLES,
-            on_step=recorder,
-        )
+    drawn = draw_samples(run.ema, run.process, run.config, run.prior, SAMPLES, lambda *step: chain.append(step))
     return drawn, chain
 
 

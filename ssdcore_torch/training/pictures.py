@@ -24,7 +24,7 @@ Step = tuple[int, Tensor, Tensor]
 def sample_grid(trainer: Trainer) -> Image.Image:
     """A grid of the averaged network's samples: the same noise, and classes in turn, at every call."""
     config = trainer.config
-    drawn = _drawn(trainer.averages.network, trainer.process, config, trainer.prior)
+    drawn = draw_samples(trainer.averages.network, trainer.process, config, trainer.prior, SAMPLES)
     return _titled(drawn, config, trainer.step)
 
 
@@ -36,7 +36,7 @@ def final_pictures(
     Returns the samples, and the steps (t, x_t, prediction) of their chain, for who shows them elsewhere, too.
     """
     chain: list[Step] = []
-    drawn = _drawn(net, process, config, prior, lambda *step: chain.append(step))
+    drawn = draw_samples(net, process, config, prior, SAMPLES, lambda *step: chain.append(step))
     images.save(_titled(drawn, config, step), folder / "samples.png")
     images.save(images.denoising_strip(chain), folder / "denoising.png")
     return drawn, chain
@@ -52,23 +52,25 @@ def _titled(drawn: Tensor, config: Config, step: int) -> Image.Image:
     )
 
 
-def _drawn(
+def draw_samples(
     net: Predictor,
     process: ssd.LinearDiffusion,
     config: Config,
     prior: ssd.Gaussian | None,
+    n: int,
     on_step: StepRecorder | None = None,
 ) -> Tensor:
+    """n samples as a run's pictures show them: its seed, classes in turn, `SAMPLE_STEPS` ancestral steps, a bar."""
     device, steps = device_of(net), min(SAMPLE_STEPS, process.steps)
-    with drawing_bar(SAMPLES, SAMPLES, steps, on_step) as recorder:
+    with drawing_bar(n, n, steps, on_step) as recorder:
         return generate(
             drawing_network(net, config.train.in_bfloat16(device.type)),
             process,
-            SAMPLES,
+            n,
             steps=steps,
             seed=config.seed,
             prior=prior,
-            labels=config.labels_in_turn(SAMPLES),
-            batch_size=SAMPLES,
+            labels=config.labels_in_turn(n),
+            batch_size=n,
             on_step=recorder,
         )
