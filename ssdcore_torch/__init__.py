@@ -4,8 +4,8 @@ import os
 import sys
 
 if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    # OpenMP's threads wait for each other in loops that keep a core busy, and then slow each other where another program
-    # wants the core. Read once, when torch is loaded.
+    # OpenMP's threads wait for each other in loops that keep a core busy, and so slow each other where another
+    # program wants the core. Read once, when torch is loaded.
     os.environ["GOMP_SPINCOUNT"] = "300"
 
 try:
