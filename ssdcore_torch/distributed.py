@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -134,7 +135,7 @@ def connect(device: str | None = None) -> Iterator[World]:
             print(
                 f"waiting for {size - 1} other processes, as WORLD_SIZE={size} in the environment says", file=sys.stderr
             )
-        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
+        store = dist.PrefixStore(f"meeting {next(_meetings)}", _store(rank, size))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"rank {rank} cannot meet the other {size - 1} ({error}); {_HOW}") from error
@@ -143,6 +144,18 @@ def connect(device: str | None = None) -> Iterator[World]:
     except RuntimeError as error:
         _explain(error, rank)
     dist.destroy_process_group()
+
+
+# The store outlives a group, and Gloo writes the addresses of its sockets there: a second group under the same names
+# would read those of the first, and wait for ever.
+_meetings = itertools.count()
+
+
+@functools.cache
+def _store(rank: int, size: int) -> dist.Store:
+    """Where the processes leave each other their addresses: one for as long as this process lives."""
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
+    return store
 
 
 MEETING = timedelta(minutes=10)  # all processes are to be there by then

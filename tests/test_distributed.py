@@ -162,12 +162,17 @@ def test_several_processes_need_a_folder_they_agree_on() -> None:
     assert "several processes need --out RUN" in error
 
 
-def _gather(rank: int, folder: str, port: int) -> None:
+def _connect(rank: int, port: int, size: int):
     os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="3", RANK=str(rank), LOCAL_RANK=str(rank)
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(size), RANK=str(rank), LOCAL_RANK=str(rank)
     )
     from ssdcore_torch.distributed import connect
 
+    return connect
+
+
+def _gather(rank: int, folder: str, port: int) -> None:
+    connect = _connect(rank, port, 3)
     with connect("cpu") as world:
         rows = torch.arange(rank, dtype=torch.float32)[:, None] + 10 * rank
         everything = world.gather(rows)
@@ -189,3 +194,22 @@ def test_worlds_gather_and_agree(tmp_path: Path) -> None:
         assert found["rows"].tolist() == [[10.0], [20.0], [21.0]]
         assert found["flags"] == [True, False]
         assert found["mean"].tolist() == [1.0, 1.0]
+
+
+def _meet(rank: int, port: int) -> None:
+    connect = _connect(rank, port, 2)
+    for meeting in range(30):
+        with connect("cpu") as world:
+            assert world.any(world.rank == meeting % 2)
+
+
+def test_processes_meet_again_and_again() -> None:
+    """A run's objects connect anew for each thing they do: what the last meeting left in the store misleads nobody."""
+    port = free_port()
+    started = [SERVER.Process(target=_meet, args=(rank, port)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(DEADLINE)
+        process.kill()
+    assert [process.exitcode for process in started] == [0, 0]
