@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -137,6 +137,7 @@ def connect(device: str | None = None) -> Iterator[World]:
             )
         store = dist.PrefixStore(f"meeting {next(_meetings)}", _store(rank, size))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
+        _newest_group[:] = [dist.group.WORLD]
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"rank {rank} cannot meet the other {size - 1} ({error}); {_HOW}") from error
     try:
@@ -149,6 +150,9 @@ def connect(device: str | None = None) -> Iterator[World]:
 # The store outlives a group, and Gloo writes the addresses of its sockets there: a second group under the same names
 # would read those of the first, and wait for ever.
 _meetings = itertools.count()
+# Kept until the next is there. DDP's reducer, freed after `destroy_process_group`, would free the group while it holds
+# the GIL, and join a thread that may still need the GIL to free the last piece of its work: both would wait for ever.
+_newest_group: list[Any] = []
 
 
 @functools.cache

@@ -201,10 +201,15 @@ def _meet(rank: int, port: int) -> None:
     for meeting in range(30):
         with connect("cpu") as world:
             assert world.any(world.rank == meeting % 2)
+            averaged = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(300, 300))
+            averaged(torch.ones(2, 300)).sum().backward()
+            assert world.gather(torch.ones(3000, 100)).shape == (6000, 100)
+        del averaged  # after its group, as a trainer is
 
 
 def test_processes_meet_again_and_again() -> None:
-    """A run's objects connect anew for each thing they do: what the last meeting left in the store misleads nobody."""
+    """A run's objects connect anew for each thing they do: what the last meeting left, in the store or in a
+    network's wrapper, holds nobody up."""
     port = free_port()
     started = [SERVER.Process(target=_meet, args=(rank, port)) for rank in range(2)]
     for process in started:
