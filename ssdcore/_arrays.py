@@ -300,8 +300,8 @@ class Memo:
     def entry(make: Callable[..., Any], *key: Hashable) -> Hashable:
         """The name under which make(*key) is kept: of numbers a string, which torch.compile guards by value."""
         if all(isinstance(part, (int, float)) for part in key):
-            return f"{make.__name__}{key!r}"
-        return make.__name__, key
+            return f"{make.__module__}.{make.__name__}{key!r}"
+        return f"{make.__module__}.{make.__name__}", key
 
     def shelve(self, entry: Any, made: Any) -> str:
         """Put what `get` gave where `kept` finds it, for as long as the memo lives; -> the name to ask for."""
@@ -320,15 +320,21 @@ class Memo:
         """
         return getattr(self._shelf, name)
 
-    def get(self, make: Callable[..., Any], *key: Hashable, sized: Callable[[Any], int] = lambda result: 0) -> Any:
-        """make(*key), computed once while it is kept."""
+    def get(
+        self,
+        make: Callable[..., Any],
+        *key: Hashable,
+        of: tuple[Any, ...] = (),
+        sized: Callable[[Any], int] = lambda result: 0,
+    ) -> Any:
+        """make(*of, *key), computed once while it is kept; `of` is the same at every call with this `make`."""
         entry = self.entry(make, *key)
         with self._lock:
             found = self._results.pop(entry, None)
             if found is not None:
                 self._results[entry] = found  # now the youngest
                 return found[0]
-        made = flushing(make)(*key)  # outside of the lock: it may ask for other results, and take long
+        made = flushing(make)(*of, *key)  # outside of the lock: it may ask for other results, and take long
         size = sized(made)
         with self._lock:
             found = self._results.get(entry)

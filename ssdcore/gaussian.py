@@ -158,6 +158,10 @@ class Covariance(abc.ABC):
     def precompute(self, power: float) -> None:  # noqa: B027 - there may be nothing to prepare
         """Fill the caches that `apply_power` reads; torch.compile runs it, untraced, while tracing."""
 
+    def held_bytes(self) -> int:
+        """About how much memory it comes to hold: what caches of laws are bounded by."""
+        return 0
+
     def key(self) -> Hashable | None:
         """What covariances that are the same by construction have in common; None: equal to itself only."""
         return None
@@ -269,6 +273,9 @@ class SpectralCovariance(Covariance):
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         values, rest = self._powers[power]
         return self.modes.scale(xp, x, values.like(xp, x), rest)
+
+    def held_bytes(self) -> int:
+        return 3 * self.values.nbytes  # in about as many forms: powers, and copies for other arrays
 
     def key(self) -> Hashable:
         return self.modes, self._digest, self.rest

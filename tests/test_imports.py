@@ -54,7 +54,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return next((found for module in sorted(graph) if (found := search(module, []))), [])
 
 
-@pytest.mark.parametrize("package", ["ssdcore_torch"])
+@pytest.mark.parametrize("package", ["ssdcore", "ssdcore_torch"])
 def test_no_import_circles(package):
     graph = imports(package)
     assert len(graph) > 20

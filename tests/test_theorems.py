@@ -131,10 +131,10 @@ def test_formulas_of_false_variants_disagree_with_the_code() -> None:
 
 
 def test_a_fault_of_the_code_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssdcore import process
+    from ssdcore.process import steps
 
     assert all(c.agrees for c in theorems.compare("deterministic_end", seed=1))
-    monkeypatch.setattr(process, "posterior_share", lambda eta, rho, squared: 1 - eta * (1 - rho * squared))
+    monkeypatch.setattr(steps, "posterior_share", lambda eta, rho, squared: 1 - eta * (1 - rho * squared))
     assert not all(c.agrees for seed in range(4) for c in theorems.compare("deterministic_end", seed))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,18 +23,11 @@ from ssdcore._times import Times, look_up
 from ssdcore.batched import BatchedCovariance
 from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
 from ssdcore.operators import LinearOperator
+from ssdcore.process.timeline import Timeline, size_name
 from ssdcore.spectral import Modes
 
-if TYPE_CHECKING:
-    from ssdcore.process import LinearDiffusion
 
-
-def size_name(shape: Shape) -> str:
-    """16×16."""
-    return "×".join(map(str, shape))
-
-
-def state_shape(proc: LinearDiffusion, times: Times, like: Array, what: str) -> Shape:
+def state_shape(proc: Timeline, times: Times, like: Array, what: str) -> Shape:
     """The one shape of the states at `times`; where they are traced, the trailing shape of `like`, a state."""
     if times.known is None:
         got = tuple(like.shape)
@@ -64,7 +57,7 @@ def check_items(times: Times, x: Array, shape: Shape, what: str) -> None:
         )
 
 
-def originals(proc: LinearDiffusion, times: Times) -> tuple[Namespace, Array]:
+def originals(proc: Timeline, times: Times) -> tuple[Namespace, Array]:
     """(namespace, array) of times as the degradations count them: numpy where they are known."""
     table = proc.original_times
     if times.known is not None:
@@ -72,7 +65,7 @@ def originals(proc: LinearDiffusion, times: Times) -> tuple[Namespace, Array]:
     return times.xp, look_up(times.xp, table, times.array, times.xp.int32)
 
 
-def levels(proc: LinearDiffusion, times: Times, dtype: Any) -> tuple[Namespace, Array, Array]:
+def levels(proc: Timeline, times: Times, dtype: Any) -> tuple[Namespace, Array, Array]:
     """(namespace, alpha, sigma): float64 numpy where the times are known, else traced arrays of `dtype`."""
     if times.known is not None:
         return np, proc.noise.alpha[times.known], proc.noise.sigma[times.known]
@@ -106,7 +99,7 @@ def level_of(xp: Namespace, cp: Namespace, numbers: Array, x: Array, shape: Shap
     return onto(xp, spread(cp, column(cp, numbers, len(shape)), x.ndim - len(shape), len(shape)), x)
 
 
-def degraded(proc: LinearDiffusion, xp: Namespace, x0: Array, times: Times, shape: Shape) -> Array:
+def degraded(proc: Timeline, xp: Namespace, x0: Array, times: Times, shape: Shape) -> Array:
     """R_{0→t} x_0 for times whose states have `shape`, each item of the leading axis at its own."""
     degradations, known = proc.degradations, times.known
     first = _stages(proc, times, shape)
@@ -148,9 +141,7 @@ def as_times(t: int | Times) -> Times:
     return Times(known, np, np.float64, True, known)
 
 
-def _both_levels(
-    proc: LinearDiffusion, s: Times, t: Times, dtype: Any
-) -> tuple[Namespace, tuple[Array, Array, Array, Array]]:
+def _both_levels(proc: Timeline, s: Times, t: Times, dtype: Any) -> tuple[Namespace, tuple[Array, Array, Array, Array]]:
     """(namespace, (α_s, σ_s, α_t, σ_t)): numpy where both times are known."""
     found = [levels(proc, time, dtype) for time in (s, t)]
     xp = next((xp for xp, *_ in found if xp is not np), np)
@@ -159,7 +150,7 @@ def _both_levels(
     return xp, (a, b, c, d)
 
 
-def _stages(proc: LinearDiffusion, times: Times, shape: Shape) -> dict[int, int]:
+def _stages(proc: Timeline, times: Times, shape: Shape) -> dict[int, int]:
     """{stage: its first time} that `times` can be at."""
     at = proc.degradations_of(shape) if times.known is None else np.unique(times.known).tolist()
     return {proc.stage(t): t for t in reversed(at)}
@@ -183,7 +174,7 @@ class Between:
     sign: float = 1.0
 
     @staticmethod
-    def of(proc: LinearDiffusion, s: Times, t: Times, shapes: tuple[Shape, Shape], what: str, dtype: Any) -> Between:
+    def of(proc: Timeline, s: Times, t: Times, shapes: tuple[Shape, Shape], what: str, dtype: Any) -> Between:
         stages = _stages(proc, s, shapes[0]), _stages(proc, t, shapes[1])
         degradations = proc.degradations
         if len(stages[0]) == len(stages[1]) == 1:
@@ -236,7 +227,7 @@ class Between:
 class _Step:
     """What the laws between s and t are made of: levels and R, numbers spread so that they broadcast against states."""
 
-    proc: LinearDiffusion
+    proc: Timeline
     s: Times
     t: Times
     xp: Namespace  # of the coefficients
@@ -244,7 +235,7 @@ class _Step:
     between: Between
 
     @staticmethod
-    def of(proc: LinearDiffusion, s: Times, t: Times, x_s: Array | None, x_t: Array | None, what: str) -> _Step:
+    def of(proc: Timeline, s: Times, t: Times, x_s: Array | None, x_t: Array | None, what: str) -> _Step:
         if s.known is not None and t.known is not None:
             try:
                 low, high = np.broadcast_arrays(s.known, t.known)
@@ -296,7 +287,7 @@ class _Step:
 
 
 def posterior(
-    proc: LinearDiffusion,
+    proc: Timeline,
     x_t: Array,
     clean_s: Array,
     s: Times,
@@ -357,7 +348,7 @@ def _widened(
     return moved.law(mean, base + factor**2 * own[1], flat[0] + flat[1] ** 2 * own[2])
 
 
-def transition(proc: LinearDiffusion, x_s: Array, s: Times, t: Times) -> Gaussian:
+def transition(proc: Timeline, x_s: Array, s: Times, t: Times) -> Gaussian:
     """`LinearDiffusion.transition` for pairs of times of one (shape, shape) group, or traced times of one shape."""
     step = _Step.of(proc, s, t, x_s, None, "transition")
     between, cp = step.between, step.xp
@@ -373,7 +364,7 @@ def transition(proc: LinearDiffusion, x_s: Array, s: Times, t: Times) -> Gaussia
     return turned.law(mean, values, step.levels[3] ** 2)
 
 
-def marginal(proc: LinearDiffusion, x0: Array, t: Times) -> Gaussian:
+def marginal(proc: Timeline, x0: Array, t: Times) -> Gaussian:
     """`LinearDiffusion.marginal` for times of one state shape, or traced times of the full size."""
     shape = state_shape(proc, t, x0, "marginal")
     check_trailing(x0, proc.shape(0), "marginal: x0")

@@ -2,67 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-import html
 import math
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ssdcore import _pytrees, _timed
 from ssdcore._arrays import (
     Array,
-    Constant,
-    Memo,
     Shape,
     add_scaled,
     check_same_backend,
     check_trailing,
     computing_dtype,
     full_precision,
-    is_tracing,
-    namespace_of,
     number,
-    once_per_trace,
     real_namespace,
 )
-from ssdcore._gains import posterior_gains, posterior_share
-from ssdcore._second_moments import widened
-from ssdcore._timed import check_items, degraded, level_of, levels, size_name, state_shape
-from ssdcore._times import one_time, times_of
-from ssdcore.conditioning import InadmissibleProcess
+from ssdcore._times import times_of
 from ssdcore.degradations import Chain, Degradations, GrowingBlur
-from ssdcore.gaussian import Covariance, Gaussian, OperatorCovariance, SpectralCovariance
+from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
 from ssdcore.lifted import Lift, LiftedLaw
 from ssdcore.operators import Blur, LinearOperator, Resize
 from ssdcore.operators.linear_map import positive_shape
+from ssdcore.process import steps, timed
+from ssdcore.process.timed import check_items, degraded, level_of, levels, state_shape
+from ssdcore.process.timeline import Timeline, size_name
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
-# Relative slack on the admissibility condition: rounding of a product of a few float64 numbers.
-_ROUNDING = 64 * np.finfo(np.float64).eps
 
-
-@dataclass(frozen=True)
-class Path:
-    """All times t whose states share a shape and whose states at t − 1 share one too: what may share a batch.
-
-    Attributes:
-        times: increasing times t
-        shape: trailing shape of x_t
-        target_shape: trailing shape of x_{t−1}, at which a network predicts the clean image
-    """
-
-    times: tuple[int, ...]
-    shape: Shape
-    target_shape: Shape
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LinearDiffusion:
+class LinearDiffusion(Timeline):
     """The process ``x_t = alpha_t R_{0→t} x_0 + sigma_t ε`` with its exact Markov structure.
 
     R_{s→t} is a resize, a blur, the identity or any chain of linear operators with R_{s→u} = R_{t→u} R_{s→t};
@@ -80,109 +50,6 @@ class LinearDiffusion:
     >>> proc.shapes, proc.size_changes
     (((64, 64), (32, 32), (16, 16)), (334, 667))
     """
-
-    noise: NoiseSchedule
-    degradations: Degradations
-    times: tuple[int, ...]
-    shapes: tuple[Shape, ...] = field(init=False)  # the different trailing shapes of the states, full size first
-    original_times: Constant = field(init=False)  # 0 and `times`: what the degradations call step 0 … T
-    _shape_of: tuple[Shape, ...] = field(init=False)
-    _stage_of: tuple[int, ...] = field(init=False)
-    _first_of_shape: dict[Shape, tuple[int, ...]] = field(init=False)
-    _memo: Memo = field(init=False)
-
-    def __post_init__(self) -> None:
-        for name, kind in (("noise", NoiseSchedule), ("degradations", Degradations)):
-            if not isinstance(getattr(self, name), kind):
-                raise TypeError(
-                    f"LinearDiffusion: {name}: expected {kind.__name__}, got {type(getattr(self, name)).__name__}; "
-                    "build a process with LinearDiffusion.resize, .blur, .identity or .from_operators"
-                )
-        times = tuple(one_time(t, self.degradations.steps) for t in self.times)
-        if len(times) != self.noise.steps or any(t <= s for s, t in pairwise((0, *times))):
-            raise ValueError(
-                f"LinearDiffusion: expected {self.noise.steps} increasing times, one for each step of the noise, "
-                f"within 1 … {self.degradations.steps}, got {times if len(times) < 8 else f'{len(times)} of them'}"
-            )
-        object.__setattr__(self, "times", times)
-        # Tables and caches that torch.compile can read while it traces: cached properties hold a lock.
-        originals = (0, *times)
-        shapes = tuple(self.degradations.shape(t) for t in originals)
-        stages = tuple(self.degradations.stage(t) for t in originals)
-        first = {stage: k for k, stage in reversed(list(enumerate(stages)))}
-        for name, value in (
-            ("_shape_of", shapes),
-            ("_stage_of", stages),
-            ("shapes", tuple(dict.fromkeys(shapes))),
-            (
-                "_first_of_shape",
-                {shape: tuple(sorted(k for k in first.values() if shapes[k] == shape)) for shape in shapes},
-            ),
-            ("original_times", Constant(np.array(originals))),
-            ("_memo", Memo()),
-        ):
-            object.__setattr__(self, name, value)
-        self._check_admissible()
-        _pytrees.ensure()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        _pytrees.register_static(cls)
-
-    def _repr_html_(self) -> str:
-        """One row for each state shape, for notebooks."""
-        rows = []
-        starts = [0, *self.size_changes]
-        for first, following in zip(starts, [*self.size_changes, self.steps + 1]):
-            last, low = following - 1, max(first, 1)
-            ratio = f"{self.log_snr(low):.3g} … {self.log_snr(last):.3g}" if last >= 1 else ""
-            cells = (size_name(self.shape(first)), f"{first} … {last}", ratio)
-            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        head = "<tr><th>state</th><th>times</th><th>log-SNR</th></tr>"
-        return f"<table><caption>{html.escape(repr(self))}</caption>{head}{''.join(rows)}</table>"
-
-    def __eq__(self, other: object) -> bool:
-        if self is other or not isinstance(other, LinearDiffusion):
-            return self is other
-        mine, theirs = ((type(p), p.times, p.noise, p.degradations) for p in (self, other))
-        return mine == theirs
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.times, self.noise, self.degradations))
-
-    def _check_admissible(self) -> None:
-        """Theorem 1 at every step; by the product of the norms of the steps between where that is enough."""
-        alpha, sigma = self.noise.alpha, self.noise.sigma
-        revived = (alpha[:-1] == 0) & (alpha[1:] > 0)
-        if revived.any():
-            t = int(np.argmax(revived)) + 1
-            raise InadmissibleProcess(
-                f"step {t}: alpha rises from 0 to {alpha[t]:.6g}: a state that holds no signal cannot lead to one that "
-                "does; let alpha be 0 at the end only"
-            )
-        ratio = np.divide(alpha[1:], alpha[:-1], out=np.zeros(self.steps), where=alpha[:-1] > 0)
-        each = self.degradations.step_norms()
-        bounds = np.array([math.prod(each[s:t]) for s, t in pairwise((0, *self.times))])
-        needed = (sigma[:-1] * ratio * bounds) ** 2
-        for t in (np.flatnonzero(sigma[1:] ** 2 < needed * (1 - _ROUNDING)) + 1).tolist():
-            s, u = (0, *self.times)[t - 1 : t + 1]
-            norm = bounds[t - 1] if u == s + 1 else self.degradations.between(s, u).norm()
-            least = (sigma[t - 1] * ratio[t - 1] * norm) ** 2
-            if sigma[t] ** 2 < least * (1 - _ROUNDING):
-                raise InadmissibleProcess(
-                    f"step {t}: the transition would need negative noise: σ_t² = {sigma[t] ** 2:.6g} < "
-                    f"σ_s²‖M‖² = {least:.6g}; raise σ at this step, or weaken the operator"
-                )
-
-    def __repr__(self) -> str:
-        sizes = " → ".join(map(size_name, self.shapes))
-        changes = f" at t = {', '.join(map(str, self.size_changes))}" if self.size_changes else ""
-        kept = (
-            ""
-            if self.times == tuple(range(1, self.degradations.steps + 1))
-            else (f", {self.steps} of the times 1 … {self.degradations.steps}")
-        )
-        return f"LinearDiffusion({sizes}{changes}, {self.degradations!r}, {self.noise!r}{kept})"
 
     @classmethod
     def _of(cls, noise: NoiseSchedule, degradations: Degradations) -> LinearDiffusion:
@@ -318,111 +185,6 @@ class LinearDiffusion:
             )
         return cls._of(noise, Chain(first.in_shape, ops))
 
-    @property
-    def steps(self) -> int:
-        """T, the last time."""
-        return self.noise.steps
-
-    def alpha(self, t: Any) -> Any:
-        """Signal level alpha_t, for one time or an array of them, whole or real: see `NoiseSchedule.at`."""
-        return self.noise.at(t)[0]
-
-    def sigma(self, t: Any) -> Any:
-        """Noise level sigma_t, the deviation of the noise in every element of x_t; takes what `alpha` takes."""
-        return self.noise.at(t)[1]
-
-    def log_snr(self, t: Any) -> Any:
-        """log(alpha_t²/sigma_t²), ∞ at t = 0 and −∞ where no signal is left. Takes what `alpha` takes.
-
-        >>> proc = ssd.LinearDiffusion.identity((3,), ssd.NoiseSchedule.rectified_flow(10))
-        >>> proc.log_snr(5), proc.log_snr(np.array([0, 5, 10])).tolist()
-        (0.0, [inf, 0.0, -inf])
-        """
-        alpha, sigma = self.noise.at(t)
-        if isinstance(alpha, float):
-            if alpha == 0 or sigma == 0:
-                return math.inf if sigma == 0 else -math.inf
-            return 2 * (math.log(alpha) - math.log(sigma))
-        xp = namespace_of(alpha)
-        if not isinstance(alpha, np.ndarray):
-            return 2 * (xp.log(alpha) - xp.log(sigma))
-        with np.errstate(divide="ignore"):
-            return 2 * (np.log(alpha) - np.log(sigma))
-
-    def shape(self, t: int) -> Shape:
-        """Trailing shape of x_t."""
-        return self._shape_of[self._time(t)]
-
-    @functools.cached_property
-    def size_changes(self) -> tuple[int, ...]:
-        """The times t at which x_t has another shape than x_{t−1}."""
-        return tuple(t for t in range(1, self.steps + 1) if self.shape(t) != self.shape(t - 1))
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The groups of times whose batches have one state shape and one target shape, in order of their first times.
-
-        Draw a path, then times of it, and a batch goes through `add_noise` and a network as one array.
-
-        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
-        >>> for path in ssd.LinearDiffusion.resize((8, 8), noise, levels).paths:
-        ...     print(path.times[0], path.times[-1], path.shape, path.target_shape)
-        1 499 (8, 8) (8, 8)
-        500 500 (4, 4) (8, 8)
-        501 1000 (4, 4) (4, 4)
-        """
-        return self._paths
-
-    @functools.cached_property
-    def _paths(self) -> tuple[Path, ...]:
-        groups: dict[tuple[Shape, Shape], list[int]] = {}
-        for t in range(1, self.steps + 1):
-            groups.setdefault((self.shape(t), self.shape(t - 1)), []).append(t)
-        return tuple(Path(tuple(times), *shapes) for shapes, times in groups.items())
-
-    def _time(self, t: Any) -> int:
-        return one_time(t, self.steps)
-
-    def _pair(self, s: int, t: int) -> tuple[int, int]:
-        s, t = self._time(s), self._time(t)
-        if s >= t:
-            raise ValueError(f"expected times s < t, got s = {s}, t = {t}")
-        return operator.index(s), operator.index(t)  # numbers where torch.compile has made symbols of them
-
-    def _original(self, t: int) -> int:
-        t = self._time(t)
-        return self.times[t - 1] if t else 0
-
-    def operator(self, s: int, t: int) -> LinearOperator:
-        """R_{s→t}, unscaled, for 0 <= s <= t <= T.
-
-        >>> noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.thresholds([500])
-        >>> proc = ssd.LinearDiffusion.resize((8, 8), noise, levels)
-        >>> proc.operator(0, 499), proc.operator(0, 1000)
-        (Identity((8, 8)), Resize((8, 8) -> (4, 4)))
-        """
-        s, t = self._time(s), self._time(t)
-        if s > t:
-            raise ValueError(f"expected times s <= t, got s = {s}, t = {t}")
-        return self._numbers("_between", s, t)
-
-    def stage(self, t: int) -> int:
-        """A number that two times share exactly if R_{0→t} is the same for both."""
-        return self._stage_of[self._time(t)]
-
-    def degradations_of(self, shape: Shape) -> tuple[int, ...]:
-        """One time for each degradation R_{0→t} that states of `shape` have: its first. Empty for another shape."""
-        return self._first_of_shape.get(shape, ())
-
-    def _signal_ratio(self, s: int, t: int) -> float:
-        alpha_s = self.alpha(s)
-        return self.alpha(t) / alpha_s if alpha_s > 0 else 0.0
-
-    def degradation(self, s: int, t: int) -> LinearOperator:
-        """M_{s→t} = (alpha_t/alpha_s) R_{s→t}, scalar included, for 0 <= s < t <= T."""
-        s, t = self._pair(s, t)
-        return self._numbers("_scaled", s, t)
-
     def degrade(self, x0: Array, t: Any) -> Array:
         """R_{0→t} x_0: the unscaled clean image at the size of time t.
 
@@ -506,8 +268,8 @@ class LinearDiffusion:
         """
         time = times_of(t, self.steps)
         if not isinstance(time, int):
-            return _timed.marginal(self, x0, time)
-        operator, covariance = self._numbers("_marginal", time)
+            return timed.marginal(self, x0, time)
+        operator, covariance = self.kept(steps.marginal, time)
         return Gaussian(operator(x0), covariance)
 
     def transition(self, x_s: Array, s: Any, t: Any) -> Gaussian:
@@ -532,9 +294,9 @@ class LinearDiffusion:
         """
         times = times_of(s, self.steps), times_of(t, self.steps)
         if not (isinstance(times[0], int) and isinstance(times[1], int)):
-            return _timed.transition(self, x_s, *map(_timed.as_times, times))
+            return timed.transition(self, x_s, *map(timed.as_times, times))
         s, t = self._pair(s, t)
-        operator, covariance = self._numbers("_transition", s, t)
+        operator, covariance = self.kept(steps.transition, s, t)
         return Gaussian(operator(x_s), covariance)
 
     def posterior(
@@ -593,11 +355,11 @@ class LinearDiffusion:
         times = times_of(s, self.steps), times_of(t, self.steps)
         if not (isinstance(times[0], int) and isinstance(times[1], int)):
             check_same_backend(x_t, clean_s, "posterior")
-            first, last = map(_timed.as_times, times)
-            return _timed.posterior(self, x_t, clean_s, first, last, float(eta), clean_covariance)
+            first, last = map(timed.as_times, times)
+            return timed.posterior(self, x_t, clean_s, first, last, float(eta), clean_covariance)
         s, t = self._pair(s, t)
         check_same_backend(x_t, clean_s, "posterior")
-        step = self._numbers("_posterior", s, t, float(eta))
+        step = self.kept(steps.posterior, s, t, float(eta))
         operator, lift, alpha_s = step.operator, step.lift, step.alpha_s
         check_trailing(x_t, operator.out_shape, f"posterior: x_t at t = {t}")
         check_trailing(clean_s, operator.in_shape, f"posterior: clean_s at s = {s}")
@@ -616,14 +378,14 @@ class LinearDiffusion:
                 mean = operator.T(lift * innovation)
             else:
                 decomposition = operator.decomposition()
-                assert decomposition is not None  # _posterior refuses eta < 1 otherwise
+                assert decomposition is not None  # steps.posterior refuses eta < 1 otherwise
                 mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
             if not isinstance(lift, Lift):
                 mean = add_scaled(xp, mean, alpha_s, clean)
             mean = xp.astype(mean, x_t.dtype, copy=False)
         if clean_covariance is None:
             return Gaussian(mean, step.covariance)
-        return Gaussian(mean, self._numbers("_widened", s, t, float(eta), clean_covariance))
+        return Gaussian(mean, self.kept(steps.widened_posterior, s, t, float(eta), clean_covariance))
 
     def prior(self, mean: Array | None = None, covariance: Any = None) -> Gaussian:
         """The law of x_T that sampling starts from, N(α_T m, α_T² C + σ_T² I).
@@ -648,7 +410,7 @@ class LinearDiffusion:
         check_trailing(centre, shape, "prior: mean")
         law: Covariance
         if covariance is None:
-            law = self._numbers("_marginal", t)[1]
+            law = self.kept(steps.marginal, t)[1]
         else:
             if not isinstance(covariance, Covariance):
                 n = np.shape(covariance)[0] if np.ndim(covariance) else 0
@@ -680,142 +442,7 @@ class LinearDiffusion:
             raise ValueError(f"respace: expected increasing times within 1 … {self.steps}, got {list(times)}")
         kept = [0, *chosen]
         noise = NoiseSchedule(self.noise.alpha[kept], self.noise.sigma[kept])
-        return LinearDiffusion(noise, self.degradations, tuple(self._original(t) for t in chosen))
-
-    def _covariance(self, operator: LinearOperator, values: Any, rest: float) -> Covariance:
-        """`values`(eigenvalues of OᵀO) in the operator's input modes, `rest` elsewhere."""
-        decomposition = operator.decomposition()
-        if decomposition is None:
-            return OperatorCovariance(operator, values)
-        variances = values(decomposition.singular_values**2)
-        # What is zero but for rounding is zero: such a law is a point in these modes, and has no density.
-        variances = np.where(variances <= _ROUNDING * rest, 0.0, variances)
-        return Covariance.of_modes(operator, variances, rest)
-
-    def _transition_covariance(self, s: int, t: int) -> Covariance:
-        variance_s, variance_t = self.sigma(s) ** 2, self.sigma(t) ** 2
-        operator = self.degradation(s, t).T
-        return self._covariance(operator, lambda m2: variance_t - variance_s * m2, variance_t)
-
-    def kept(self, make: Callable[..., Any], *numbers: float) -> Any:
-        """``make(process, *numbers)``, made once: for what is computed outside of the arrays that a method is given.
-
-        `make` is a function of a module. torch.compile finds the result while it traces, and never takes the result of
-        other numbers, or of another process, for it.
-        """
-        return self._numbers(make, *numbers)
-
-    def _numbers(self, kind: Any, *key: Any) -> Any:
-        """What the method `kind` makes of times, kept. Where torch.compile traces, it is made untraced, and then read
-        where the guards see it: the graph of one time, or process, is never taken for another's."""
-        if is_tracing():
-            # index makes a number of what torch.compile has turned into a symbol; it compares a covariance by itself
-            entry = self._made(kind, *[k if isinstance(k, (float, Covariance)) else operator.index(k) for k in key])
-            return self._memo.kept(entry)
-        return self._memo.get(self._maker(kind), *key, sized=_held_bytes)
-
-    def _maker(self, kind: Any) -> Callable[..., Any]:
-        if isinstance(kind, str):
-            made: Callable[..., Any] = getattr(self, kind)
-            return made
-        bound = functools.partial(kind, self)
-        bound.__name__ = kind.__name__  # type: ignore[attr-defined]
-        return bound
-
-    @once_per_trace
-    def _made(self, kind: Any, *key: Any) -> Any:
-        make = self._maker(kind)
-        return self._memo.shelve(Memo.entry(make, *key), self._memo.get(make, *key, sized=_held_bytes))
-
-    def _scaled(self, s: int, t: int) -> LinearOperator:
-        return self._signal_ratio(s, t) * self.operator(s, t)
-
-    def _between(self, s: int, t: int) -> LinearOperator:
-        return self.degradations.between(self._original(s), self._original(t))
-
-    def _marginal(self, t: int) -> tuple[LinearOperator, Covariance]:
-        operator = self.degradation(0, t) if t else self.operator(0, 0)
-        return operator, Covariance.isotropic(self.shape(t), self.sigma(t) ** 2)
-
-    def _transition(self, s: int, t: int) -> tuple[LinearOperator, Covariance]:
-        return self.degradation(s, t), self._transition_covariance(s, t)
-
-    def _posterior(self, s: int, t: int, eta: float) -> _PosteriorStep:
-        alphas = self.alpha(s), self.alpha(t)
-        unscaled, ratio = self.operator(s, t), self._signal_ratio(s, t)
-        sigma_s, sigma_t = self.sigma(s), self.sigma(t)
-        rho = (sigma_s / sigma_t) ** 2
-        if eta == 1:
-            covariance = self._covariance(ratio * unscaled, lambda m2: sigma_s**2 * (1 - rho * m2), sigma_s**2)
-            unscaled.precompute()
-            lift = Lift.of(unscaled, sigma_s, ratio, rho)
-            return _PosteriorStep(*alphas, unscaled, rho * ratio if lift is None else lift, covariance)
-        unscaled.prepare_spectrum()
-        decomposition = unscaled.decomposition()
-        if decomposition is None:
-            if unscaled.learns():
-                raise ValueError(
-                    f"posterior: eta < 1 needs the singular vectors of {unscaled}, which are not kept while its "
-                    "weights learn; use eta = 1, or weights that need no gradient"
-                )
-            raise ValueError(
-                f"posterior: eta < 1 needs the singular vectors of {unscaled}, which is too large for a "
-                "decomposition; use eta = 1, or an operator with structure (Separable, Blur, a smaller Matrix)"
-            )
-        kept = decomposition.singular_values > 0
-        share = np.where(kept, posterior_share(eta, rho, (ratio * decomposition.singular_values) ** 2), 0.0)
-        weights = Constant((sigma_s / sigma_t) * np.sqrt(np.maximum(share, 0.0)))
-        covariance = Covariance.of_modes(unscaled, np.maximum(sigma_s**2 * (1 - share), 0.0), sigma_s**2)
-        return _PosteriorStep(*alphas, unscaled, weights, covariance)
-
-    def _widened(self, s: int, t: int, eta: float, clean_covariance: Covariance) -> Covariance:
-        if not isinstance(clean_covariance, Covariance) or clean_covariance.shape != self.shape(s):
-            raise ValueError(
-                f"posterior: clean_covariance: expected a Covariance over {self.shape(s)}, the shape at s = {s}, got "
-                f"{getattr(clean_covariance, 'shape', type(clean_covariance).__name__)}"
-            )
-        levels = self.alpha(s), self.sigma(s), self.alpha(t), self.sigma(t)
-
-        def gain(r: np.ndarray) -> np.ndarray:
-            alpha_s, sigma_s, alpha_t, sigma_t = map(np.asarray, levels)
-            b, _ = posterior_gains(np, eta, alpha_s, sigma_s, alpha_t, sigma_t, r)
-            return np.asarray(levels[0] - levels[2] * b * r)
-
-        covariance = self._memo.get(self._posterior, s, t, eta, sized=_held_bytes).covariance
-        return widened(covariance, self.operator(s, t), levels[0], gain, clean_covariance)
-
-
-@dataclass(frozen=True, eq=False)
-class _PosteriorStep:
-    """The numbers of `posterior` for one pair of times.
-
-    Attributes:
-        operator: R
-        lift: what raises the innovation: a `Lift` or a factor of Rᵀ at eta = 1, else weights on the modes of R
-    """
-
-    alpha_s: float
-    alpha_t: float
-    operator: LinearOperator
-    lift: Lift | float | Constant
-    covariance: Covariance
-
-
-def _held_bytes(made: Any) -> int:
-    """About what the numbers of a step come to hold: spectra in a few forms, and the matrices of its operator."""
-    parts = made if isinstance(made, tuple) else (made,)
-    if isinstance(made, _PosteriorStep):
-        parts = (made.operator, made.covariance, made.covariance)
-    held = 0
-    for part in parts:
-        if isinstance(part, SpectralCovariance):
-            held += 3 * part.values.nbytes
-        elif isinstance(part, LinearOperator):
-            held += part.held_bytes()
-    return held
-
-
-_pytrees.register_static(LinearDiffusion)
+        return LinearDiffusion(noise, self.degradations, tuple(self.original_times.value[chosen].tolist()))
 
 
 def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape | int] | None) -> list[Shape]:
