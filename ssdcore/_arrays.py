@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import array_api_compat
 import numpy as np
 
+from ssdcore._keyed import Keyed
+
 Array = Any  # an array of any array-API namespace
 Namespace = Any  # the namespace itself: a module
 Shape = tuple[int, ...]
@@ -155,7 +157,7 @@ def trace_key() -> str:
     return os.urandom(16).hex()
 
 
-class Constant:
+class Constant(Keyed):
     """A float64 (or integer) numpy array, and its copies in the namespaces, dtypes and devices that asked for it.
 
     `value` is read-only. Constants are equal if their values are, and torch.compile never takes one for another.
@@ -182,19 +184,11 @@ class Constant:
     def shape(self) -> Shape:
         return self.value.shape
 
-    def digest(self) -> bytes:
+    def key(self) -> bytes:
         """A fingerprint of shape and values."""
         if self._digest is None:
             self._digest = digest(self.value)
         return self._digest
-
-    def __eq__(self, other: object) -> bool:
-        if self is other or not isinstance(other, Constant):
-            return self is other
-        return self.value.shape == other.value.shape and self.digest() == other.digest()
-
-    def __hash__(self) -> int:
-        return hash(self.digest())
 
     def on(self, xp: Namespace, dtype: Any, device: Any) -> Array:
         return self._held(self._trace_key, xp, dtype, device)[0]  # the key is read here, for guards to see it

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdcore._files import ArrayFile, only_images, open_picture
+from ssdcore.files import ArrayFile, only_images, open_picture
 from ssdcore.operators import Resize
 
 _CHUNK = 256

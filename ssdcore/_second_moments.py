@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssdcore import _pytrees
 from ssdcore._arrays import Array, Constant, Namespace, Shape, namespace_of
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.operators import LinearOperator
@@ -54,9 +53,6 @@ class SumCovariance(Covariance):
             raise ValueError(f"Covariance: a dense matrix over {n} elements is too large to build")
         basis = np.eye(n).reshape(n, *self.shape)
         return np.ascontiguousarray(self._apply(basis).reshape(n, n).T)
-
-
-_pytrees.register_static(SumCovariance)
 
 
 def widened(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ssdcore import _plot
-from ssdcore._files import write_whole
+from ssdcore.files import write_whole
 from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssdcore._arrays import Array, Constant, Namespace, device_of, digest, matmul_axis
+from ssdcore._keyed import Keyed
 
 _EPS = float(np.finfo(np.float64).eps)
 # A matrix along an axis this long or longer is applied block by block if its band makes that cheaper.
@@ -27,7 +28,7 @@ SVD_MAX_RANK = 4096
 _TRIED = 512  # values at once in a search for a norm: as quick as a few
 
 
-class FastBasis:
+class FastBasis(Keyed):
     """The orthonormal cosine ("reflect") or real Fourier ("periodic") modes of a long axis, applied by fast transforms.
 
     `value` is the dense matrix (n, n), columns the modes, made when it is asked for.
@@ -58,11 +59,8 @@ class FastBasis:
         made.flags.writeable = False
         return made
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FastBasis) and (self.n, self.boundary) == (other.n, other.boundary)
-
-    def __hash__(self) -> int:
-        return hash((self.n, self.boundary))
+    def key(self) -> tuple[int, str]:
+        return self.n, self.boundary
 
     def analyse(self, xp: Namespace, x: Array, axis: int) -> Array:
         """Basisᵀ x along the negative `axis`."""
@@ -427,7 +425,7 @@ class AxisMatrix:
         """A fingerprint of the values."""
         if isinstance(self.form, Band):
             return digest(np.concatenate([self.form.first[:, None], self.form.weights], axis=1))
-        return self.constant.digest()
+        return self.constant.key()
 
     @functools.cached_property
     def bands(self) -> tuple[tuple[Constant, int, int], ...]:

@@ -15,7 +15,7 @@ from ssdcore.spectral import Modes
 
 
 @dataclass(frozen=True, eq=False)
-class BatchedCovariance(Covariance):
+class BatchedCovariance(Covariance, static=False):
     """V diag(values) Vᵀ + rest (I − V Vᵀ), one for each item of the leading axis of the arrays that it is applied to.
 
     What `LinearDiffusion.marginal`, `transition` and `posterior` give for arrays of times, and for times traced by jax

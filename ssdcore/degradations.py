@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from ssdcore._arrays import Array, Constant, Memo, Namespace, Shape
+from ssdcore._keyed import Keyed
 from ssdcore._times import look_up
 from ssdcore.operators import Blur, Identity, LinearOperator
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.spectral import Modes
 
 
-class Degradations(abc.ABC):
+class Degradations(Keyed, abc.ABC):
     """The unscaled operators R_{s→t}, 0 <= s <= t <= T, with R_{s→u} = R_{t→u} R_{s→t}."""
 
     @property
@@ -40,12 +41,6 @@ class Degradations(abc.ABC):
     @abc.abstractmethod
     def key(self) -> Hashable:
         """What tells these degradations from others: two are equal if their kinds and keys are."""
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (type(self) is type(other) and self.key() == other.key())
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.key()))
 
     @abc.abstractmethod
     def step_norms(self) -> np.ndarray:

@@ -28,6 +28,7 @@ from ssdcore._arrays import (
     once_per_trace,
     real_namespace,
 )
+from ssdcore._keyed import Static
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.operators.linear_map import finite_matrix, positive_shape
@@ -38,7 +39,7 @@ _ROUNDING = 64 * np.finfo(np.float64).eps
 _DENSE_MAX = 4096
 
 
-class Covariance(abc.ABC):
+class Covariance(Static, abc.ABC):
     """A symmetric positive semi-definite operator on arrays with trailing axes `shape`; leading axes are independent.
 
     Made by `Covariance.isotropic`, `.dense`, `.cosine` and `.of_modes`; calling one applies it to an array.
@@ -155,33 +156,12 @@ class Covariance(abc.ABC):
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         """C^power x, for power 1 or 1/2, or −1 where C is invertible: what a subclass implements."""
 
-    def precompute(self, power: float) -> None:  # noqa: B027 - there may be nothing to prepare
+    def precompute(self, power: float) -> None:
         """Fill the caches that `apply_power` reads; torch.compile runs it, untraced, while tracing."""
 
     def held_bytes(self) -> int:
         """About how much memory it comes to hold: what caches of laws are bounded by."""
         return 0
-
-    def key(self) -> Hashable | None:
-        """What covariances that are the same by construction have in common; None: equal to itself only."""
-        return None
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        _pytrees.ensure()
-        return super().__new__(cls)
-
-    def __eq__(self, other: object) -> bool:
-        if self is other or type(self) is not type(other):
-            return self is other
-        key = self.key()
-        return key is not None and key == other.key()
-
-    def __hash__(self) -> int:
-        try:
-            key = self.key()
-        except AttributeError:  # torch.compile hashes objects that are still being made
-            key = None
-        return object.__hash__(self) if key is None else hash((type(self), key))
 
     @abc.abstractmethod
     def log_determinant(self) -> float:
@@ -525,6 +505,4 @@ def _unflatten(aux: Any, children: Any) -> Gaussian:
     return made
 
 
-_pytrees.register_static(SpectralCovariance)
-_pytrees.register_static(OperatorCovariance)
 _pytrees.register(Gaussian, lambda g: ((g.mean, g.covariance), None), _unflatten)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssdcore._files import write_whole
+from ssdcore.files import write_whole
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.process import LinearDiffusion
 

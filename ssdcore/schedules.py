@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from ssdcore import _pytrees
 from ssdcore._arrays import Array, Constant, Memo, Namespace, full_precision, is_tracing, number, once_per_trace
+from ssdcore._keyed import Keyed, Static
 from ssdcore._times import look_up, real_times_of
 
 
@@ -30,17 +30,22 @@ Continuous = Callable[[Namespace, Array], tuple[Array, Array]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NoiseSchedule:
+class NoiseSchedule(Static):
     """Signal and noise levels of ``x_t = alpha[t] · (degraded x_0) + sigma[t] · noise``, t = 0 … T.
 
     Build one with `linear`, `cosine`, `from_betas` or `from_log_snr` (variance preserving, alpha² + sigma² = 1), with
     `rectified_flow` (alpha + sigma = 1) or `edm` (alpha = 1), or from two arrays of your own. Raises ValueError for
-    arrays that break the above, naming the time. Two schedules are equal if their levels are.
+    arrays that break the above, naming the time. Two schedules are equal if their levels are, at whole times and
+    between them.
 
     Attributes:
         alpha: float64 (T + 1,), alpha[0] = 1, not negative
         sigma: float64 (T + 1,), sigma[0] = 0, positive afterwards
         continuous: (namespace, real times) -> (alpha, sigma) between the integers; None: interpolated, see `at`
+        normalisation: what `scaled` and interpolation keep: "sum" (alpha + sigma = 1, flows), "signal" (alpha = 1,
+            variance exploding), or "length" (alpha² + sigma², which is 1 for variance-preserving noise). None: the
+            first two where the levels keep them to rounding in single precision, and alpha² + sigma² is not 1 too;
+            else "length"
 
     >>> noise = ssd.NoiseSchedule.linear(1000)
     >>> noise.steps, noise.sigma[[0, 1, 500, 1000]].round(3).tolist()
@@ -52,10 +57,8 @@ class NoiseSchedule:
     alpha: np.ndarray
     sigma: np.ndarray
     continuous: Continuous | None = None
+    normalisation: Normalisation | None = None
     tables: tuple[Constant, Constant] = field(init=False)  # alpha and sigma, ready for every library
-    # What the levels keep: "sum" (alpha + sigma = 1, flows), "signal" (alpha = 1, variance exploding), or "length"
-    # (alpha² + sigma², which is one for variance-preserving noise).
-    normalisation: Normalisation = field(init=False)
     _pairs: tuple[tuple[float, float], ...] = field(init=False)
     _interpolation: tuple[Constant, ...] = field(init=False)
     _memo: Memo = field(init=False)
@@ -83,24 +86,18 @@ class NoiseSchedule:
             ("alpha", alpha),
             ("sigma", sigma),
             ("tables", (Constant(alpha), Constant(sigma))),
-            ("normalisation", _normalisation_of(alpha, sigma)),
+            ("normalisation", _checked_normalisation(self.normalisation, alpha, sigma)),
             ("_pairs", tuple(zip(alpha.tolist(), sigma.tolist()))),
             ("_interpolation", _interpolation(alpha, sigma) if self.continuous is None else ()),
             ("_memo", Memo()),
         ):
             object.__setattr__(self, name, value)
-        _pytrees.ensure()
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, NoiseSchedule):
-            return NotImplemented
-        return np.array_equal(self.alpha, other.alpha) and np.array_equal(self.sigma, other.sigma)
-
-    def __hash__(self) -> int:
-        return hash((self.alpha.tobytes(), self.sigma.tobytes()))
+    def key(self) -> Hashable:
+        return self.alpha.tobytes(), self.sigma.tobytes(), self.normalisation, self.continuous
 
     def __repr__(self) -> str:
-        kept = {"length": "alpha² + sigma²", "sum": "alpha + sigma", "signal": "alpha"}[self.normalisation]
+        kept = {"length": "alpha² + sigma²", "sum": "alpha + sigma", "signal": "alpha"}[str(self.normalisation)]
         if self.normalisation != "length" or np.allclose(np.hypot(self.alpha, self.sigma), 1, rtol=0, atol=1e-9):
             kept += " = 1"
         else:
@@ -210,7 +207,7 @@ class NoiseSchedule:
             raise ValueError("NoiseSchedule.from_betas: expected T >= 1 numbers in [0, 1]")
         alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
         continuous = None if (betas == 1).any() else _EvenBetas(betas)
-        return cls(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), continuous)
+        return cls(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), continuous, "length")
 
     @classmethod
     def linear(cls, steps: int = 1000) -> NoiseSchedule:
@@ -235,7 +232,7 @@ class NoiseSchedule:
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
         made = cls.from_betas(betas)
         capped = int(np.argmax(np.append(betas, 1.0) >= 0.999))  # the time from which β is at its bound, or T
-        return cls(made.alpha, made.sigma, _Cosine(steps, _EvenBetas(betas), capped))
+        return cls(made.alpha, made.sigma, _Cosine(steps, _EvenBetas(betas), capped), "length")
 
     @classmethod
     def rectified_flow(cls, steps: int = 1000) -> NoiseSchedule:
@@ -245,7 +242,7 @@ class NoiseSchedule:
         """
         steps = _positive_int(steps, "NoiseSchedule.rectified_flow: steps")
         t = np.arange(steps + 1)
-        return cls((steps - t) / steps, t / steps, _Flow(steps))
+        return cls((steps - t) / steps, t / steps, _Flow(steps), "sum")
 
     @classmethod
     def edm(
@@ -270,7 +267,7 @@ class NoiseSchedule:
         continuous = _Edm(steps, float(sigma_min), float(sigma_max), float(rho))
         alpha, sigma = continuous(np, np.arange(steps + 1.0))
         sigma[[1, steps]] = sigma_min, sigma_max  # exactly
-        return cls(alpha, sigma, continuous)
+        return cls(alpha, sigma, continuous, "signal")
 
     @classmethod
     def from_log_snr(cls, values: Sequence[float] | np.ndarray) -> NoiseSchedule:
@@ -287,7 +284,7 @@ class NoiseSchedule:
         with np.errstate(under="ignore"):
             alpha = np.exp(-0.5 * np.logaddexp(0, -log_snr))
             sigma = np.exp(-0.5 * np.logaddexp(0, log_snr))
-        return cls(np.concatenate([[1.0], alpha]), np.concatenate([[0.0], sigma]))
+        return cls(np.concatenate([[1.0], alpha]), np.concatenate([[0.0], sigma]), None, "length")
 
     def scaled(self, factors: np.ndarray) -> NoiseSchedule:
         """sigma/alpha multiplied by factors[t], in the schedule's own `normalisation`.
@@ -306,14 +303,30 @@ class NoiseSchedule:
                 f"got {factors if factors.size < 8 else factors.shape}"
             )
         scaling = _Scaled(self, Constant(factors))
-        return NoiseSchedule(*scaling.renormalised(np, self.alpha, self.sigma, factors), scaling)
+        return NoiseSchedule(*scaling.renormalised(np, self.alpha, self.sigma, factors), scaling, self.normalisation)
 
 
-def _normalisation_of(alpha: np.ndarray, sigma: np.ndarray) -> Normalisation:
-    rounding = 8 * np.finfo(np.float64).eps
-    if np.abs(alpha - 1).max() <= rounding:
-        return "signal"
-    return "sum" if np.abs(alpha + sigma - 1).max() <= rounding else "length"
+def _checked_normalisation(stated: Normalisation | None, alpha: np.ndarray, sigma: np.ndarray) -> Normalisation:
+    """What the levels keep."""
+    rounding = 8 * float(np.finfo(np.float32).eps)  # they may have been made in single precision
+    kept: dict[Normalisation, np.ndarray] = {"signal": alpha, "sum": alpha + sigma}
+    if stated is not None:
+        if stated != "length" and stated not in kept:
+            raise ValueError(
+                f'NoiseSchedule: normalisation: expected "length", "sum", "signal" or None, got {stated!r}'
+            )
+        off = np.abs(kept.get(stated, np.ones(1)) - 1)
+        if off.max() > rounding:
+            t = int(np.argmax(off > rounding))
+            name = {"signal": "alpha", "sum": "alpha + sigma"}[stated]
+            raise ValueError(
+                f"NoiseSchedule: normalisation {stated!r} asks for {name} = 1; at t = {t} it is {kept[stated][t]:.6g}"
+            )
+        return stated
+    # Where nothing but one of the two is left, alpha + sigma and alpha² + sigma² are both 1 and tell nothing.
+    if np.abs(alpha**2 + sigma**2 - 1).max() <= rounding:
+        return "length"
+    return next((name for name, one in kept.items() if np.abs(one - 1).max() <= rounding), "length")
 
 
 def _interpolation(alpha: np.ndarray, sigma: np.ndarray) -> tuple[Constant, ...]:
@@ -338,13 +351,16 @@ def _step_of(xp: Namespace, t: Array, steps: int) -> tuple[Array, Array]:
     return xp.astype(index, xp.int32), t - index
 
 
-class _EvenBetas:
+class _EvenBetas(Keyed):
     """ᾱ(i + f) = ᾱ_i (1 − β_{i+1})^f."""
 
     def __init__(self, betas: np.ndarray) -> None:
         steps = np.log1p(-betas)
         self._steps = len(betas)
         self._logs = Constant(np.concatenate([[0.0], np.cumsum(steps)[:-1]])), Constant(steps)
+
+    def key(self) -> Hashable:
+        return self._logs
 
     def __call__(self, xp: Namespace, t: Array) -> tuple[Array, Array]:
         index, part = _step_of(xp, t, self._steps)
@@ -357,7 +373,7 @@ def _preserving(xp: Namespace, log_alpha_bar: Array) -> tuple[Array, Array]:
     return xp.exp(0.5 * log_alpha_bar), xp.sqrt(-xp.expm1(log_alpha_bar))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Cosine:
     """cos² up to the time `capped`, where β would first exceed its bound; from there each β acts evenly."""
 
@@ -396,7 +412,7 @@ class _Edm:
         return xp.ones_like(t), xp.where(t < 1, t * first, sigma)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Scaled:
     """σ/α of `base` times a factor that holds from its whole time to the next."""
 
@@ -418,8 +434,6 @@ class _Scaled:
         return alpha * share, noisier * share
 
 
-_pytrees.register_static(NoiseSchedule)
-
 # name, for commands and configurations -> schedule of T steps
 NOISE_SCHEDULES: Mapping[str, Callable[[int], NoiseSchedule]] = {
     "linear": NoiseSchedule.linear,
@@ -435,8 +449,8 @@ def _chosen(table: Mapping[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-@dataclass(frozen=True)
-class ResolutionSchedule:
+@dataclass(frozen=True, eq=False)
+class ResolutionSchedule(Static):
     """Which resolution level, 0 the highest, the state has at each time.
 
     Build one with `equal`, `convex`, `sigmoid`, `tanh` or `thresholds`. The named shapes put level
@@ -465,6 +479,9 @@ class ResolutionSchedule:
                 f"ResolutionSchedule: level {len(starts)} starts at t = {starts[-1]}, after T = {self.steps}"
             )
         object.__setattr__(self, "starts", starts)
+
+    def key(self) -> Hashable:
+        return self.starts, self.steps
 
     @property
     def levels(self) -> int:
@@ -543,8 +560,6 @@ class ResolutionSchedule:
         starts = [next(i + 1 for i, level in enumerate(at) if level >= k) for k in range(1, levels)]
         return cls(tuple(starts), steps)
 
-
-_pytrees.register_static(ResolutionSchedule)
 
 RESOLUTION_SCHEDULES: Mapping[str, Callable[..., ResolutionSchedule]] = {
     "equal": ResolutionSchedule.equal,

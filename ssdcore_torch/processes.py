@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import ssdcore as ssd
-from ssdcore._files import MOST_TEXT, ArrayFile, read_text
 from ssdcore.degradations import BlurredResize
+from ssdcore.files import MOST_TEXT, ArrayFile, read_text
 
 Size = tuple[int, ...]
 

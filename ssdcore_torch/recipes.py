@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssdcore._files import ArrayFile, read_text
+from ssdcore.files import ArrayFile, read_text
 from ssdcore_torch.data import fit, open_source
 from ssdcore_torch.data._folders import FolderSource
 from ssdcore_torch.data._sources import LEAST_UNPACKED, MOST_CLASSES, FatalSourceError, Source

@@ -364,7 +364,7 @@ def test_design(name: str, message: str, bad: Path, tmp_path: Path, capsys: pyte
 
 
 def test_what_unpacks_to_more_than_is_allowed_is_mapped_or_refused(tmp_path: Path) -> None:
-    from ssdcore._files import ArrayFile
+    from ssdcore.files import ArrayFile
 
     images = np.zeros((4, 64, 64, 3), np.uint8)
     np.savez(tmp_path / "stored.npz", images=images)

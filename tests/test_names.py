@@ -9,8 +9,6 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(file for package in ("ssdcore", "ssdcore_torch") for file in (ROOT / package).rglob("*.py"))
 # Uses of other libraries' names that those libraries document, or that have no public form.
 FOREIGN = {"_exit", "_dynamo", "_dynamo_marked_constant", "_dynamo_static_indices", "_pytree", "_cdata",}  # fmt: skip
-# To be emptied: what ssdcore_torch still uses of ssdcore that has no public name.
-KNOWN = {"ssdcore": set(), "ssdcore_torch": {"_files"}}
 
 
 def is_private(name: str) -> bool:
@@ -63,8 +61,7 @@ def foreign_uses(source: str, package: str) -> set[str]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_no_module_uses_underscore_names_of_another(file: Path) -> None:
     name = str(file.relative_to(ROOT))
-    used = foreign_uses(file.read_text(encoding="utf-8"), name.split("/")[0])
-    assert used <= KNOWN[name.split("/")[0]]
+    assert foreign_uses(file.read_text(encoding="utf-8"), name.split("/")[0]) == set()
 
 
 def test_what_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Noise levels against DDPM's own recursions; resolution schedules against the paper's definitions, term by term."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -154,3 +155,51 @@ def test_betas_give_the_named_schedules_and_are_checked():
     for bad in ([], [[0.1]], [0.1, -0.1], [1.1], [np.nan]):
         with pytest.raises(ValueError, match=r"from_betas: expected T >= 1 numbers in \[0, 1\]"):
             ssd.NoiseSchedule.from_betas(bad)
+
+
+@pytest.mark.parametrize(
+    ("noise", "kept"),
+    [
+        (ssd.NoiseSchedule.from_log_snr([900.0, -900.0]), "length"),  # alpha + sigma is 1 as well, to rounding
+        (ssd.NoiseSchedule.from_log_snr([45.0, 42.0]), "length"),  # alpha is 1 as well
+        (ssd.NoiseSchedule.from_betas([1e-16, 1.0]), "length"),
+        (ssd.NoiseSchedule.rectified_flow(1), "sum"),
+        (ssd.NoiseSchedule.edm(1), "signal"),
+        (ssd.NoiseSchedule.edm(3, 1e-12, 1e-9), "signal"),
+        (ssd.NoiseSchedule([1, 0.75, 0.5], [0, 0.25, 0.5]), "sum"),
+        (ssd.NoiseSchedule([1, 1, 1], [0, 0.25, 5]), "signal"),
+        (ssd.NoiseSchedule([1, 0], [0, 1]), "length"),
+        (ssd.NoiseSchedule([1, 0], [0, 1], normalisation="sum"), "sum"),
+        (ssd.NoiseSchedule(1 - np.linspace(0, 1, 12, dtype="f4"), np.linspace(0, 1, 12, dtype="f4")), "sum"),
+        (ssd.NoiseSchedule([1, 0.75, 0.5], [0, 0.25, 0.6]), "length"),
+    ],
+)
+def test_every_schedule_knows_what_it_keeps(noise, kept):
+    assert noise.normalisation == kept
+    scaled = noise.scaled(np.geomspace(1, 0.125, noise.steps + 1))
+    assert scaled.normalisation == scaled.scaled(np.full(noise.steps + 1, 2.0)).normalisation == kept
+    total = {"sum": scaled.alpha + scaled.sigma, "signal": scaled.alpha}.get(kept, np.hypot(scaled.alpha, scaled.sigma))
+    was = np.hypot(noise.alpha, noise.sigma) if kept == "length" else 1.0
+    np.testing.assert_allclose(total, was, rtol=8 * EPS)
+    process = ssd.LinearDiffusion.identity(3, noise).respace([noise.steps])
+    assert process.noise.normalisation == kept
+
+
+def test_a_stated_normalisation_holds():
+    with pytest.raises(ValueError, match=r"asks for alpha \+ sigma = 1; at t = 2 it is 1.1"):
+        ssd.NoiseSchedule([1, 0.75, 0.5], [0, 0.25, 0.6], normalisation="sum")
+    with pytest.raises(ValueError, match=r"asks for alpha = 1; at t = 1 it is 0.75"):
+        ssd.NoiseSchedule([1, 0.75], [0, 0.25], normalisation="signal")
+    with pytest.raises(ValueError, match='expected "length", "sum", "signal" or None'):
+        ssd.NoiseSchedule([1, 0.75], [0, 0.25], normalisation="vp")
+
+
+def test_schedules_are_equal_if_they_are_at_all_times():
+    """Equal ones share what jax has compiled, so they must agree between whole times, too."""
+    named = [ssd.NoiseSchedule.named(name, 30) for name in ssd.NoiseSchedule.names()]
+    made = [*named, *(noise.scaled(np.full(31, 0.5)) for noise in named)]
+    made += [ssd.NoiseSchedule(noise.alpha, noise.sigma) for noise in named]  # interpolated
+    again = [pickle.loads(pickle.dumps(noise)) for noise in made]
+    for i, noise in enumerate(made):
+        assert [noise == other for other in again] == [i == j for j in range(len(made))]
+        assert hash(noise) == hash(again[i])

@@ -42,7 +42,7 @@ from mutants import Mutant, mutants_of  # noqa: E402
 SEED = 20
 _LEFT_OUT = {
     f"ssdcore/{name}.py"
-    for name in ("plotting", "__main__", "_design", "_plot", "_verify", "_data", "_extras", "_files", "_pytrees")
+    for name in ("plotting", "__main__", "_design", "_plot", "_verify", "_data", "_extras", "files", "_pytrees")
 }
 _TORCH = (
     "diffusion.py", "ema.py", "official.py", "recipes.py", "restoration.py", "training/plan.py", "sampling/_walk.py",

@@ -164,19 +164,6 @@ class LinearOperator(LinearMap):
     def __neg__(self) -> LinearOperator:
         return self * -1.0
 
-    def __eq__(self, other: object) -> bool:
-        if self is other or type(self) is not type(other):
-            return self is other
-        key = self.key()
-        return key is not None and key == other.key()
-
-    def __hash__(self) -> int:
-        try:
-            key = self.key()
-        except AttributeError:  # torch.compile hashes objects that are still being made
-            key = None
-        return object.__hash__(self) if key is None else hash((type(self), key))
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_shape} -> {self.out_shape})"
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore import _pytrees
 from ssdcore._arrays import (
     Array,
     ArrayKind,
@@ -25,6 +24,7 @@ from ssdcore._arrays import (
     real_namespace,
     to_numpy,
 )
+from ssdcore._keyed import Static
 from ssdcore.axes import AxisMatrix
 from ssdcore.spectral import Decomposition, lanczos_function, lanczos_norm
 
@@ -33,19 +33,11 @@ DENSE_MAX_ENTRIES = 2**22
 DENSE_MAX_RANK = 2048
 
 
-class LinearMap(abc.ABC):
+class LinearMap(Static, abc.ABC):
     """The part of `LinearOperator` that makes no other operators: applying it, its spectrum, its matrix."""
 
     in_shape: Shape
     out_shape: Shape
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        _pytrees.ensure()
-        return super().__new__(cls)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        _pytrees.register_static(cls)
 
     @abc.abstractmethod
     def apply(self, xp: Namespace, x: Array) -> Array:
@@ -66,7 +58,7 @@ class LinearMap(abc.ABC):
             return None
         return Decomposition.dense(self.in_shape, self.out_shape, self.as_matrix())
 
-    def precompute(self) -> None:  # noqa: B027 - there may be nothing to prepare
+    def precompute(self) -> None:
         """Fill the caches that applying the operator reads."""
 
     def learns(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssdcore._arrays import Shape, flushing
-from ssdcore._files import read_text, write_whole
+from ssdcore.files import read_text, write_whole
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._law import as_covariance, sampler_error
 from ssdcore.oracle._times import optimal_times

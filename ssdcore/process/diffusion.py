@@ -441,7 +441,7 @@ class LinearDiffusion(Timeline):
         if not chosen or chosen[0] < 1 or any(b <= a for a, b in pairwise(chosen)):
             raise ValueError(f"respace: expected increasing times within 1 … {self.steps}, got {list(times)}")
         kept = [0, *chosen]
-        noise = NoiseSchedule(self.noise.alpha[kept], self.noise.sigma[kept])
+        noise = NoiseSchedule(self.noise.alpha[kept], self.noise.sigma[kept], None, self.noise.normalisation)
         return LinearDiffusion(noise, self.degradations, tuple(self.original_times.value[chosen].tolist()))
 
 

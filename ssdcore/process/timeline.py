@@ -6,15 +6,15 @@ import functools
 import html
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ssdcore import _pytrees
 from ssdcore._arrays import Constant, Memo, Shape, is_tracing, namespace_of, once_per_trace
+from ssdcore._keyed import Static
 from ssdcore._times import one_time
 from ssdcore.conditioning import InadmissibleProcess
 from ssdcore.degradations import Degradations
@@ -47,7 +47,7 @@ def size_name(shape: Shape) -> str:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Timeline:
+class Timeline(Static):
     """What `LinearDiffusion` knows of its times 0 … T; checked to be admissible when it is made."""
 
     noise: NoiseSchedule
@@ -92,11 +92,9 @@ class Timeline:
         ):
             object.__setattr__(self, name, value)
         self._check_admissible()
-        _pytrees.ensure()
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        _pytrees.register_static(cls)
+    def key(self) -> Hashable:
+        return self.times, self.noise, self.degradations
 
     def _repr_html_(self) -> str:
         """One row for each state shape, for notebooks."""
@@ -109,15 +107,6 @@ class Timeline:
             rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         head = "<tr><th>state</th><th>times</th><th>log-SNR</th></tr>"
         return f"<table><caption>{html.escape(repr(self))}</caption>{head}{''.join(rows)}</table>"
-
-    def __eq__(self, other: object) -> bool:
-        if self is other or not isinstance(other, Timeline):
-            return self is other
-        mine, theirs = ((type(p), p.times, p.noise, p.degradations) for p in (self, other))
-        return mine == theirs
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.times, self.noise, self.degradations))
 
     def _check_admissible(self) -> None:
         """Theorem 1 at every step; by the product of the norms of the steps between where that is enough."""

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ssdcore
-from ssdcore._files import read_bytes
+from ssdcore.files import read_bytes
 from ssdcore_torch.text import printable
 
 Tensors = dict[str, Tensor]

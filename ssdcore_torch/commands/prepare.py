@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssdcore._files import read_text
+from ssdcore.files import read_text
 from ssdcore_torch.commands import cli
 from ssdcore_torch.prepare import EVALUATION, check_shards, index_shards, prepare
 from ssdcore_torch.recipes import RECIPES

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 import ssdcore as ssd
-from ssdcore._files import read_text
+from ssdcore.files import read_text
 from ssdcore_torch import checkpoint
 from ssdcore_torch.commands import cli
 from ssdcore_torch.config import PRESETS, read_settings, setting

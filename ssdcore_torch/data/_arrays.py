@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ssdcore._files import ArrayFile, only_images, open_regular, size_of
+from ssdcore.files import ArrayFile, only_images, open_regular, size_of
 from ssdcore_torch.data._pixels import to_bytes
 from ssdcore_torch.data._sources import LEAST_UNPACKED, Choices, Source, as_labels, check_labels, some
 from ssdcore_torch.text import printable

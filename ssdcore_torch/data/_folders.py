@@ -16,7 +16,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from ssdcore._files import open_picture, open_regular, read_bytes, size_of, suffixes
+from ssdcore.files import open_picture, open_regular, read_bytes, size_of, suffixes
 from ssdcore_torch.data._sources import MOST_FILE, Choices, Source, check_labels, some
 from ssdcore_torch.text import printable
 

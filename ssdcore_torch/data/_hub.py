@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from ssdcore._files import open_picture, read_text, size_of
+from ssdcore.files import open_picture, read_text, size_of
 from ssdcore_torch.data._pixels import reason
 from ssdcore_torch.data._sources import MOST_FILE, Choices, Source, as_labels, check_labels, need, some
 from ssdcore_torch.text import printable

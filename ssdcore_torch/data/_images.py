@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ssdcore._files import MOST_PIXELS
+from ssdcore.files import MOST_PIXELS
 from ssdcore_torch.data._arrays import MemorySource
 from ssdcore_torch.data._order import Order
 from ssdcore_torch.data._pixels import CHANNELS, DEEPEST, Size, extent

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdcore._files import unlimited_pixels
+from ssdcore.files import unlimited_pixels
 from ssdcore_torch.data._pixels import DEEPEST, fit, fit_random, reason, to_channels
 from ssdcore_torch.data._sources import FatalSourceError, Source
 from ssdcore_torch.text import printable

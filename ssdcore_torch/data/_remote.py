@@ -6,7 +6,7 @@ from typing import IO
 
 import fsspec
 
-from ssdcore._files import open_regular
+from ssdcore.files import open_regular
 from ssdcore_torch.text import printable
 
 PROTOCOLS = ("file", "http", "https", "s3", "gs", "gcs", "az", "abfs")

@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ssdcore._files import open_picture, open_regular, suffixes
+from ssdcore.files import open_picture, open_regular, suffixes
 from ssdcore_torch.data._cache import Place, check_length, open_cached
 from ssdcore_torch.data._manifest import INDEX, MANIFEST, MOST_INDEX, MOST_MANIFEST, Index, Manifest
 from ssdcore_torch.data._order import WINDOW

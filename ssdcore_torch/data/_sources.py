@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ssdcore import _extras
-from ssdcore._files import MOST_PIXELS
+from ssdcore.files import MOST_PIXELS
 from ssdcore_torch.data._pixels import DEEPEST
 from ssdcore_torch.text import printable
 

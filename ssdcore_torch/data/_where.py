@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ssdcore._files import open_regular
+from ssdcore.files import open_regular
 from ssdcore_torch.data._arrays import BEGINNING, ArraySource, from_memory, idx_files, idx_source
 from ssdcore_torch.data._datasets import DatasetSource
 from ssdcore_torch.data._folders import FolderSource, ZipSource

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssdcore._files import open_regular
+from ssdcore.files import open_regular
 from ssdcore_torch.metrics._lite0 import FEATURES, SIDE, Lite0
 
 EXTRA = 'pip install "ssdcore[evaluate]"'

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssdcore._files import read_bytes
+from ssdcore.files import read_bytes
 from ssdcore_torch.metrics._evaluation import Evaluation
 from ssdcore_torch.metrics._reference import Reference
 

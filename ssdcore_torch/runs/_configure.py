@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ssdcore as ssd
-from ssdcore._files import open_regular
+from ssdcore.files import open_regular
 from ssdcore_torch.config import Config, designed, flat_settings, merged, preset
 from ssdcore_torch.data import EMBEDDED, absolute
 from ssdcore_torch.denoisers import FlexiUNetConfig, NetworkConfig
