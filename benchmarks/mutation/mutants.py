@@ -41,7 +41,13 @@ _SKIPPED_FUNCTIONS = {"__repr__", "__str__"}
 
 @dataclass(frozen=True)
 class Mutant:
-    """Bytes start … end of `file` (relative to the repository) replaced by `text`."""
+    """Bytes start … end of `file` (relative to the repository) replaced by `text`.
+
+    Attributes:
+        name: of the function around it and the edit; stays the same when the function moves, to another file even,
+            and when comments, docstrings or other functions change
+        function: qualified name of the outermost function whose body has it, "" where the module has it
+    """
 
     file: str
     line: int
@@ -51,12 +57,8 @@ class Mutant:
     before: str
     text: str
     kind: str
-    key: str
-
-    @property
-    def name(self) -> str:
-        """Stays the same when lines above change."""
-        return f"{self.file}:{self.key}"
+    name: str
+    function: str
 
     def source(self, root: Path) -> bytes:
         whole = (root / self.file).read_bytes()
@@ -72,7 +74,10 @@ class _Collector(ast.NodeVisitor):
             self.offsets.append(self.offsets[-1] + len(line))
         self.found: list[Mutant] = []
         self.inside_index = False
-        self.seen: dict[str, int] = {}
+        self.classes: list[str] = []
+        self.function = ""
+        self.around, self.inside = "module", "module"  # what is around the edit, and a digest of it
+        self.edits = 0  # of what is around it, so far
 
     def span(self, node: ast.AST) -> tuple[int, int]:
         first = self.offsets[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
@@ -84,14 +89,26 @@ class _Collector(ast.NodeVisitor):
 
     def add(self, node: ast.AST, text: str, kind: str) -> None:
         start, end = self.span(node)
-        before, line = self.source[start:end].decode(), node.lineno  # type: ignore[attr-defined]
-        where = self.lines[line - 1].strip().decode(errors="replace")
-        key = hashlib.sha256(f"{where}|{node.col_offset}|{before}|{text}".encode()).hexdigest()[:10]  # type: ignore[attr-defined]
-        self.seen[key] = self.seen.get(key, 0) + 1
-        if self.seen[key] > 1:  # the same line twice in a file
-            key = f"{key}-{self.seen[key]}"
-        last = node.end_lineno  # type: ignore[attr-defined]
-        self.found.append(Mutant(self.file, line, last, start, end, before, text, kind, key))
+        before = self.source[start:end].decode()
+        digest = hashlib.sha256(f"{self.inside}|{self.edits}|{before}|{text}".encode()).hexdigest()[:12]
+        self.edits += 1
+        line, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
+        name = f"{self.around}:{digest}"
+        self.found.append(Mutant(self.file, line, last, start, end, before, text, kind, name, self.function))
+
+    def enter(self, name: str, node: ast.AST) -> None:
+        """What follows is named after `node`."""
+        self.around, self.inside, self.edits = name, _digest(node), 0
+
+    def visit_Module(self, node: ast.Module) -> None:
+        self.visit_body(node.body)
+
+    def visit_body(self, body: list[ast.stmt]) -> None:
+        """Of a module or class: each statement is named by itself."""
+        for statement in body:
+            if not isinstance(statement, ast.ClassDef | ast.FunctionDef):
+                self.enter(".".join([*self.classes, "body"]), statement)
+            self.visit(statement)
 
     # what is not mutated
     def visit_Raise(self, node: ast.Raise) -> None: ...
@@ -103,18 +120,30 @@ class _Collector(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         if node.name in _SKIPPED_FUNCTIONS:
             return
+        outermost = not self.function
+        if outermost:
+            self.enter(".".join([*self.classes, node.name]), node)
         for default in (*node.args.defaults, *(d for d in node.args.kw_defaults if d is not None)):
             self.visit(default)
+        if outermost:
+            self.function = self.around
         for statement in node.body:
             self.visit(statement)
+        if outermost:
+            self.function = ""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value is not None:
             self.visit(node.value)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for statement in node.body:
-            self.visit(statement)
+        if self.function:
+            for statement in node.body:
+                self.visit(statement)
+            return
+        self.classes.append(node.name)
+        self.visit_body(node.body)
+        self.classes.pop()
 
     def visit_If(self, node: ast.If) -> None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -190,6 +219,15 @@ class _Collector(ast.NodeVisitor):
         if name == "matrix_transpose" and len(node.args) == 1:
             self.add(node, f"({self.text(node.args[0])})", "transpose")
         self.generic_visit(node)
+
+
+def _digest(node: ast.AST) -> str:
+    """Of the code, without comments, layout and docstrings."""
+    without = ast.parse(ast.unparse(node))
+    for part in ast.walk(without):
+        if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part) is not None:
+            part.body = part.body[1:]
+    return hashlib.sha256(ast.dump(without).encode()).hexdigest()
 
 
 def mutants_of(root: Path, file: str) -> Iterator[Mutant]:

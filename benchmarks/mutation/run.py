@@ -2,42 +2,44 @@
 
     python benchmarks/mutation/run.py contexts                 # which test touches which line; some minutes
     python benchmarks/mutation/run.py run --minutes 30         # a slice; run it again and it goes on
+    python benchmarks/mutation/run.py run --survivors          # those alive again, after contexts, with new tests
     python benchmarks/mutation/run.py report                   # the score, the survivors; --write for RESULT.md
+    python benchmarks/mutation/run.py sample                   # 60 of the killed again, each by what killed it
 
 Each mutant is one edit: arithmetic, comparison, boundary, constant, index, sign, transpose, order, call (mutants.py).
-It is given to a forked process in place of its module; that process runs what touches the changed lines: golden rows
-of `verify` first, for they are quick, then the tests, quickest first, until one fails. Mutants are drawn in a random
-order that the seed fixes, so the first n are a fair sample of all. One that runs on for ever is killed by time.
+A forked process tries it (trials.py): golden rows of `verify` first, for they are quick, then the tests that touch the
+changed lines, quickest first, until one fails. Mutants are in a random order that the seed and their names fix, so the
+first n are a fair sample of all. A name holds as long as the function's code does, and with it the result in
+results.jsonl. One that runs on for ever is killed by time.
 
-What a survivor means is written in reasons.json: "equivalent: why", or "killed by" the test that notices it since.
+Why a survivor is equivalent, where it is, is written in reasons.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import itertools
+import hashlib
 import json
+import math
 import os
-import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-STORE = ROOT / ".mutation"  # not committed; --store puts it elsewhere
+CONTEXTS = ROOT / ".mutation" / "contexts.json"  # not committed
+RESULTS = HERE / "results.jsonl"
 sys.path.insert(0, str(HERE))
 
 from mutants import Mutant, mutants_of  # noqa: E402
+from trials import Fate, Job, fresh, preload, warm  # noqa: E402
 
 SEED = 20
 _LEFT_OUT = {
@@ -45,22 +47,23 @@ _LEFT_OUT = {
     for name in ("plotting", "__main__", "_design", "_plot", "_verify", "_data", "_extras", "files", "_pytrees")
 }
 _TORCH = (
-    "diffusion.py", "ema.py", "official.py", "recipes.py", "restoration.py", "training/plan.py", "sampling/_walk.py",
-    "sampling/_generate.py", "sampling/_encoding.py", "sampling/_shared.py",
+    "diffusion.py", "ema.py", "official.py", "randomness.py", "recipes.py", "restoration.py", "training/plan.py",
+    "sampling/_walk.py", "sampling/_generate.py", "sampling/_encoding.py", "sampling/_shared.py",
+    "sampling/_placement.py", "sampling/_residuals.py", "sampling/_precision.py",
 )  # fmt: skip
 TESTS = {
     "ssdcore": (
-        "edges", "operators", "spectral", "gaussian", "process", "schedules", "oracle", "theorems", "interop", "golden",
-        "times", "times_laws", "power", "size_changes", "design_cli",
+        "edges", "operators", "spectral", "gaussian", "process", "schedules", "oracle", "interop", "times",
+        "times_laws", "power", "size_changes", "second_moments", "bad_inputs",
     ),
-    "ssdcore_torch": ("sampling", "ema", "official", "diffusion", "preconditioning", "encoding", "restoration"),
+    "ssdcore_torch": (
+        "sampling", "sampling_loops", "ema", "official", "diffusion", "preconditioning", "encoding", "restoration",
+        "randomness", "processes",
+    ),
 }  # fmt: skip
-_TEST_SECONDS = 12.0  # of tests for one mutant, the quickest first
-_DEAR = (
-    "tests/test_theorems.py",
-    "tests/test_golden.py",
-)  # collecting them takes seconds; the golden rows stand for them
-_LEAST_LIMIT = 120.0
+_TEST_SECONDS = (6.0, 20.0)  # of tests for one mutant, the quickest first; when it is tried again
+_SAMPLE = 60
+_KNOWN = 0.97  # share of the counted mutants that have a result; the others are new, for their function has changed
 
 
 def targets() -> list[str]:
@@ -76,11 +79,16 @@ def targets() -> list[str]:
 
 
 def all_mutants(package: str | None = None) -> list[Mutant]:
-    """All mutants in the random order of the seed."""
+    """All mutants in the random order of the seed: that of a digest of their names."""
     files = [file for file in targets() if package is None or file.split("/")[0] == package]
-    found = [mutant for file in files for mutant in mutants_of(ROOT, file)]
-    random.Random(SEED).shuffle(found)
-    return found
+    found: dict[str, Mutant] = {}
+    for mutant in (mutant for file in files for mutant in mutants_of(ROOT, file)):
+        name, k = mutant.name, 1
+        while name in found:  # a function of the same name and code elsewhere
+            k += 1
+            name = f"{mutant.name}-{k}"
+        found[name] = replace(mutant, name=name)
+    return [found[name] for name in sorted(found, key=lambda name: hashlib.sha256(f"{SEED} {name}".encode()).digest())]
 
 
 # ---- which test touches which line
@@ -88,12 +96,9 @@ def all_mutants(package: str | None = None) -> list[Mutant]:
 
 def collect_contexts(packages: Sequence[str]) -> None:
     """Write contexts.json: file -> line -> golden rows and tests, and how long each takes."""
-    STORE.mkdir(exist_ok=True)
+    CONTEXTS.parent.mkdir(exist_ok=True)
     lines: dict[str, dict[str, list[str]]] = {}
     seconds: dict[str, float] = {}
-    if (STORE / "contexts.json").exists():
-        known = json.loads((STORE / "contexts.json").read_text())
-        lines, seconds = known["lines"], known["seconds"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "ssdcore" in packages:
@@ -117,7 +122,7 @@ def collect_contexts(packages: Sequence[str]) -> None:
                 raise SystemExit("the tests must pass before mutants can fail them")
             seconds |= json.loads((folder / "seconds.json").read_text())
             _merge(lines, folder / package)
-    (STORE / "contexts.json").write_text(json.dumps({"lines": lines, "seconds": seconds}))
+    CONTEXTS.write_text(json.dumps({"lines": lines, "seconds": seconds}))
     print(f"{len(seconds)} golden rows and tests, {sum(map(len, lines.values()))} lines")
 
 
@@ -154,169 +159,96 @@ def _merge(lines: dict[str, dict[str, list[str]]], data_file: Path) -> None:
             ]
 
 
-# ---- one mutant
-
-
-class _Mutated(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
-    """Finds one module, with other source."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        parts = mutant.file.removesuffix(".py").split("/")
-        self.module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        self.mutated = mutant.source(ROOT)
-        super().__init__(self.module, str(ROOT / mutant.file))
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        if fullname != self.module:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
-
-    def get_code(self, fullname: str) -> Any:
-        return compile(self.mutated, self.path, "exec")
-
-
-def _child(mutant: Mutant, golden: Sequence[str], tests: Sequence[str], pipe: int) -> None:
-    """In the forked process: tell the parent what failed, or nothing."""
-    report = os.fdopen(pipe, "w")
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(null, stream)
-    sys.meta_path.insert(0, _Mutated(mutant))
-    try:
-        if golden:
-            from ssdcore.testing._report import run_check
-            from ssdcore.testing.golden import GOLDEN
-
-            by_name = {check.name: check for check in GOLDEN}
-            for name in golden:
-                if run_check(by_name[name.removeprefix("golden::")], None, "float64", {}).failed:
-                    report.write(name)
-                    return
-        if tests:
-            import pytest
-
-            first = _FirstFailure()
-            quiet = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:randomly"]
-            if pytest.main([*quiet, *tests], plugins=[first]) != 0:
-                report.write(first.name or "the tests do not start")
-    except BaseException as error:
-        report.write(f"{type(error).__name__} on import")
-    finally:
-        report.flush()
-
-
-class _FirstFailure:
-    name = ""
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed and not self.name:
-            self.name = report.nodeid
-
-
-def try_mutant(mutant: Mutant, contexts: dict[str, Any]) -> dict[str, Any]:
-    """The mutant's fate: killed (by what), killed by time, survived, or untouched by any test."""
-    of_file, seconds = contexts["lines"].get(mutant.file, {}), contexts["seconds"]
-    touching = {name for line in range(mutant.line, mutant.last_line + 1) for name in of_file.get(str(line), ())}
-    at_import = str(mutant.line) in of_file and not touching
-    if at_import:  # a constant or default of the module: whatever touches the file
-        touching = {name for names in of_file.values() for name in names}
-    ordered = sorted((name for name in touching if name in seconds), key=seconds.__getitem__)
-    golden = [name for name in ordered if name.startswith("golden::")]
-    tests, spent = [], 0.0
-    for name in (name for name in ordered if not name.startswith(("golden::", *_DEAR))):
-        spent += seconds[name]
-        if spent > _TEST_SECONDS:
-            break
-        tests.append(name)
-    fate: dict[str, Any] = {
-        "name": mutant.name, "file": mutant.file, "line": mutant.line, "kind": mutant.kind, "before": mutant.before,
-        "after": mutant.text, "golden": len(golden), "tests": len(tests), "all_tests": len(ordered) - len(golden),
-    }  # fmt: skip
-    if not golden and not tests:
-        return {**fate, "status": "untouched", "by": "", "seconds": 0.0}
-    start = time.monotonic()
-    limit = _LEAST_LIMIT + 10 * (sum(seconds[name] for name in golden) + spent)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        os.setsid()
-        try:
-            _child(mutant, golden, tests, writing)
-        finally:
-            os._exit(0)
-    os.close(writing)
-    by, ended = _wait(pid, reading, limit)
-    status = ("killed" if by else "survived") if ended else "killed by time"
-    return {**fate, "status": status, "by": by, "seconds": round(time.monotonic() - start, 2)}
-
-
-def _wait(pid: int, reading: int, limit: float) -> tuple[str, bool]:
-    """(what the child wrote, whether it ended in time)."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            with os.fdopen(reading) as pipe:
-                text = pipe.read()
-            return text or ("a crash" if status else ""), True
-        time.sleep(0.02)
-    os.killpg(pid, signal.SIGKILL)  # the child is the leader of its own group
-    os.waitpid(pid, 0)
-    os.close(reading)
-    return "", False
-
-
 # ---- slices and the report
 
 
 def read_contexts() -> dict[str, Any]:
-    file = STORE / "contexts.json"
-    if not file.exists():
+    if not CONTEXTS.exists():
         raise SystemExit("no contexts yet: python benchmarks/mutation/run.py contexts")
-    return dict(json.loads(file.read_text()))
+    return dict(json.loads(CONTEXTS.read_text()))
 
 
-def preload() -> None:
-    """What every fork would import, but for the library itself."""
-    for name in ("numpy", "mpmath", "sympy", "hypothesis", "pytest", "array_api_compat", "torch", "scipy.sparse"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(1)
-    if any(name.split(".")[0] in ("ssdcore", "ssdcore_torch") for name in sys.modules):
-        raise RuntimeError("the library must not be loaded before a fork")
+def job_of(mutant: Mutant, contexts: dict[str, Any], again: bool) -> Job:
+    """The golden rows that touch the changed lines, then the tests."""
+    of_file, seconds = contexts["lines"].get(mutant.file, {}), contexts["seconds"]
+    touching = {name for line in range(mutant.line, mutant.last_line + 1) for name in of_file.get(str(line), ())}
+    if not touching and str(mutant.line) in of_file:  # run at import: whatever touches the file
+        touching = {name for names in of_file.values() for name in names}
+    ordered = sorted((name for name in touching if name in seconds), key=seconds.__getitem__)
+    golden = [name for name in ordered if name.startswith("golden::")]
+    tests, spent = [], 0.0
+    for name in (name for name in ordered if not name.startswith("golden::")):
+        spent += seconds[name]
+        if spent > _TEST_SECONDS[again]:
+            break
+        tests.append(name)
+    return Job(mutant, tuple(golden), tuple(tests), sum(seconds[name] for name in (*golden, *tests)))
 
 
-def results() -> Iterator[dict[str, Any]]:
-    file = STORE / "results.jsonl"
-    if file.exists():
-        yield from map(json.loads, file.read_text().splitlines())
+def recorded() -> Iterator[dict[str, Any]]:
+    """All results, the oldest first: one of a mutant that was tried again follows its earlier ones."""
+    if RESULTS.exists():
+        yield from map(json.loads, RESULTS.read_text().splitlines())
 
 
-def run(chosen: Sequence[Mutant], minutes: float, again: bool) -> list[dict[str, Any]]:
-    """Try what has no result yet, until the time is over; results are kept as they come."""
+def latest() -> dict[str, dict[str, Any]]:
+    """The last result of each mutant, with what the first was."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in recorded():
+        rows[row["name"]] = {**row, "first": rows.get(row["name"], row).get("first", row["status"])}
+    return rows
+
+
+def tries(jobs: Sequence[Job], deadline: float, again: bool) -> Iterator[tuple[Job, Fate]]:
+    """The fate of each job, until the time is over."""
+    by_name = {job.mutant.name: job for job in jobs}
+    left = dict(by_name)
+    inside = [job for job in jobs if job.mutant.function and (job.golden or job.tests)]
+    # a third of the time for what the quick way leaves
+    for name, fate in warm(inside, ROOT, time.monotonic() + 0.67 * (deadline - time.monotonic()), again):
+        left.pop(name)
+        yield by_name[name], fate
+    for job in left.values():
+        if not (job.golden or job.tests):
+            yield job, Fate("untouched", "", 0.0)
+        elif time.monotonic() < deadline:
+            yield job, fresh(job, ROOT)
+
+
+def run(chosen: Sequence[Mutant], minutes: float, again: bool) -> None:
+    """Try them until the time is over; results are kept as they come."""
     contexts = read_contexts()
-    known = {} if again else {row["name"]: row for row in results()}
     preload()
-    deadline, fates = time.monotonic() + 60 * minutes, []
-    with open(STORE / "results.jsonl", "a", encoding="utf-8") as file:
-        for mutant in chosen:
-            if mutant.name in known:
-                fates.append(known[mutant.name])
-                continue
-            if time.monotonic() > deadline:
-                break
-            fate = try_mutant(mutant, contexts)
-            fates.append(fate)
-            file.write(json.dumps(fate) + "\n")
+    deadline, jobs = time.monotonic() + 60 * minutes, [job_of(mutant, contexts, again) for mutant in chosen]
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        for job, fate in tries(jobs, deadline, again):
+            mutant = job.mutant
+            row = {"name": mutant.name, "status": fate.status, "by": fate.by}
+            file.write(json.dumps(row) + "\n")
             file.flush()
-            print(f"{fate['status']:15} {fate['seconds']:6.1f} s  {mutant.file}:{mutant.line} {mutant.kind}: "
-                  f"{mutant.before!r} -> {mutant.text!r}  {fate['by']}", flush=True)  # fmt: skip
-    return fates
+            print(f"{fate.status:15} {fate.seconds:6.1f} s  {mutant.file}:{mutant.line} {mutant.kind}: "
+                  f"{mutant.before!r} -> {mutant.text!r}  {fate.by}", flush=True)  # fmt: skip
+
+
+def sample(count: int) -> int:
+    """Try the first `count` recorded kills again, each with what killed it; how many live now."""
+    known = latest()
+    rows = [(mutant, known[mutant.name]) for mutant in all_mutants() if mutant.name in known]
+    chosen = [(mutant, row["by"]) for mutant, row in rows if row["status"] == "killed" and "::" in row["by"]][:count]
+    if len(chosen) < count:
+        raise SystemExit(f"only {len(chosen)} recorded kills fit the source; record more with `run`")
+    preload()
+    jobs = [
+        Job(mutant, *(((by,), ()) if by.startswith("golden::") else ((), (by,))), seconds=10.0)  # type: ignore[arg-type]
+        for mutant, by in chosen
+    ]
+    alive = [job for job, fate in tries(jobs, math.inf, False) if fate.status == "survived"]
+    for job in alive:
+        mutant = job.mutant
+        print(f"alive: {mutant.file}:{mutant.line} {mutant.kind}: {mutant.before!r} -> {mutant.text!r}, "
+              f"which {(*job.golden, *job.tests)[0]} killed when it was recorded")  # fmt: skip
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} killed")
+    return len(alive)
 
 
 def reasons() -> dict[str, str]:
@@ -324,89 +256,92 @@ def reasons() -> dict[str, str]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def summary(fates: Sequence[dict[str, Any]], total: int) -> tuple[str, float]:
-    """The report as Markdown, and the share of killed among those that are not equivalent."""
+def summary(rows: Sequence[tuple[Mutant, dict[str, Any]]], total: int, new: int) -> str:
+    """The report as Markdown. The score is the share of killed among those that are not equivalent."""
     why = reasons()
-    survivors = [row for row in fates if row["status"] in ("survived", "untouched")]
-    equivalent = [row for row in survivors if why.get(row["name"], "").startswith("equivalent")]
-    later = [row for row in survivors if why.get(row["name"], "").startswith("killed by")]
-    counted = len(fates) - len(equivalent)
-    killed = len(fates) - len(survivors) + len(later)
-    score = killed / counted if counted else 0.0
-    by_golden = sum(row["by"].startswith("golden::") for row in fates)
+    alive = [(mutant, row) for mutant, row in rows if row["status"] in ("survived", "untouched")]
+    equivalent = {mutant.name for mutant, _ in alive if mutant.name in why}
+    killed = len(rows) - len(alive)
+    later = sum(row["first"] in ("survived", "untouched") for _, row in rows) - len(alive)
+    golden = sum(row["by"].startswith("golden::") for _, row in rows)
+    counted = len(rows) - len(equivalent)
+    score, left = killed / counted if counted else 0.0, len(alive) - len(equivalent)
+    error = math.sqrt(score * (1 - score) / max(counted, 1))
     lines = [
-        f"{len(fates)} of {total} mutants tried, drawn at random: {len(fates) - len(survivors)} killed at once "
-        f"({by_golden} by golden rows), {len(later)} by tests written since, {len(equivalent)} equivalent, "
-        f"{len(survivors) - len(equivalent) - len(later)} alive. **Score {100 * score:.1f} %** "
-        f"({killed} of {counted} that are not equivalent).",
+        f"{len(rows)} of {total} mutants tried, drawn at random: {killed - later} killed at once, {later} by tests "
+        f"written since ({golden} in all by golden rows), {len(equivalent)} equivalent, {left} alive. "
+        f"**Score {100 * score:.1f} %** ({killed} of {counted} that are not equivalent; standard error of the draw "
+        f"{100 * error:.1f} %).",
+        *([f"Not counted: {new} more of the same draw, whose functions have changed since."] if new else []),
         "",
         "| file | tried | killed | equivalent | alive |",
         "|---|---|---|---|---|",
     ]
-    names = {row["name"] for row in (*equivalent, *later)}
-    for file in sorted({row["file"] for row in fates}):
-        own = [row for row in fates if row["file"] == file]
-        alive = [row for row in own if row in survivors and row["name"] not in names]
-        same = sum(row in equivalent for row in own)
-        lines.append(f"| {file} | {len(own)} | {len(own) - len(alive) - same} | {same} | {len(alive)} |")
+    dead = {mutant.name for mutant, row in rows} - {mutant.name for mutant, _ in alive}
+    for file in sorted({mutant.file for mutant, _ in rows}):
+        own = {mutant.name for mutant, _ in rows if mutant.file == file}
+        same = len(own & equivalent)
+        lines.append(f"| {file} | {len(own)} | {len(own & dead)} | {same} | {len(own - dead) - same} |")
     lines += ["", "| kind | tried | alive or equivalent |", "|---|---|---|"]
-    kinds, left = Counter(row["kind"] for row in fates), Counter(row["kind"] for row in survivors)
-    lines += [f"| {kind} | {kinds[kind]} | {left[kind]} |" for kind in sorted(kinds)]
+    kinds, lives = Counter(mutant.kind for mutant, _ in rows), Counter(mutant.kind for mutant, _ in alive)
+    lines += [f"| {kind} | {kinds[kind]} | {lives[kind]} |" for kind in sorted(kinds)]
     lines += ["", "| survivor | edit | why |", "|---|---|---|"]
-    for row in sorted(survivors, key=lambda row: (row["file"], row["line"])):
-        edit = f"`{row['before']}` → `{row['after']}`".replace("|", "\\|").replace("\n", " ")
-        reason = why.get(row["name"], "no test touches it" if row["status"] == "untouched" else "alive")
-        lines.append(f"| {row['file']}:{row['line']} {row['kind']} | {edit} | {reason} |")
-    return "\n".join(lines) + "\n", score
+    for mutant, row in sorted(alive, key=lambda pair: (pair[0].file, pair[0].line)):
+        edit = f"`{mutant.before}` → `{mutant.text}`".replace("|", "\\|").replace("\n", " ")
+        reason = why.get(mutant.name, "no test touches it" if row["status"] == "untouched" else "alive")
+        lines.append(f"| {mutant.file}, {mutant.function or 'at import'}: {mutant.kind} | {edit} | {reason} |")
+    return "\n".join(lines) + "\n"
+
+
+def drawn() -> tuple[list[tuple[Mutant, dict[str, Any]]], int, int]:
+    """(the first of the order as far as results go, of how many, how many of them are new)."""
+    order, known = all_mutants(), latest()
+    rows, last, missing = [], (0, 0), 0
+    for mutant in order:
+        row = known.get(mutant.name)
+        if row is None:
+            missing += 1
+        else:
+            rows.append((mutant, row))
+            if len(rows) >= _KNOWN * (len(rows) + missing):
+                last = len(rows), missing
+    return rows[: last[0]], len(order), last[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    global STORE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", type=Path, default=STORE, help="folder of contexts and results")
     commands = parser.add_subparsers(dest="command", required=True)
     contexts = commands.add_parser("contexts", help="find out which test touches which line")
     contexts.add_argument("--package", choices=sorted(TESTS), action="append")
     slices = commands.add_parser("run", help="try mutants that have no result yet")
     slices.add_argument("--minutes", type=float, default=10.0)
-    slices.add_argument("--count", type=int, help="only the first of the order")
+    slices.add_argument("--count", type=int, default=100, help="how many")
     slices.add_argument("--package", choices=sorted(TESTS))
-    slices.add_argument("--again", action="store_true", help="also those that have a result")
-    slices.add_argument("--survivors", action="store_true", help="only those that survived, again")
-    slices.add_argument("--least", type=float, default=0.0, help="exit status 1 below this score")
+    slices.add_argument("--survivors", action="store_true", help="those that live and are not equivalent, again")
+    again = commands.add_parser("sample", help="recorded kills again, each by what killed it")
+    again.add_argument("--count", type=int, default=_SAMPLE)
     report = commands.add_parser("report", help="the score and the survivors")
-    report.add_argument("--package", choices=sorted(TESTS))
     report.add_argument("--write", action="store_true", help="write RESULT.md")
     args = parser.parse_args(arguments)
-    STORE = args.store
     if args.command == "contexts":
         collect_contexts(args.package or list(TESTS))
-        return 0
-    if args.command == "run":
-        chosen = all_mutants(args.package)[: args.count]
+    elif args.command == "run":
+        known, why = latest(), reasons()
         if args.survivors:
-            alive = {row["name"] for row in latest() if row["status"] in ("survived", "untouched")}
-            chosen = [mutant for mutant in chosen if mutant.name in alive]
-        fates = run(chosen, args.minutes, args.again or args.survivors)
-        text, score = summary(fates, len(all_mutants(args.package)))
+            alive = {name for name, row in known.items() if row["status"] in ("survived", "untouched")} - why.keys()
+            chosen = [mutant for mutant in all_mutants(args.package) if mutant.name in alive]
+        else:
+            chosen = [mutant for mutant in all_mutants(args.package) if mutant.name not in known]
+        run(chosen[: args.count], args.minutes, args.survivors)
+    elif args.command == "sample":
+        return 1 if sample(args.count) else 0
+    else:
+        text = summary(*drawn())
         print(text)
-        return 0 if score >= args.least else 1
-    order, known = all_mutants(args.package), {row["name"]: row for row in latest()}
-    # the first of the order, as far as all have a result: a fair sample, which results out of turn would not be
-    tried = list(itertools.takewhile(lambda row: row is not None, (known.get(mutant.name) for mutant in order)))
-    text, _ = summary([row for row in tried if row is not None], len(order))
-    print(text)
-    if args.write:
-        head = (
-            "# Mutation score\n\nOutput of `python benchmarks/mutation/run.py report`; see there for what is done.\n\n"
-        )
-        (HERE / "RESULT.md").write_text(head + text, encoding="utf-8")
+        if args.write:
+            head = "Output of `python benchmarks/mutation/run.py report`; see there for what is done."
+            (HERE / "RESULT.md").write_text(f"# Mutation score\n\n{head}\n\n{text}", encoding="utf-8")
     return 0
-
-
-def latest() -> list[dict[str, Any]]:
-    """The last result of each mutant."""
-    return list({row["name"]: row for row in results()}.values())
 
 
 if __name__ == "__main__":
