@@ -47,14 +47,14 @@ _LEFT_OUT = {
     for name in ("plotting", "__main__", "_design", "_plot", "_verify", "_data", "_extras", "files", "_pytrees")
 }
 _TORCH = (
-    "diffusion.py", "ema.py", "official.py", "randomness.py", "recipes.py", "restoration.py", "training/plan.py",
+    "diffusion.py", "ema.py", "official.py", "randomness.py", "restoration.py", "training/plan.py",
     "sampling/_walk.py", "sampling/_generate.py", "sampling/_encoding.py", "sampling/_shared.py",
     "sampling/_placement.py", "sampling/_residuals.py", "sampling/_precision.py",
 )  # fmt: skip
 TESTS = {
     "ssdcore": (
         "edges", "operators", "spectral", "gaussian", "process", "schedules", "oracle", "interop", "times",
-        "times_laws", "power", "size_changes", "second_moments", "bad_inputs",
+        "times_laws", "power", "size_changes", "second_moments", "bad_inputs", "survivors",
     ),
     "ssdcore_torch": (
         "sampling", "sampling_loops", "ema", "official", "diffusion", "preconditioning", "encoding", "restoration",
@@ -232,23 +232,30 @@ def run(chosen: Sequence[Mutant], minutes: float, again: bool) -> None:
 
 def sample(count: int) -> int:
     """Try the first `count` recorded kills again, each with what killed it; how many live now."""
-    known = latest()
-    rows = [(mutant, known[mutant.name]) for mutant in all_mutants() if mutant.name in known]
-    chosen = [(mutant, row["by"]) for mutant, row in rows if row["status"] == "killed" and "::" in row["by"]][:count]
+    known, chosen = latest(), []
+    for mutant in all_mutants():
+        row = known.get(mutant.name, {"status": "", "by": ""})
+        if row["status"] == "killed" and _exists(row["by"]):
+            golden, tests = ((row["by"],), ()) if row["by"].startswith("golden::") else ((), (row["by"],))
+            chosen.append(Job(mutant, golden, tests, seconds=10.0))
+    chosen = chosen[:count]
     if len(chosen) < count:
-        raise SystemExit(f"only {len(chosen)} recorded kills fit the source; record more with `run`")
+        raise SystemExit(f"only {len(chosen)} recorded kills fit the source and the tests; record more with `run`")
     preload()
-    jobs = [
-        Job(mutant, *(((by,), ()) if by.startswith("golden::") else ((), (by,))), seconds=10.0)  # type: ignore[arg-type]
-        for mutant, by in chosen
-    ]
-    alive = [job for job, fate in tries(jobs, math.inf, False) if fate.status == "survived"]
+    alive = [job for job, fate in tries(chosen, math.inf, True) if fate.status == "survived"]
     for job in alive:
         mutant = job.mutant
         print(f"alive: {mutant.file}:{mutant.line} {mutant.kind}: {mutant.before!r} -> {mutant.text!r}, "
               f"which {(*job.golden, *job.tests)[0]} killed when it was recorded")  # fmt: skip
-    print(f"{len(chosen) - len(alive)} of {len(chosen)} killed")
+    print(f"{count - len(alive)} of {count} killed")
     return len(alive)
+
+
+def _exists(check: str) -> bool:
+    """Whether what killed a mutant is still there: a golden row, or a test."""
+    file, _, name = check.partition("::")
+    path = ROOT / file
+    return file == "golden" or (path.is_file() and f"def {name.partition('[')[0].split('::')[-1]}(" in path.read_text())
 
 
 def reasons() -> dict[str, str]:

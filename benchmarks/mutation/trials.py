@@ -2,8 +2,8 @@
 
 Two ways. `warm`: one process has imported everything and collected the tests; for each mutant it forks, and the child
 gives the function its changed code. Quick, but what was computed before the fork was computed by the right library.
-`fresh`: the child imports the library anew, the module changed. Slower; for what is outside of functions, and for what survived the
-first way when it is tried again.
+`fresh`: the child imports the library anew, the module changed. Slower; for what is outside of functions, and for what
+survived when it is tried again.
 """
 
 from __future__ import annotations
