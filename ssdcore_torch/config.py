@@ -251,9 +251,7 @@ class Config:
         if names and (unknown := [name for name in self.data.classes if name not in names]):
             raise ValueError(f"data.classes: {unknown[0]!r:.60} is not among data.class_names")
         full = self.network.level_sizes[0]
-        if len(full) != 2:
-            raise ValueError(f"network.level_sizes: the trainer's data are images of two axes, got sizes {full}")
-        if max(full) > LARGEST_SIZE:
+        if len(full) == 2 and max(full) > LARGEST_SIZE:
             raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels per side, got {max(full)}")
         times = self.network.preconditioned_times if isinstance(self.network, FlexiUNetConfig) else None
         if times not in (None, self.process.steps):
@@ -268,10 +266,9 @@ class Config:
         return self.network.level_sizes[0][0]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) of the images."""
-        height, width = self.network.level_sizes[0]
-        return height, width
+    def shape(self) -> tuple[int, ...]:
+        """Of what is drawn, without channels: (height, width) of images, (length,) of signals."""
+        return self.network.level_sizes[0]
 
     def trained_labels(self) -> list[int]:
         """The classes that training saw images of, as far as the run knows; of `data.classes` in their order. None of a

@@ -1,4 +1,4 @@
-"""Pictures of samples and of the chain that makes them."""
+"""Pictures of samples and of the chain that makes them; samples as arrays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,12 +18,39 @@ from ssdcore_torch.text import printable
 TILE = 64  # pixels that a shown image has at least, by repeating its pixels
 GAP = 4
 LINE = 14  # height of a line of text
+WIDEST = 256  # columns of a curve
+
+
+def viewed(batch: Tensor) -> Tensor:
+    """What a picture shows of a batch (n, channels, *size) in [−1, 1]: images of 1, 3 or 4 channels themselves, of
+    others the first channel; signals as curves; of volumes the slice in the middle. (n, 1, 3 or 4, height, width)."""
+    while batch.ndim > 4:
+        batch = batch[:, :, batch.shape[2] // 2]
+    if batch.ndim == 3:
+        return _curves(batch)
+    return batch if batch.shape[1] in (1, 3, 4) else batch[:, :1]
+
+
+def _curves(batch: Tensor) -> Tensor:
+    """(n, 1, TILE, width): signals (n, channels, length), each channel a curve, black on white, +1 at the top. At most
+    `WIDEST` columns, in which a longer signal fills what lies between its least and greatest value."""
+    width = min(batch.shape[2], WIDEST)
+    ends = np.linspace(0, batch.shape[2], width + 1).astype(int)
+    rows = ((1 - batch.detach().float().clamp(-1, 1).cpu().numpy()) / 2 * (TILE - 1)).round().astype(int)
+    low = np.minimum.reduceat(rows, ends[:-1], axis=2)
+    high = np.maximum.reduceat(rows, ends[:-1], axis=2)
+    # up to the neighbour on the left, so that a steep curve has no holes
+    low[..., 1:], high[..., 1:] = np.minimum(low[..., 1:], high[..., :-1]), np.maximum(high[..., 1:], low[..., :-1])
+    height = np.arange(TILE)[:, None]
+    black = ((low[:, :, None] <= height) & (height <= high[:, :, None])).any(1, keepdims=True)
+    return torch.from_numpy(np.where(black, -1.0, 1.0).astype(np.float32))
 
 
 def grid(
     images: Tensor, columns: int | None = None, *, title: str = "", captions: Sequence[str] | None = None
 ) -> Image.Image:
-    """Images (n, 1, 3 or 4, h, w) in [−1, 1] in rows on white, enlarged by a whole number to 64 pixels at least.
+    """Images (n, 1, 3 or 4, h, w) in [−1, 1], or what is `viewed` of others, in rows on white, enlarged by a whole
+    number to 64 pixels at least.
 
     Args:
         columns: None: as many as make the grid square
@@ -76,21 +104,20 @@ def denoising_strip(steps: Sequence[tuple[int, Tensor, Tensor]], samples: int = 
         steps: (t, x_t, prediction) in the order of sampling, as `generate` reports them
     """
     picked = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(columns, len(steps)))]
-    size = max(prediction.shape[-1] for _, _, prediction in picked)
-    scale = max(1, math.ceil(TILE / size))
+    picked = [(t, viewed(x_t[:samples]), viewed(prediction[:samples])) for t, x_t, prediction in picked]
+    height, width, scale = _cell(picked)
     samples = min(samples, len(picked[0][1]))
-    cell, line = size * scale + GAP, 14
-    page = Image.new("RGB", (cell * len(picked) + GAP, line + samples * (2 * cell + GAP) + GAP), "white")
+    across, down, line = width + GAP, height + GAP, 14
+    page = Image.new("RGB", (across * len(picked) + GAP, line + samples * (2 * down + GAP) + GAP), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default()
     for column, (t, x_t, prediction) in enumerate(picked):
-        left = GAP + column * cell
+        left = GAP + column * across
         draw.text((left, 2), f"t={t}", fill="black", font=font)
         for sample in range(samples):
-            top = line + GAP + sample * (2 * cell + GAP)
-            for offset, image in ((0, x_t), (cell, prediction)):
+            top = line + GAP + sample * (2 * down + GAP)
+            for offset, image in ((0, x_t), (down, prediction)):
                 tile = _tiles(image[sample : sample + 1], scale)[0]
-                inset = (size * scale - tile.shape[0]) // 2
-                page.paste(Image.fromarray(tile), (left + inset, top + offset + inset))
+                page.paste(Image.fromarray(tile), _centred(tile, left, top + offset, height, width))
     return page
 
 
@@ -107,23 +134,24 @@ def denoising_frames(
     if not steps:
         raise ValueError("denoising_frames: expected at least one step (t, x_t, prediction), got none")
     picked = [steps[round(i)] for i in np.linspace(0, len(steps) - 1, min(frames, len(steps)))]
-    size = max(prediction.shape[-1] for _, _, prediction in picked)
-    scale = max(1, math.ceil(TILE / size))
+    shapes = [tuple(x_t.shape[2:]) for _, x_t, _ in picked]
+    picked = [(t, viewed(x_t[:samples]), viewed(prediction[:samples])) for t, x_t, prediction in picked]
+    height, width, scale = _cell(picked)
     count = min(samples, len(picked[0][1]))
-    cell, line, margin = size * scale + GAP, 14, 62
+    across, down, line, margin = width + GAP, height + GAP, 14, 62
     font = ImageFont.load_default()
     shown = []
-    for t, x_t, prediction in picked:
-        page = Image.new("RGB", (margin + count * cell + GAP, line + 2 * cell + GAP), "white")
+    for shape, (t, x_t, prediction) in zip(shapes, picked):
+        page = Image.new("RGB", (margin + count * across + GAP, line + 2 * down + GAP), "white")
         draw = ImageDraw.Draw(page)
-        height, width = x_t.shape[-2:]
-        draw.text((margin + GAP, 1), f"t = {t}, {height} by {width} pixels", fill="black", font=font)
+        size = " by ".join(map(str, shape)) + (" pixels" if len(shape) == 2 else "")
+        draw.text((margin + GAP, 1), f"t = {t}, {size}", fill="black", font=font)
         for row, (name, images) in enumerate((("x_t", x_t), ("prediction", prediction))):
-            top = line + GAP + row * cell
-            draw.text((GAP, top + cell // 2 - 8), name, fill="black", font=font)
+            top = line + GAP + row * down
+            draw.text((GAP, top + down // 2 - 8), name, fill="black", font=font)
             for sample, tile in enumerate(_tiles(images[:count], scale)):
-                inset = (size * scale - tile.shape[0]) // 2
-                page.paste(Image.fromarray(tile), (margin + GAP + sample * cell + inset, top + inset))
+                left = margin + GAP + sample * across
+                page.paste(Image.fromarray(tile), _centred(tile, left, top, height, width))
         shown.append(page)
     return shown
 
@@ -139,6 +167,35 @@ def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int 
 
     def write(file: Path) -> None:
         first.save(file, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+    write_atomically(path, write)
+
+
+def _cell(steps: Sequence[tuple[int, Tensor, Tensor]]) -> tuple[int, int, int]:
+    """(height, width) of the room that the largest prediction of a chain takes, and by what it is enlarged."""
+    height, width = (max(prediction.shape[axis] for _, _, prediction in steps) for axis in (-2, -1))
+    scale = max(1, math.ceil(TILE / width))
+    return height * scale, width * scale, scale
+
+
+def _centred(tile: np.ndarray, left: int, top: int, height: int, width: int) -> tuple[int, int]:
+    return left + (width - tile.shape[1]) // 2, top + (height - tile.shape[0]) // 2
+
+
+def save_array(drawn: Tensor, labels: Sequence[int] | None, path: Path) -> None:
+    """Write samples (n, channels, *size) as an .npz of `images` and `labels`, or as an .npy, channels last, as training
+    and evaluating read them: of images uint8, of others float32 in [−1, 1]. All of the file or nothing."""
+    values = to_bytes(drawn) if drawn.ndim == 4 else drawn.float().clamp(-1, 1)
+    arrays = {"images": values.movedim(1, -1).cpu().numpy()}
+    if labels is not None:
+        arrays["labels"] = np.array(labels)
+
+    def write(file: Path) -> None:
+        with open(file, "wb") as opened:
+            if path.suffix == ".npy":
+                np.save(opened, arrays["images"])
+            else:
+                np.savez(opened, **arrays)  # type: ignore[arg-type]
 
     write_atomically(path, write)
 
@@ -159,8 +216,8 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def _tiles(images: Tensor, scale: int | None = None) -> np.ndarray:
-    """(n, h·scale, w·scale, 3) bytes of images with 1, 3 or 4 channels; transparency becomes white."""
-    pixels = to_bytes(images).permute(0, 2, 3, 1).cpu().numpy()
+    """(n, h·scale, w·scale, 3) bytes of what is `viewed`; transparency becomes white."""
+    pixels = to_bytes(viewed(images)).permute(0, 2, 3, 1).cpu().numpy()
     if pixels.shape[3] == 4:
         share = pixels[..., 3:] / 255
         pixels = np.round(pixels[..., :3] * share + 255 * (1 - share)).astype(np.uint8)

@@ -68,6 +68,7 @@ OWN = (
     "model.safetensors",
     "ema.safetensors",
     "samples.png",
+    "samples.npz",
     "denoising.png",
     "report.html",
     "process.safetensors",

@@ -30,6 +30,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 LARGEST_SEED = 2**63 - 1  # torch's generators take 64 bits
 LONGEST = 4000  # characters of an error's line
+ARRAYS = (".npz", ".npy")
 LARGEST_NUMBER = 10**9  # of whatever else an option counts
 
 
@@ -109,8 +110,8 @@ def picture(text: str) -> Path:
 
 
 def picture_or_array(text: str) -> Path:
-    """An argparse type: the same, or an .npz file."""
-    return new_file(text) if Path(text).suffix == ".npz" else picture(text)
+    """An argparse type: the same, or an .npz or .npy file."""
+    return new_file(text) if Path(text).suffix in ARRAYS else picture(text)
 
 
 def animation(text: str) -> Path:

@@ -52,9 +52,8 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--features",
-        default="lite0",
         help="lite0, EfficientNet-Lite0 at 224 px; pixels, at 16 px, cheap; or a file: Inception as TorchScript, or "
-        "its weights (with torch-fidelity installed) (default: lite0)",
+        "its weights (with torch-fidelity installed) (default: lite0; of signals and volumes pixels, the only ones)",
     )
     add(
         "--trust-features",

@@ -6,21 +6,22 @@ Under `torchrun --nproc_per_node=N -m -- ssdcore_torch.sample …` N processes s
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ssdcore_torch import checkpoint, images
 from ssdcore_torch.commands import cli
+from ssdcore_torch.data import called
 from ssdcore_torch.devices import memory_of
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.runs import Drawing, Run, draw_images, labels_of, load_run
-from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS, to_bytes
+from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=cli.picture_or_array,
         metavar="FILE",
-        help="picture to write, or an .npz of all images as uint8 (n, h, w, 3) (default: RUN/grid.png)",
+        help="picture to write, or an .npz or .npy of all images as uint8 (n, h, w, channels), of signals and volumes "
+        "as float32 (n, *shape, channels) in [-1, 1] (default: RUN/grid.png; of signals and volumes RUN/drawn.npz)",
     )
     add("--gif", type=cli.animation, metavar="FILE", help="write the chain from noise to image as an animation, too")
     cli.add_force(options)
@@ -130,26 +132,14 @@ def drawing_of(args: argparse.Namespace) -> Drawing:
 
 def check_count(run: Run, n: int, device: torch.device) -> None:
     """Raises ValueError for more images than fit the memory."""
-    height, width = run.process.shape(0)
-    size, room = 4 * n * run.config.network.in_channels * height * width, min(memory_of(device), memory_of(CPU))
+    shape = run.process.shape(0)
+    what = f"{called(len(shape))} of {'×'.join(map(str, shape))}"
+    size, room = 4 * n * run.config.network.in_channels * math.prod(shape), min(memory_of(device), memory_of(CPU))
     if size > room:
         raise ValueError(
-            f"--n {n}: so many images of {height}×{width} take {size / 2**30:.3g} GiB, and there are "
+            f"--n {n}: so many {what} take {size / 2**30:.3g} GiB, and there are "
             f"{room / 2**30:.3g}: draw them in parts, each with another --seed"
         )
-
-
-def save_array(drawn: Tensor, labels: list[int] | None, path: Path) -> None:
-    """Write images as the .npz that --data and ssdcore_torch.evaluate read."""
-    arrays = {"images": to_bytes(drawn).permute(0, 2, 3, 1).cpu().numpy()}
-    if labels is not None:
-        arrays["labels"] = np.array(labels)
-
-    def write(file: Path) -> None:
-        with open(file, "wb") as opened:
-            np.savez(opened, **arrays)  # type: ignore[arg-type]
-
-    checkpoint.write_atomically(path, write)
 
 
 def open_run(args: argparse.Namespace, device: torch.device) -> Run:
@@ -168,9 +158,11 @@ def _grid(run: Run, drawn: Tensor, labels: list[int] | None, how: Drawing, steps
     return images.grid(drawn, title=title, captions=images.class_captions(labels, run.config.data.class_names))
 
 
-def _pixels(run: Run) -> str:
-    height, width = run.config.shape
-    return str(height) if height == width else f"{height}×{width}"
+def _drawn(run: Run, n: int) -> str:
+    """How many of what were drawn."""
+    shape = run.process.shape(0)
+    size = str(shape[0]) if len(set(shape)) == 1 and len(shape) == 2 else "×".join(map(str, shape))
+    return f"{n} {called(len(shape))} of {size}{' px' if len(shape) == 2 else ''}"
 
 
 def _run(args: argparse.Namespace, world: World) -> int:
@@ -182,7 +174,7 @@ def _run(args: argparse.Namespace, world: World) -> int:
         how.residuals(run)
         check_count(run, args.n, world.device)
         labels = labels_of(run.config, args.label, args.n)
-        out: Path = args.out or args.run / "grid.png"
+        out: Path = args.out or args.run / ("grid.png" if len(run.process.shape(0)) == 2 else "drawn.npz")
         if world.leader:
             cli.check_outputs(args.force, out=out, gif=args.gif)
     except (ValueError, OSError) as error:
@@ -203,8 +195,8 @@ def _run(args: argparse.Namespace, world: World) -> int:
     if not world.leader:
         return 0
     try:
-        if out.suffix == ".npz":
-            save_array(drawn, labels, out)
+        if out.suffix in cli.ARRAYS:
+            images.save_array(drawn, labels, out)
         else:
             images.save(_grid(run, drawn, labels, how, len(times)), out)
         if args.gif is not None:
@@ -214,7 +206,7 @@ def _run(args: argparse.Namespace, world: World) -> int:
     written = str(out)
     if args.gif is not None:
         written += f", {args.gif}"
-    print(f"{args.n} images of {_pixels(run)} px from step {run.step} in {seconds:.1f} s: {written}")
+    print(f"{_drawn(run, args.n)} from step {run.step} in {seconds:.1f} s: {written}")
     return 0
 
 

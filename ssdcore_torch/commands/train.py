@@ -193,7 +193,7 @@ def session_of(args: argparse.Namespace, world: World) -> Session:
 
 def _describe(trainer: Trainer, out: Path) -> str:
     config, world = trainer.config, trainer.world
-    sizes = " → ".join(str(size[0]) for size in reversed(config.network.level_sizes))
+    sizes = " → ".join(_side(size) for size in reversed(config.network.level_sizes))
     parameters = sum(p.numel() for p in trainer.net.parameters())
     classes = "" if config.network.num_classes is None else f", {config.network.num_classes} classes"
     processes = "" if world.size == 1 else f" and {world.size - 1} more"
@@ -202,6 +202,10 @@ def _describe(trainer: Trainer, out: Path) -> str:
         f"sizes {sizes}, {parameters / 1e6:.2f} M parameters, {config.train.steps} steps of {config.train.batch_size} "
         f"on {world.device}{processes}; writing to {out}"
     )
+
+
+def _side(size: tuple[int, ...]) -> str:
+    return str(size[0]) if len(set(size)) == 1 and len(size) == 2 else "×".join(map(str, size))
 
 
 def _command(world: World, *arguments: object) -> str:

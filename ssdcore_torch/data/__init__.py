@@ -10,7 +10,8 @@ from ssdcore_torch.data._feed import Feed, ImageBatch
 from ssdcore_torch.data._folders import image_files
 from ssdcore_torch.data._images import ImageSet, ImageStream, load_images, open_images
 from ssdcore_torch.data._order import Order
-from ssdcore_torch.data._pixels import CHANNELS, fit, to_channels, to_rgb
+from ssdcore_torch.data._pixels import CHANNELS, called, fit, to_channels, to_rgb
+from ssdcore_torch.data._signals import open_data
 from ssdcore_torch.data._sources import Choices
 from ssdcore_torch.data._where import EMBEDDED, FROM_PYTHON, absolute, is_address, open_source, refuse_untyped
 from ssdcore_torch.workers import WorkerKilledError
@@ -27,10 +28,12 @@ __all__ = [
     "Order",
     "WorkerKilledError",
     "absolute",
+    "called",
     "fit",
     "image_files",
     "is_address",
     "load_images",
+    "open_data",
     "open_images",
     "open_source",
     "refuse_untyped",

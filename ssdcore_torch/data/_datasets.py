@@ -49,7 +49,7 @@ class DatasetSource(Source):
                     f"{self.source}: expected one class number per item in its targets, got {targets[0]!r:.60}: "
                     "labels=False leaves them out"
                 ) from error
-        elif _label(first) is not None:
+        elif item_label(first) is not None:
             values, self.labelled_by = [self._label(index) for index in range(len(self.dataset))], "its items"
         else:
             return
@@ -58,7 +58,7 @@ class DatasetSource(Source):
         self.class_names = check_labels(self.labels, tuple(str(name) for name in names), self.source)
 
     def _label(self, index: int) -> int:
-        label = _label(self.dataset[index])
+        label = item_label(self.dataset[index])
         if label is None:
             raise TypeError(
                 f"{self.source}: item {index} has no class number, and the first has: give all one, or none"
@@ -96,7 +96,8 @@ class DatasetSource(Source):
             yield repr((picture.mode, picture.size)).encode() + picture.tobytes()
 
 
-def _label(item: Any) -> int | None:
+def item_label(item: Any) -> int | None:
+    """The class number in (picture, class number), or None."""
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         return None
     label = item[1]

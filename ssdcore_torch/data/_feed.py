@@ -24,7 +24,7 @@ class ImageBatch:
     """Images of a step.
 
     Attributes:
-        images: (b, c, h, w) uint8 on the device
+        images: (b, c, *size) uint8, or float32 in [−1, 1], on the device
         labels: (b,) int64 on the device, or None where the data has none
         indices: (b,) int64, the numbers of these images among all in the source
     """
@@ -38,7 +38,7 @@ class Feed:
     """The batches of a run, a pure function of (seed, step): nothing to save, and resuming replays nothing.
 
     - order: what each global batch holds
-    - flip: mirror half of the images left to right, by coin tosses for the whole global batch
+    - flip: mirror half of the images left to right (along the last axis), by coin tosses for the whole global batch
     - part: (i, n): only the i-th of n contiguous equal slices of each global batch
 
     workers  processes that decode an `ImageStream`; None: one for each core but one, at most 8; 0: none. The batches
@@ -102,11 +102,11 @@ class Feed:
             yield batch
 
     def _deliver(self, pixels: Tensor, indices: np.ndarray, step: int) -> ImageBatch:
-        images = self._send(pixels).permute(0, 3, 1, 2)
+        images = self._send(pixels).movedim(-1, 1)
         if self.flip:
             tosses = keyed(Purpose.FLIP, self.seed, step).random(self.order.batch_size)[self.slice]
             flipped = self._send(torch.from_numpy(tosses < 0.5))
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            images = torch.where(flipped.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
         labels = self.images.labels_of(indices)
         shown = None if labels is None else self._send(torch.from_numpy(labels))
         return ImageBatch(images.contiguous(), shown, indices)

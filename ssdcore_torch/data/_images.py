@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ssdcore.files import MOST_PIXELS
 from ssdcore_torch.data._arrays import MemorySource
 from ssdcore_torch.data._order import Order
-from ssdcore_torch.data._pixels import CHANNELS, DEEPEST, Size, extent
+from ssdcore_torch.data._pixels import CHANNELS, DEEPEST, Size, called, extent
 from ssdcore_torch.data._reading import (
     Failure,
     Pictures,
@@ -50,10 +50,10 @@ Crop = Literal["center", "random"]
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one size, held as bytes.
+    """Images, or signals or volumes, of one size, held in memory.
 
     Attributes:
-        images: (n, height, width, c) uint8, sRGB or grey
+        images: (n, *size, c): uint8, of pictures sRGB or grey; or float32 in [−1, 1], of what is no picture
         labels: (n,) int64 indices into `class_names`, or None where the source has no labels
         class_names: names of the labels; empty without labels
         source: what was read, for messages
@@ -79,6 +79,15 @@ class ImageSet:
         return len(self.images)
 
     @property
+    def channels(self) -> int:
+        return int(self.images.shape[-1])
+
+    @property
+    def floats(self) -> bool:
+        """Whether the values are floats in [−1, 1], not bytes."""
+        return self.images.dtype != np.uint8
+
+    @property
     def class_counts(self) -> tuple[int, ...]:
         """Images of each class; empty without labels."""
         return _counts(self.labels, self.class_names)
@@ -93,7 +102,7 @@ class ImageSet:
         return Order(self.count, batch_size, seed, self.blocks)
 
     def take(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For (b,) numbers of an order: images (b, height, width, c) uint8, and the (b,) numbers they really have. In
+        """For (b,) numbers of an order: images (b, *size, c), and the (b,) numbers they really have. In
         the place of a missing one stands the next that is not, as in an `ImageStream`.
         """
         rows = self._rows(numbers)
@@ -109,7 +118,8 @@ class ImageSet:
 
     def describe(self) -> str:
         """How many images of what, and the memory that they take."""
-        return f"{len(self)} images of {self.source}, decoded and kept in memory: {_memory(self.images.nbytes)}"
+        what = called(self.images.ndim - 2)
+        return f"{len(self)} {what} of {self.source}, kept in memory: {_memory(self.images.nbytes)}"
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,15 @@ class ImageStream:
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @property
+    def channels(self) -> int:
+        return self.reader.channels
+
+    @property
+    def floats(self) -> bool:
+        """Pictures are bytes."""
+        return False
 
     @property
     def class_counts(self) -> tuple[int, ...]:

@@ -13,6 +13,12 @@ LEAST_CROP = 0.8
 CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 """What images may consist of, and what to call it."""
 
+
+def called(axes: int) -> str:
+    """What to call data of so many axes."""
+    return {1: "signals", 2: "images", 3: "volumes"}.get(axes, "arrays")
+
+
 DEEPEST = 16  # bits per channel
 
 Size = int | tuple[int, int]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +104,21 @@ class Source(ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 of number, labels and traits: the same for a copy of the data in another place."""
-        digest = hashlib.sha256(repr((len(self), self.class_names)).encode())
-        if self.labels is not None:
-            digest.update(self.labels.tobytes())
-        for trait in self.traits():
-            digest.update(hashlib.sha256(trait).digest())
-        return digest.hexdigest()
+        return fingerprint_of(len(self), self.class_names, self.labels, self.traits())
 
     def forget_labels(self) -> None:
         """The pictures alone."""
         self.labels, self.class_names, self.labelled_by = None, (), ""
+
+
+def fingerprint_of(count: int, class_names: tuple[str, ...], labels: np.ndarray | None, traits: Iterable[bytes]) -> str:
+    """SHA-256 of number, labels and traits."""
+    digest = hashlib.sha256(repr((count, class_names)).encode())
+    if labels is not None:
+        digest.update(labels.tobytes())
+    for trait in traits:
+        digest.update(hashlib.sha256(trait).digest())
+    return digest.hexdigest()
 
 
 def some(count: int, most: int) -> list[int]:
@@ -165,14 +170,21 @@ def classes_of(source: Source, classes: Sequence[str]) -> np.ndarray:
     Raises:
         ValueError: For a class that the source has not.
     """
+    return chosen_classes(source.labels, source.class_names, classes, len(source), source.source)
+
+
+def chosen_classes(
+    labels: np.ndarray | None, names: Sequence[str], classes: Sequence[str], count: int, source: str
+) -> np.ndarray:
+    """`classes_of`, of `count` things with these labels."""
     if not classes:
-        return np.arange(len(source))
-    if source.labels is None or not source.class_names:
-        raise ValueError(f"data.classes = {tuple(classes)} needs class names, and {source.source} has none")
-    if unknown := [name for name in classes if name not in source.class_names]:
-        shown = list(source.class_names[:50]) + ["…"] * (len(source.class_names) > 50)
-        raise ValueError(f"data.classes: {source.source} has no class {unknown}; it has {shown}")
-    kept = np.flatnonzero(np.isin(source.labels, [source.class_names.index(name) for name in classes]))
+        return np.arange(count)
+    if labels is None or not names:
+        raise ValueError(f"data.classes = {tuple(classes)} needs class names, and {source} has none")
+    if unknown := [name for name in classes if name not in names]:
+        shown = list(names[:50]) + ["…"] * (len(names) > 50)
+        raise ValueError(f"data.classes: {source} has no class {unknown}; it has {shown}")
+    kept = np.flatnonzero(np.isin(labels, [list(names).index(name) for name in classes]))
     if not len(kept):
-        raise ValueError(f"data.classes: {source.source} has no image of {list(classes)}")
+        raise ValueError(f"data.classes: {source} has no image of {list(classes)}")
     return kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ssdcore_torch.data._pixels import CHANNELS
@@ -45,16 +47,17 @@ def understood(
             f"the brightest value found in {source.source} is {high} of 255: if its files hold fewer bits than they "
             "have room for, as 12 in 16, say how many with --set data.bits=12"
         )
-    return (first, _labels(source, labels)), doubt
+    return (first, labels_line(labels, source.class_names, source.labelled_by)), doubt
 
 
-def _labels(source: Source, labels: np.ndarray | None) -> str:
+def labels_line(labels: np.ndarray | None, class_names: Sequence[str], labelled_by: str) -> str:
+    """What the labels of the data are."""
     if labels is None:
         return "labels: none"
-    counts = np.bincount(labels, minlength=len(source.class_names))
-    names = [f"{printable(name)} ({count})" for name, count in zip(source.class_names[:NAMES], counts)]
+    counts = np.bincount(labels, minlength=len(class_names))
+    names = [f"{printable(name)} ({count})" for name, count in zip(class_names[:NAMES], counts)]
     more = f" and {len(counts) - NAMES} more" if len(counts) > NAMES else ""
-    return f"labels: {len(counts)} classes by {source.labelled_by}: {', '.join(names)}{more}"
+    return f"labels: {len(counts)} classes by {labelled_by}: {', '.join(names)}{more}"
 
 
 def _look(source: Source, reader: Reader, images: np.ndarray | None) -> tuple[str, int, int]:

@@ -41,10 +41,7 @@ def open_source(data: Any, choices: Choices | None = None) -> Source:
     if text == EMBEDDED:
         with resources.as_file(resources.files("ssdcore_torch") / "assets" / "drawings64.npz") as packed:
             return ArraySource(packed, "the embedded drawings", choices)
-    if text.startswith(FROM_PYTHON):
-        raise ValueError("these images were given by a program, and no file holds them: give them again, as data=")
-    if "\0" in text:
-        raise ValueError(f"no such data: {printable(text)}")
+    check_given(text)
     if is_remote(text):
         check_address(text)
     file = Path(text)
@@ -60,6 +57,14 @@ def open_source(data: Any, choices: Choices | None = None) -> Source:
     if file.is_dir():
         return idx_source(file, choices) if idx_files(file) else FolderSource(file, choices)
     return _open_file(file, choices)
+
+
+def check_given(text: str) -> None:
+    """Raises ValueError for the name of data that a program gave, and for what is no name at all."""
+    if text.startswith(FROM_PYTHON):
+        raise ValueError("this run's data were given by a program, and no file holds them: give them again, as data=")
+    if "\0" in text:
+        raise ValueError(f"no such data: {printable(text)}")
 
 
 def _open_file(file: Path, choices: Choices) -> Source:

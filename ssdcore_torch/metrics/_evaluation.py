@@ -103,7 +103,8 @@ def check_count(n: int, reference: Reference) -> None:
 
 
 class Samples:
-    """This rank's share of samples, batch after batch as uint8 (b, 3, h, w), kept in `images` as they pass.
+    """This rank's share of samples, batch after batch as uint8 (b, c, *size), or floats in [−1, 1], kept in `images` as
+    they pass.
 
     - share: their numbers
     - seconds: the time that making them took so far
@@ -138,6 +139,7 @@ def draw(
     seed: int = 0,
     batch_size: int = 64,
     labels: Tensor | None = None,
+    floats: bool = False,
     **options: Any,
 ) -> Samples:
     """This rank's share of n samples, drawn as they are asked for.
@@ -146,6 +148,7 @@ def draw(
 
     Args:
         labels: (n,) the class of each
+        floats: as floats in [−1, 1], and not as bytes: as the data they are compared with
         options: of `generate`: steps, sampler, eta, placement, times, guidance, residuals, channels
     """
     share = world.share(n)
@@ -165,7 +168,7 @@ def draw(
                 labels=chosen,
                 **options,
             )
-            yield to_bytes(drawn)
+            yield drawn.clamp(-1, 1) if floats else to_bytes(drawn)
 
     return Samples(share, batches())
 
@@ -200,6 +203,7 @@ def evaluate_network(
         steps=steps,
         batch_size=batch_size,
         labels=labels,
+        floats=reference.data.floats,
         **options,
     )
     measured = measure(progress(samples, len(samples.share), "evaluating", world), extractor, world)
@@ -207,7 +211,7 @@ def evaluate_network(
 
 
 def collect(samples: Samples, rows: Tensor, world: World) -> Tensor:
-    """The samples of these numbers, in their order, on every rank: uint8 (k, 3, h, w)."""
+    """The samples of these numbers, in their order, on every rank: (k, c, *size)."""
     here = sorted(row - samples.share.start for row in rows.tolist() if row in samples.share)
     gathered = world.gather(samples.images[here])
     return gathered[rows.argsort().argsort()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import os
 import tempfile
 import warnings
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssdcore.files import open_regular
+from ssdcore_torch.data import called
 from ssdcore_torch.metrics._lite0 import FEATURES, SIDE, Lite0
+from ssdcore_torch.sampling import to_float
 
 EXTRA = 'pip install "ssdcore[evaluate]"'
 
@@ -43,8 +46,19 @@ class Extractor(Protocol):
 class _Network(nn.Module):
     """A network without gradients, always in evaluation mode."""
 
-    def __init__(self, name: str, num_features: int, fingerprint: str, net: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        name: str,
+        num_features: int,
+        fingerprint: str,
+        net: Callable[[Tensor], Tensor],
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """Args:
+        shape: (channels, *size) of what is no picture
+        """
         super().__init__()
+        self.shape = shape
         self.name, self.num_features, self.fingerprint = name, num_features, fingerprint
         self.net = net
         self.requires_grad_(False).eval()
@@ -54,7 +68,11 @@ class _Network(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(_check_images(images)).float()
+        if self.shape is None:
+            return self.net(_check_images(images)).float()
+        if tuple(images.shape[1:]) != self.shape:
+            raise ValueError(f"features: expected (n, {', '.join(map(str, self.shape))}), got {tuple(images.shape)}")
+        return self.net(images).float()
 
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -150,15 +168,43 @@ def from_file(path: Path, trusted: bool = False) -> Extractor:
 NAMED: dict[str, Callable[[], Extractor]] = {"lite0": lite0, "pixels": pixels}
 
 
+def values(shape: tuple[int, ...]) -> Extractor:
+    """The data itself, of shape (channels, *size), which are no pictures: each axis of k down to means over at most
+    256^(1/k) parts, so at most 256 values a channel."""
+    channels, *size = shape
+    parts = [min(n, round(PIXELS ** (2 / len(size)))) for n in size]
+
+    def small(x: Tensor) -> Tensor:
+        x = to_float(x)
+        for axis, count in enumerate(parts, start=2):
+            rows = x.movedim(axis, -1)
+            means = F.adaptive_avg_pool1d(rows.reshape(len(x), -1, rows.shape[-1]), count)
+            x = means.view(*rows.shape[:-1], count).movedim(-1, axis)
+        return x.flatten(1)
+
+    return _Network("pixels", channels * math.prod(parts), _fingerprint(f"means {parts}"), small, tuple(shape))
+
+
 def open_extractor(
-    name: str | os.PathLike[str], device: str | torch.device = "cpu", trusted: bool = False
+    name: str | os.PathLike[str] | None,
+    device: str | torch.device = "cpu",
+    trusted: bool = False,
+    shape: tuple[int, ...] | None = None,
 ) -> Extractor:
     """The extractor called `name` ("lite0", "pixels", or else the path of a file for `from_file`), on `device`.
 
     Args:
+        name: None: "lite0", or "pixels" for what is no picture
         trusted: run a TorchScript file of unknown origin, as one runs a program
+        shape: (channels, *size) of the data; None: pictures
     """
-    made = NAMED[str(name)]() if str(name) in NAMED else from_file(Path(name), trusted)
+    if shape is not None and len(shape) != 3:
+        if name not in (None, "pixels"):
+            raise ValueError(f"features: {name} is for pictures, and these are {called(len(shape) - 1)}: take pixels")
+        made = values(shape)
+    else:
+        name = "lite0" if name is None else name
+        made = NAMED[str(name)]() if str(name) in NAMED else from_file(Path(name), trusted)
     assert isinstance(made, nn.Module)
     return made.to(device)
 

@@ -47,7 +47,8 @@ class Measured:
 
 
 def measure(batches: Iterable[Tensor], extractor: Extractor, world: World) -> Measured:
-    """Measure the uint8 images (b, 3, h, w) of this rank's batches together with the other ranks' batches.
+    """Measure the images (b, c, *size), uint8 or floats in [−1, 1], of this rank's batches together with the other
+    ranks' batches.
 
     The features are in the order of the ranks. Raises ValueError, on all of them, if one has no images.
     """
@@ -97,16 +98,16 @@ class Reference:
         return None if labels is None else torch.from_numpy(labels[self.indices])
 
     def images(self, rows: Tensor) -> Tensor:
-        """uint8 (k, 3, h, w): the images whose features stand in these rows."""
+        """(k, c, *size): the images whose features stand in these rows."""
         return torch.cat(list(image_batches(self.data, self.indices[rows.numpy()], len(rows))))
 
 
 def image_batches(data: ImageSet | ImageStream, indices: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-    """The images of these numbers, in their order: uint8 (b, 3, h, w) on the CPU."""
+    """The images of these numbers, in their order: (b, c, *size) on the CPU."""
     tasks = [(indices[first : first + batch_size], None) for first in range(0, len(indices), batch_size)]
     if isinstance(data, ImageSet):
         for chosen, _ in tasks:
-            yield torch.from_numpy(data.images[chosen]).permute(0, 3, 1, 2)
+            yield torch.from_numpy(data.images[chosen]).movedim(-1, 1)
     else:
         workers = default_workers() if len(indices) > MANY else 0
         for images, _ in data.read(tasks, workers):
@@ -176,12 +177,11 @@ def _describe(
     if world.leader:
         for images in progress(image_batches(data, indices, batch_size), len(indices), "reading", world):
             digest.update(images.contiguous().numpy().data)
-    height, width = next(image_batches(data, indices[:1], 1)).shape[2:]
     return {
         "format": "ssdcore reference 1",
         "images": len(data),
         "measured": len(indices),
-        "size": [height, width],
+        "size": list(next(image_batches(data, indices[:1], 1)).shape[2:]),
         "pixels_sha256": digest.hexdigest(),
         "features": extractor.name,
         "fingerprint": extractor.fingerprint,

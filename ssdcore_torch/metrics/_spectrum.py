@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -15,26 +17,28 @@ def radial_power(images: Tensor) -> Tensor:
     [0, 1], each image less its mean and under a Hann window, which keeps the jump between opposite edges out.
 
     Args:
-        images: uint8 (n, channels, h, w)
+        images: (n, channels, *size), such as (h, w): uint8, or floats in [−1, 1]
     """
-    if images.ndim != 4 or images.dtype != torch.uint8 or min(images.shape[2:]) < 4 or len(images) == 0:
+    size = tuple(images.shape[2:])
+    fits = images.dtype == torch.uint8 or images.is_floating_point()
+    if not size or not fits or min(size) < 4 or len(images) == 0:
         kind = str(images.dtype).removeprefix("torch.")
         raise ValueError(
             f"power spectrum: expected uint8 images (n, channels, h, w) of 4 pixels at least, got {kind} "
             f"{tuple(images.shape)}"
         )
-    height, width = images.shape[2:]
-    window = torch.hann_window(height)[:, None] * torch.hann_window(width)
-    window = window.to(images.device)
-    total = torch.zeros(height, width, dtype=torch.float64, device=images.device)
+    axes = tuple(range(-len(size), 0))
+    first, *others = map(torch.hann_window, size)
+    window = functools.reduce(lambda product, each: product[..., None] * each, others, first).to(images.device)
+    total = torch.zeros(size, dtype=torch.float64, device=images.device)
     for part in images.split(CHUNK):
-        x = part.float() / 255
-        x = (x - x.mean((2, 3), keepdim=True)) * window
-        total += torch.fft.fft2(x).abs().square().sum((0, 1), dtype=torch.float64)
-    frequency_y, frequency_x = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
-    side = min(height, width)
-    # In cycles along the shorter side, so that both axes measure the same length.
-    radius = torch.hypot(frequency_y[:, None] * side / height, frequency_x * side / width).round().long()
+        x = part.float() / 255 if part.dtype == torch.uint8 else (part.float() + 1) / 2
+        x = (x - x.mean(axes, keepdim=True)) * window
+        total += torch.fft.fftn(x, dim=axes).abs().square().sum((0, 1), dtype=torch.float64)
+    side = min(size)
+    # In cycles along the shortest side, so that all axes measure the same length.
+    along = torch.meshgrid(*(torch.fft.fftfreq(n) * side for n in size), indexing="ij")
+    radius = torch.stack(along).square().sum(0).sqrt().round().long()
     power = total.cpu() / (images.shape[0] * images.shape[1])
     bins = side // 2 + 1
     inside = radius < bins

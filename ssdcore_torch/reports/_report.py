@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssdcore_torch.checkpoint import OpenRun, write_atomically
 from ssdcore_torch.config import PRESETS, differences, preset
-from ssdcore_torch.images import class_captions
+from ssdcore_torch.images import class_captions, viewed
 from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.reports import _page
 from ssdcore_torch.reports._charts import line_chart
@@ -135,14 +135,15 @@ def _chain(chain: Sequence[Step]) -> str:
     """The state at its true size and the prediction, step by step."""
     if not chain:
         return ""
-    largest = max(prediction.shape[-1] for _, _, prediction in chain)
-    scale = max(1, math.ceil(TILE / largest))
+    room = [viewed(prediction[:1]).shape for _, _, prediction in chain]
+    tallest, widest = (max(shape[axis] for shape in room) for axis in (-2, -1))
+    scale = max(1, math.ceil(TILE / widest))
     contents = []
     for t, state, prediction in _spread(chain, MOST_FRAMES):
-        height, width = state.shape[-2:]
         rows = []
-        for name, batch in ((f"state, {height}×{width}", state), ("prediction of the clean image", prediction)):
-            shown = strip(batch[:CHAINS], side=largest)
+        named = f"state, {'×'.join(map(str, state.shape[2:]))}"
+        for name, batch in ((named, state), ("prediction of the clean image", prediction)):
+            shown = strip(batch[:CHAINS], tallest, widest)
             rows.append(_page.captioned(_page.picture(shown, shown.width * scale, name), name))
         contents.append(f'<div class="rows">{"".join(rows)}</div>' + _page.paragraph(f"t = {t}", note=True))
     return _page.frames(contents, 150, first=len(contents) - 1)

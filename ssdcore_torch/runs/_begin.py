@@ -16,7 +16,7 @@ from typing import Any
 import ssdcore as ssd
 from ssdcore_torch import checkpoint
 from ssdcore_torch.config import OF_A_MACHINE, Config, differences, flat_settings
-from ssdcore_torch.data import ImageSet, ImageStream, open_images, refuse_untyped
+from ssdcore_torch.data import ImageSet, ImageStream, open_data, refuse_untyped
 from ssdcore_torch.denoisers import FlexiUNet, WrappedDenoiser
 from ssdcore_torch.distributed import World, code_version
 from ssdcore_torch.runs._configure import with_process
@@ -122,14 +122,19 @@ def begin(
             file = ProcessFile.load(out / PROCESS, config.process.operators)
         if file is not None:
             process = file.build()  # as it comes back: a resumed run trains on the same numbers
-        config, process = _fitted(config, process, file, network)
+        if not typed and data is None:
+            refuse_untyped(config.data.path, where or str(Path(out or "", "config.json")))
+        early = None
+        if process is not None and len(process.shape(0)) != 2:  # no pictures: their arrays say how many channels
+            early = open_run_data(config, data, world, process.shape(0), None)
+        config, process = _fitted(config, process, file, network, None if early is None else early.channels)
         with _writing(out or Path("runs")):
             _check_place(_run_folder(out, config, saved, conditional))
         _check_extras(config)
         check_memory(config, world.device, world.size)
-        if not typed and data is None:
-            refuse_untyped(config.data.path, where or str(Path(out or "", "config.json")))
-        opened = _opened(config, data, world)
+        opened = early
+        if opened is None:
+            opened = open_run_data(config, data, world, config.shape, config.network.in_channels)
         config = _conditional(config, opened, conditional, network)
         world.agree({"the training images": opened.fingerprint})
         named, out = out is not None, _run_folder(out, config, saved, conditional)
@@ -215,9 +220,17 @@ def _agree(config: Config, world: World, options: Mapping[str, object]) -> None:
 
 
 def _fitted(
-    config: Config, process: ssd.LinearDiffusion | None, file: ProcessFile | None, network: Any
+    config: Config,
+    process: ssd.LinearDiffusion | None,
+    file: ProcessFile | None,
+    network: Any,
+    channels: int | None,
 ) -> tuple[Config, ssd.LinearDiffusion]:
-    """The configuration with the process and the network that were given, and the process."""
+    """The configuration with the process and the network that were given, and the process.
+
+    Args:
+        channels: of the data, where these are open already
+    """
     if network is not None and not isinstance(network, (FlexiUNet, WrappedDenoiser)):
         raise TypeError(
             f"network: expected a FlexiUNet, or wrap(net, process) of any module, got {type(network).__name__}"
@@ -233,7 +246,7 @@ def _fitted(
         )
     if isinstance(network, WrappedDenoiser):
         if network.channels is None:
-            network.channels = config.network.in_channels
+            network.channels = config.network.in_channels if channels is None else channels
         network.told_by(process)
         shape: Any = network.config()
     else:
@@ -242,21 +255,18 @@ def _fitted(
         config = with_process(config, process, file.digest, shape)
     elif shape is not None:
         config = replace(config, network=shape)
+    if channels not in (None, config.network.in_channels):
+        raise ValueError(f"network: it takes {config.network.in_channels} channels, and the data have {channels}")
     return config, process
 
 
-def _opened(config: Config, data: Any, world: World) -> Images:
-    """The training images."""
+def open_run_data(config: Config, data: Any, world: World, size: tuple[int, ...], channels: int | None) -> Images:
+    """The training data: `data`, where it is open already or was given by a program, or those at config.data.path."""
     if isinstance(data, (ImageSet, ImageStream)):
         return data
-    return open_images(
-        config.data.path if data is None else data,
-        config.shape,
-        channels=config.network.in_channels,
-        crop=config.data.crop,
-        world=world,
-        **config.data.reading(),
-    )
+    path = config.data.path if data is None else data
+    crop, reading = config.data.crop, config.data.reading()
+    return open_data(path, size, channels=channels, crop=crop, world=world, **reading)
 
 
 def _check_extras(config: Config) -> None:
@@ -266,9 +276,11 @@ def _check_extras(config: Config) -> None:
 
         try:
             require_torchmetrics()
-            open_extractor(config.train.evaluate_features)
+            open_extractor(config.train.evaluate_features, shape=(config.network.in_channels, *config.shape))
         except ImportError as error:
             raise ImportError(f"train.evaluate_every: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"train.evaluate_features: {error}") from error
 
 
 def _conditional(config: Config, data: Images, asked: bool, network: Any) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ import ssdcore
 from ssdcore_torch import metrics
 from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import CONVERTED, Config, DataConfig, is_unnamed_data
-from ssdcore_torch.data import ImageSet, ImageStream, absolute, open_images, refuse_untyped
+from ssdcore_torch.data import FROM_PYTHON, ImageSet, ImageStream, absolute, open_data, open_images, refuse_untyped
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.runs._draw import Drawing, agree_on, digest_of
@@ -45,7 +46,7 @@ class _Subject:
     """What is evaluated.
 
     Attributes:
-        size: (height, width) of its images, which the real ones are resized to
+        size: of its images, (height, width), which the real ones are resized to; of what is no picture, the shape
         channels: that both have
         most: how many there are, None for any number
         data: the real images
@@ -53,7 +54,7 @@ class _Subject:
         about: what a report says of it
     """
 
-    size: tuple[int, int]
+    size: tuple[int, ...]
     channels: int
     most: int | None
     data: DataConfig
@@ -67,25 +68,26 @@ def evaluate_run(
     drawing: Drawing,
     *,
     n: int | None = None,
-    features: str = "lite0",
-    data: str | None = None,
+    features: str | None = None,
+    data: Any = None,
     held_out: str | None = None,
     cache: Path | None = None,
     trust_features: bool = False,
     weights: str | None = None,
     compiled: bool = False,
-    opened: ImageSet | ImageStream | None = None,
+    opened: Any = None,
 ) -> Evaluated:
     """Samples of the run's average against real images.
 
     Args:
         n: samples; None: 5,000, or all of the data where it has fewer
-        data: the real images; None: the run's
+        features: None: "lite0", or "pixels" for what is no picture
+        data: the real images: what --data takes, an array or a Dataset; None: the run's
         held_out: real images that were not trained on
         cache: None: `metrics.cache_folder()`
         trust_features: run a file of features that is a program, though it is not one of those published
         weights: what to call other weights that the run's average was given
-        opened: the run's images, where they are open already
+        opened: the run's images, where they are open already, or what a program gave for them
 
     Raises:
         ValueError: For what the run or the data cannot do.
@@ -94,7 +96,9 @@ def evaluate_run(
     drawing.check(run.config)
     times, residuals = drawing.times(run.process, run.config.process.times), drawing.residuals(run)
     config = run.config
-    own = data is None or config.data.path in (data, absolute(data))
+    held = None if data is None or isinstance(data, (str, os.PathLike)) else data
+    named = FROM_PYTHON if held is not None else None if data is None else os.fspath(data)
+    own = named is None or (held is None and config.data.path in (named, absolute(named)))
     if data is None and opened is None:
         if config.preset == CONVERTED:
             raise ValueError(
@@ -104,7 +108,7 @@ def evaluate_run(
         if is_unnamed_data(config.data.path):
             raise ValueError(f"{run.path} was shared without its images: give those that it was trained on with --data")
         refuse_untyped(config.data.path, f"{run.path / 'config.json'}")
-    real = config.data if own else replace(config.data, path=str(data), classes=())
+    real = config.data if own else replace(config.data, path=str(named), classes=())
 
     net = drawing.network(run, world.device.type, compiled)
 
@@ -123,6 +127,7 @@ def evaluate_run(
             eta=drawing.eta,
             times=times,
             guidance=drawing.guidance,
+            floats=reference.data.floats,
         )
 
     about = {
@@ -141,7 +146,7 @@ def evaluate_run(
     }
     subject = _Subject(config.shape, config.network.in_channels, None, real, samples, about)
     return _evaluate(
-        subject, world, n, features, held_out, cache, trust_features, drawing.batch_size, opened if own else None
+        subject, world, n, features, held_out, cache, trust_features, drawing.batch_size, opened if own else held
     )
 
 
@@ -151,7 +156,7 @@ def evaluate_files(
     world: World,
     *,
     n: int | None = None,
-    features: str = "lite0",
+    features: str | None = None,
     held_out: str | None = None,
     cache: Path | None = None,
     trust_features: bool = False,
@@ -184,16 +189,19 @@ def _evaluate(
     subject: _Subject,
     world: World,
     asked: int | None,
-    features: str,
+    features: str | None,
     held_out: str | None,
     cache: Path | None,
     trust_features: bool,
     batch_size: int,
-    opened: ImageSet | ImageStream | None,
+    opened: Any,
 ) -> Evaluated:
     started = time.perf_counter()
-    extractor = metrics.open_extractor(features, world.device, trust_features)
-    data = _open(subject.data, subject.size, subject.channels, world) if opened is None else opened
+    shape = (subject.channels, *subject.size)
+    extractor = metrics.open_extractor(features, world.device, trust_features, shape)
+    data = opened
+    if not isinstance(data, (ImageSet, ImageStream)):
+        data = _open(subject.data, subject.size, subject.channels, world, opened)
     n = _count(asked, subject.most, len(data))
     most = max(metrics.MOST, 2 * n)
     folder = metrics.cache_folder() if cache is None else cache
@@ -269,9 +277,12 @@ def _size_of(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def _open(data: DataConfig, size: tuple[int, int], channels: int, world: World) -> ImageSet | ImageStream:
-    """The images, always their centred parts. Raises ValueError, on every rank, unless all have the same."""
-    found = open_images(data.path, size, channels=channels, world=world, **data.reading())
+def _open(
+    data: DataConfig, size: tuple[int, ...], channels: int, world: World, held: Any = None
+) -> ImageSet | ImageStream:
+    """The images, always their centred parts; `held`: what a program gave for them. Raises ValueError, on every rank,
+    unless all have the same."""
+    found = open_data(data.path if held is None else held, size, channels=channels, world=world, **data.reading())
     world.agree({"the images": found.fingerprint})
     return found
 

@@ -105,12 +105,14 @@ class Run:
 
         Args:
             data: all that the command's --data takes, an array (n, h, w) or (n, h, w, c) of uint8, (array, labels),
-                or a torch `Dataset` of pictures or (picture, class number); None: the preset's
+                or a torch `Dataset` of pictures or (picture, class number); None: the preset's. For a process over
+                signals or volumes: arrays (n, *shape) or (n, *shape, channels), channels last, of uint8 or of floats
+                in [−1, 1], as an array, an .npy or .npz file or a Dataset (`ssdcore_torch.data.open_data`)
             preset: a name of `ssdcore_torch.config.PRESETS`; None: "gpu64" with a CUDA device, else "cpu"
             size, levels: height and width of the images, and how many sizes, each half the last; None: the
                 preset's, or those of `process`
             settings: of config.json, as a tree: {"train": {"steps": 500}, "process": {"degradation": "blur"}}
-            process: any `LinearDiffusion` over images; it is saved by its operators. None: as `settings` say
+            process: any `LinearDiffusion`; it is saved by its operators. None: as `settings` say
             network: a `FlexiUNet`, or ``wrap(net, process)`` of any module, trained as it is; None: a new
                 Flexi-UNet
             conditional: learn the data's classes
@@ -220,6 +222,8 @@ class Run:
         tensors, file = weights.ema if average else weights.net
         if self._network is None:
             return checkpoint.build_network(self.config, self.process, tensors, file)
+        if self._network.channels is None:  # as when the run was made
+            self._network.channels = self.config.network.in_channels
         if _shape_of(self._network) != self.config.network:
             raise ValueError(f"network: it is not the one of {self.path}, which has {self.config.network}")
         return checkpoint.fill_network(copy.deepcopy(self._network).cpu(), tensors, file)
@@ -318,8 +322,9 @@ class Run:
         on_step: StepRecorder | None = None,
         **drawing: Any,
     ) -> Tensor:
-        """n images (n, channels, h, w) in [−1, 1], from the averaged weights, as `python -m ssdcore_torch.sample` draws
-        them: with the run's prior and precision, its classes in turn.
+        """n images (n, channels, h, w) in [−1, 1], or (n, channels, *shape) of another process, from the averaged
+        weights, as `python -m ssdcore_torch.sample` draws them: with the run's prior and precision, its classes in
+        turn.
 
         Args:
             steps: network evaluations per image (default: 100)
@@ -410,8 +415,8 @@ class Run:
         self,
         n: int | None = None,
         *,
-        features: str = "lite0",
-        data: str | None = None,
+        features: str | None = None,
+        data: Any = None,
         held_out: str | None = None,
         cache: Path | None = None,
         steps: int | None = None,
@@ -422,8 +427,9 @@ class Run:
 
         Args:
             n: samples; None: 5,000, or all of the data where it has fewer
-            features: "lite0", "pixels", or a file of Inception's weights
-            data: the real images; None: those that the run was trained on
+            features: "lite0", "pixels", or a file of Inception's weights; None: "lite0", or "pixels" for what is no
+                picture
+            data: the real images, as for `create`; None: those that the run was trained on
             held_out: real images that were not trained on, to judge by how near samples come to training
             cache: where features of real images are kept; None: ssdcore in the user's cache folder
             drawing: as for `sample`

@@ -34,7 +34,8 @@ def fit_moments(images: Tensor | Iterable[Tensor], proc: ssd.LinearDiffusion) ->
     Feed them to `proc.prior` for the law of x_T. None where n exceeds `LARGEST_FITTED_PRIOR`.
 
     Args:
-        images: ``(count, channels, *full size)`` uint8, or batches of them, one of which is held at a time
+        images: ``(count, channels, *full size)`` uint8, or floats in [−1, 1], or batches of them, one of which is held
+            at a time
     """
     small: list[Tensor] = []
     for batch in images.split(1024) if isinstance(images, Tensor) else images:
@@ -47,8 +48,8 @@ def fit_moments(images: Tensor | Iterable[Tensor], proc: ssd.LinearDiffusion) ->
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Bytes 0 … 255 as float32 in [−1, 1]."""
-    return images.float() / 127.5 - 1
+    """Bytes 0 … 255 as float32 in [−1, 1]; floats, which are in it, as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
 
 
 def to_bytes(images: Tensor) -> Tensor:

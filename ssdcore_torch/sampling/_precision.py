@@ -21,7 +21,8 @@ def drawing_network(net: Any, in_bfloat16: bool) -> Any:
     if in_bfloat16:
         twin.lower_precision(torch.bfloat16)
     if on_cuda:
-        twin.to(memory_format=torch.channels_last)
+        if len(twin.sizes[0]) == 2:
+            twin.to(memory_format=torch.channels_last)
         if hasattr(twin, "capture_paths"):
             twin.capture_paths()
     return twin

@@ -20,7 +20,8 @@ class EvaluationInTraining:
         """Measure the training images, or take their measures from the run's cache. Raises ImportError without the
         extra "evaluate"."""
         world, train = trainer.world, trainer.config.train
-        self.extractor = open_extractor(train.evaluate_features, world.device)
+        shape = (trainer.config.network.in_channels, *trainer.config.shape)
+        self.extractor = open_extractor(train.evaluate_features, world.device, shape=shape)
         self.reference = open_reference(
             trainer.feed.images,
             self.extractor,

@@ -31,7 +31,8 @@ def sample_grid(trainer: Trainer) -> Image.Image:
 def final_pictures(
     folder: Path, config: Config, net: Predictor, process: ssd.LinearDiffusion, prior: ssd.Gaussian | None, step: int
 ) -> tuple[Tensor, list[Step]]:
-    """samples.png and denoising.png, from the averaged weights `net` after `step` steps.
+    """samples.png and denoising.png, from the averaged weights `net` after `step` steps; of what is no picture, whose
+    pictures show little, samples.npz, too.
 
     Returns the samples, and the steps (t, x_t, prediction) of their chain, for who shows them elsewhere, too.
     """
@@ -39,6 +40,8 @@ def final_pictures(
     drawn = draw_samples(net, process, config, prior, SAMPLES, lambda *step: chain.append(step))
     images.save(_titled(drawn, config, step), folder / "samples.png")
     images.save(images.denoising_strip(chain), folder / "denoising.png")
+    if drawn.ndim != 4:
+        images.save_array(drawn, config.labels_in_turn(len(drawn)), folder / "samples.npz")
     return drawn, chain
 
 

@@ -78,7 +78,8 @@ class Trainer:
         self.config, self.world = config, world
         self.process = config.build_process() if process is None else process
         torch.manual_seed(config.seed)
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        pictures = len(self.process.shape(0)) == 2
+        layout = torch.channels_last if device.type == "cuda" and pictures else torch.contiguous_format
         made = NETWORKS[type(config.network)](config.network, self.process) if network is None else network
         if isinstance(config.network, WrappedConfig):
             check_denoiser(made.to(device), self.process)
