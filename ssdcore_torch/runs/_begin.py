@@ -125,7 +125,8 @@ def begin(
         if not typed and data is None:
             refuse_untyped(config.data.path, where or str(Path(out or "", "config.json")))
         early = None
-        if process is not None and len(process.shape(0)) != 2:  # no pictures: their arrays say how many channels
+        given = network is not None or saved is not None
+        if process is not None and given and len(process.shape(0)) != 2:  # arrays, which say how many channels
             early = open_run_data(config, data, world, process.shape(0), None)
         config, process = _fitted(config, process, file, network, None if early is None else early.channels)
         with _writing(out or Path("runs")):
