@@ -209,6 +209,13 @@ class Covariance(Static, abc.ABC):
             return xp.astype(y, x.dtype, copy=False)
 
 
+_POWERS = {1.0: "itself", 0.5: "root", -1.0: "inverse"}
+
+
+class _Powers:
+    """Powers of a spectrum as attributes: of a dictionary torch.compile sees only what it held when tracing began."""
+
+
 @dataclass(frozen=True, eq=False)
 class SpectralCovariance(Covariance):
     """V diag(values) Vᵀ + rest (I − V Vᵀ)."""
@@ -242,16 +249,17 @@ class SpectralCovariance(Covariance):
         return self.modes.shape
 
     @functools.cached_property
-    def _powers(self) -> dict[float, tuple[Constant, float]]:
-        return {}
+    def _powers(self) -> _Powers:
+        return _Powers()
 
     def precompute(self, power: float) -> None:
-        if power not in self._powers:
+        if not hasattr(self._powers, _POWERS[power]):
             with np.errstate(all="ignore"):
-                self._powers[power] = Constant(self.values**power), float(np.float64(self.rest) ** power)
+                made = Constant(self.values**power), float(np.float64(self.rest) ** power)
+            setattr(self._powers, _POWERS[power], made)
 
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
-        values, rest = self._powers[power]
+        values, rest = getattr(self._powers, _POWERS[power])
         return self.modes.scale(xp, x, values.like(xp, x), rest)
 
     def held_bytes(self) -> int:
@@ -376,6 +384,7 @@ class Gaussian:
     covariance: Covariance
     _mean: Array | None
     _draws: Draws | None
+    _held: Constant | None  # a numpy mean, ready for arrays of other libraries
 
     def __init__(self, mean: Array, covariance: Covariance) -> None:
         real_namespace(mean, "Gaussian mean")
@@ -389,10 +398,20 @@ class Gaussian:
         made._set(None, covariance, draws)
         return made
 
-    def _set(self, mean: Array | None, covariance: Covariance, draws: Draws | None) -> None:
+    @classmethod
+    def about(cls, mean: Constant, covariance: Covariance) -> Gaussian:
+        """The law around a mean that is of no library or dtype: it follows the arrays that it meets."""
+        made = cls.__new__(cls)
+        made._set(None, covariance, None, mean)
+        return made
+
+    def _set(
+        self, mean: Array | None, covariance: Covariance, draws: Draws | None, held: Constant | None = None
+    ) -> None:
         _pytrees.ensure()
         object.__setattr__(self, "_mean", mean)
         object.__setattr__(self, "_draws", draws)
+        object.__setattr__(self, "_held", held)
         object.__setattr__(self, "covariance", covariance)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -401,9 +420,29 @@ class Gaussian:
     @property
     def mean(self) -> Array:
         """``(*batch, *covariance.shape)``."""
-        if self._draws is not None and self._mean is None:
+        if self._mean is None:
+            if self._draws is None:
+                assert self._held is not None
+                return self._held.value
             object.__setattr__(self, "_mean", self._draws.mean())
         return self._mean
+
+    def _mean_beside(self, x: Array) -> Array:
+        """The mean; in the library, dtype and device of `x` where it is held in numpy, and `x` is not."""
+        if self._mean is None and self._draws is None:
+            assert self._held is not None
+            return self._held.like(real_namespace(x, "Gaussian"), x)
+        mean = self.mean
+        if isinstance(mean, np.ndarray) and not isinstance(x, np.ndarray):
+            self._hold()
+            assert self._held is not None
+            return self._held.like(real_namespace(x, "Gaussian"), x)
+        return mean
+
+    @once_per_trace
+    def _hold(self) -> None:
+        if self._held is None:
+            object.__setattr__(self, "_held", Constant(self.mean))
 
     def __repr__(self) -> str:
         return f"Gaussian(mean={self.mean!r}, covariance={self.covariance!r})"
@@ -412,7 +451,7 @@ class Gaussian:
         """mean + Σ^(1/2) noise, with the symmetric root.
 
         The caller draws the noise: there is no hidden randomness. A numpy mean (as of a `prior`) follows noise of
-        another library. Raises ValueError for another shape or device.
+        another library, and so it does in `log_prob` and `kl`. Raises ValueError for another shape or device.
 
         Args:
             noise: standard normal, shaped like the mean, or with more leading axes for that many independent draws
@@ -421,10 +460,7 @@ class Gaussian:
             check_same_backend(self._draws.like, noise, "Gaussian.sample")
             check_trailing(noise, self._draws.shape, "Gaussian.sample: the noise, shaped like the mean")
             return self._draws.draw(noise)
-        mean = self.mean
-        if isinstance(mean, np.ndarray) and not isinstance(noise, np.ndarray):
-            xp = real_namespace(noise, "Gaussian.sample")
-            mean = Constant(mean).like(xp, noise)
+        mean = self._mean_beside(noise)
         check_same_backend(mean, noise, "Gaussian.sample")
         check_trailing(noise, tuple(mean.shape), "Gaussian.sample: the noise, shaped like the mean")
         return mean + self.covariance.root(noise)
@@ -434,7 +470,8 @@ class Gaussian:
 
         In the dtype of x, but float32 for half precision, whose range and digits do not hold that of an image.
         """
-        check_same_backend(self.mean, x, "Gaussian.log_prob")
+        mean = self._mean_beside(x)
+        check_same_backend(mean, x, "Gaussian.log_prob")
         check_trailing(x, self.covariance.shape, "Gaussian.log_prob")
         if self.covariance.singular:
             raise ValueError(
@@ -446,7 +483,7 @@ class Gaussian:
         if isinstance(log_determinant, np.ndarray):  # one an item
             log_determinant = Constant(log_determinant).on(xp, computing_dtype(xp, x.dtype), device_of(x))
         constant = self.covariance.size * math.log(2 * math.pi) + log_determinant
-        return -0.5 * (self._mahalanobis(xp, x, self.mean, self.covariance) + constant)
+        return -0.5 * (self._mahalanobis(xp, x, mean, self.covariance) + constant)
 
     def entropy(self) -> float:
         """Differential entropy in nats of one leading index; −inf if Σ is singular."""
@@ -458,12 +495,13 @@ class Gaussian:
         Raises:
             ValueError: If `other` is singular or of another shape.
         """
-        check_same_backend(self.mean, other.mean, "Gaussian.kl")
+        mine, theirs = self._mean_beside(other.mean), other._mean_beside(self.mean)
+        check_same_backend(mine, theirs, "Gaussian.kl")
         p, q = self.covariance, other.covariance
         if p.shape != q.shape:
             raise ValueError(f"Gaussian.kl: the trailing axes differ, {p.shape} and {q.shape}")
-        xp = real_namespace(self.mean, "Gaussian.kl")
-        quadratic = self._mahalanobis(xp, self.mean, other.mean, q)
+        xp = real_namespace(mine, "Gaussian.kl")
+        quadratic = self._mahalanobis(xp, mine, theirs, q)
         constant = _trace_ratio(p, q) - p.size + q.log_determinant() - p.log_determinant()
         return 0.5 * (quadratic + constant)
 

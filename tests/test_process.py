@@ -221,6 +221,25 @@ def test_respace_keeps_the_laws_and_the_original_times():
     np.testing.assert_array_equal(once.posterior(x_t, clean, 2, 4).mean, proc.posterior(x_t, clean, 10, 41).mean)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax.numpy"])
+def test_a_prior_without_a_mean_follows_the_arrays_that_it_meets(library):
+    xp = pytest.importorskip(library)
+    proc = PROCESSES["resize"]
+    shape = proc.shape(proc.steps)
+    z = xp.asarray(np.random.default_rng(0).standard_normal((4, *shape)), dtype=xp.float32)
+    law, sigma = proc.prior(), proc.sigma(proc.steps)
+    assert law.mean.shape == shape
+    assert not law.mean.any()
+    drawn = law.sample(z)
+    assert (type(drawn), drawn.dtype) == (type(z), z.dtype)
+    np.testing.assert_allclose(np.asarray(drawn), sigma * np.asarray(z), rtol=1e-6)
+    same = ssd.Gaussian(0 * z, law.covariance)
+    np.testing.assert_allclose(np.asarray(law.log_prob(z)), np.asarray(same.log_prob(z)), rtol=1e-6)
+    moved = ssd.Gaussian(z, law.covariance)
+    np.testing.assert_allclose(np.asarray(moved.kl(law)), np.asarray(law.kl(moved)), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(moved.kl(law)), (np.asarray(z) ** 2).sum((1, 2)) / sigma**2 / 2, rtol=1e-5)
+
+
 def test_prior_is_the_law_of_the_last_state():
     proc = PROCESSES["resize"]
     shape, alpha, variance = proc.shape(T), proc.alpha(T), proc.sigma(T) ** 2

@@ -394,7 +394,8 @@ class LinearDiffusion(Timeline):
         Draw n states with ``.sample(noise)``, noise shaped ``(n, *mean.shape)``.
 
         Args:
-            mean: m, mean of the clean data at the smallest size, ``(*batch, *shape(T))``; None: zero, as numpy array
+            mean: m, mean of the clean data at the smallest size, ``(*batch, *shape(T))``; None: zero, which follows the
+                library and dtype of the noise
             covariance: C, their covariance: a `Covariance`, or a matrix over shape(T) (leading axes independent),
                 or over all axes of `mean` (channels correlated), in C order; None: zero
 
@@ -404,25 +405,27 @@ class LinearDiffusion(Timeline):
         (10, 3, 4, 4)
         """
         t = self.steps
-        shape, alpha, variance = self.shape(t), self.alpha(t), self.sigma(t) ** 2
-        centre = np.zeros(shape) if mean is None else mean
-        real_namespace(centre, "prior: mean")
-        check_trailing(centre, shape, "prior: mean")
+        shape = self.shape(t)
+        if mean is not None:
+            real_namespace(mean, "prior: mean")
+            check_trailing(mean, shape, "prior: mean")
         law: Covariance
         if covariance is None:
             law = self.kept(steps.marginal, t)[1]
         else:
             if not isinstance(covariance, Covariance):
                 n = np.shape(covariance)[0] if np.ndim(covariance) else 0
-                over = shape if n == math.prod(shape) else tuple(centre.shape)
+                over = shape if mean is None or n == math.prod(shape) else tuple(mean.shape)
                 covariance = Covariance.dense(covariance, over)
             if not isinstance(covariance, SpectralCovariance):
                 raise TypeError(
                     "prior: expected a covariance with a known spectrum (isotropic, dense, cosine, of_modes)"
                 )
-            law = covariance.affine(alpha**2, variance)
-        with full_precision(centre):
-            return Gaussian(alpha * centre, law)
+            law = self.kept(steps.prior_covariance, covariance)
+        if mean is None:
+            return Gaussian.about(self.kept(steps.zero, t), law)
+        with full_precision(mean):
+            return Gaussian(self.alpha(t) * mean, law)
 
     def respace(self, times: Sequence[int]) -> LinearDiffusion:
         """The process seen only at some of its times: new step k is the present time times[k − 1].

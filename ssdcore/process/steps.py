@@ -10,7 +10,7 @@ import numpy as np
 from ssdcore._arrays import Constant
 from ssdcore._gains import posterior_gains, posterior_share
 from ssdcore._second_moments import widened
-from ssdcore.gaussian import Covariance, OperatorCovariance
+from ssdcore.gaussian import Covariance, OperatorCovariance, SpectralCovariance
 from ssdcore.lifted import Lift
 from ssdcore.operators import LinearOperator
 from ssdcore.process.timeline import Timeline
@@ -109,3 +109,13 @@ def widened_posterior(proc: Timeline, s: int, t: int, eta: float, clean_covarian
 
     covariance = proc.kept(posterior, s, t, eta).covariance
     return widened(covariance, proc.operator(s, t), levels[0], gain, clean_covariance)
+
+
+def prior_covariance(proc: Timeline, covariance: SpectralCovariance) -> Covariance:
+    """α_T² C + σ_T² I."""
+    return covariance.affine(proc.alpha(proc.steps) ** 2, proc.sigma(proc.steps) ** 2)
+
+
+def zero(proc: Timeline, t: int) -> Constant:
+    """A state at t of zeros."""
+    return Constant(np.zeros(proc.shape(t)))
