@@ -263,6 +263,44 @@ def number(value: Any, what: str) -> Any:
         raise TypeError(f"{what}: expected a number that is known, got one that is traced") from error
 
 
+def known_array(values: Any, what: object) -> np.ndarray:
+    """A caller's real numbers as a numpy array of their own dtype, from an array of any library and device, or a list.
+
+    Raises TypeError for traced ones, for a tensor that requires a gradient, which would be lost, for masked arrays,
+    which would lose their masks, and for anything but real numbers; ValueError for lists of unequal lengths.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{what}: a masked array would lose its mask; fill it first, for example with x.filled(0.0)")
+    try:
+        if _is_torch(values):
+            if values.requires_grad:
+                raise TypeError(
+                    f"{what}: a tensor that requires a gradient would lose it here; pass x.detach(), or keep weights "
+                    "that learn in a ssd.Functional"
+                )
+            torch = sys.modules["torch"]
+            host = values.cpu()
+            array = (host.float() if host.dtype == torch.bfloat16 else host).numpy()
+        elif array_api_compat.is_cupy_array(values):
+            array = values.get()
+        else:
+            array = np.asarray(values)
+    except RuntimeError as error:  # inside torch.func.vmap, sparse, or without storage
+        raise TypeError(f"{what}: expected numbers that are known, got a tensor without values of its own") from error
+    except TypeError as error:
+        if type(error) is TypeError:
+            raise
+        raise TypeError(f"{what}: expected numbers that are known, got an array that is traced") from error  # jax's
+    if array.dtype.name == "bfloat16":  # as jax's are in numpy
+        array = array.astype(np.float32)
+    if array.dtype.kind == "O":  # fractions, and other numbers of Python's
+        with contextlib.suppress(TypeError, ValueError):
+            array = array.astype(np.float64)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{what}: expected real numbers, got dtype {array.dtype}")
+    return np.asarray(array)
+
+
 class _Shelf:
     """Attributes."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import sys
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ class Times:
     known: np.ndarray | None
 
 
-def times_of(t: Any, steps: int) -> int | Times:
-    """A time or times of 0 … steps: an int for one that is known, else `Times`.
+def times_of(t: Any, steps: float) -> int | Times:
+    """A time or times of 0 … steps (math.inf: without end): an int for one that is known, else `Times`.
 
     One integer may be Python's, numpy's, or an array without axes of any library. Raises TypeError for what is no
     integer and ValueError for a time outside, as far as times are known.
@@ -56,7 +57,7 @@ def real_times_of(t: Any, steps: int) -> int | float | Times:
     return _read(t, steps, real=True)
 
 
-def _read(t: Any, steps: int, real: bool) -> int | float | Times:
+def _read(t: Any, steps: float, real: bool) -> int | float | Times:
     if type(t) is int:  # first, and alone on its line: the path that torch.compile traces
         return _within(t, steps)
     if isinstance(t, numbers.Integral) and not isinstance(t, bool):
@@ -86,9 +87,10 @@ def _read(t: Any, steps: int, real: bool) -> int | float | Times:
     return Times(t, xp, dtype, whole, known)
 
 
-def _within(t: Any, steps: int) -> Any:
+def _within(t: Any, steps: float) -> Any:
     if not 0 <= t <= steps:
-        raise ValueError(f"time {t} is outside the process, whose times are 0 … {steps}")
+        last = "" if steps == math.inf else f" {steps}"
+        raise ValueError(f"time {t} is outside the process, whose times are 0 …{last}")
     return t
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Memo, Namespace, Shape
+from ssdcore._arrays import Array, Constant, Memo, Namespace, Shape, known_array
 from ssdcore._keyed import Keyed
 from ssdcore._times import look_up
 from ssdcore.operators import Blur, Identity, LinearOperator
@@ -192,7 +192,7 @@ class BlurredResize(Degradations):
     """
 
     def __init__(self, inner: Degradations, widths: Sequence[float] | np.ndarray, boundary: str = "reflect") -> None:
-        w = np.array(widths, dtype=np.float64)
+        w = known_array(widths, "BlurredResize: widths").astype(np.float64)
         if w.shape != (inner.steps + 1,) or not np.isfinite(w).all() or w[0] != 0 or (np.diff(w) < 0).any():
             raise ValueError(
                 f"BlurredResize: expected {inner.steps + 1} finite widths for t = 0 … {inner.steps} that start at 0 "

@@ -24,6 +24,7 @@ from ssdcore._arrays import (
     digest,
     flushing,
     full_precision,
+    known_array,
     number,
     once_per_trace,
     real_namespace,
@@ -65,7 +66,8 @@ class Covariance(Static, abc.ABC):
     @staticmethod
     def dense(matrix: Any, shape: Shape | int | None = None) -> Covariance:
         """A dense symmetric matrix (n, n) over the trailing axes `shape` flattened in C order (default: one axis)."""
-        given = np.asarray(matrix).dtype
+        matrix = known_array(matrix, "Covariance.dense")
+        given = matrix.dtype
         a = finite_matrix(matrix, "Covariance.dense")
         n = a.shape[0]
         checked = positive_shape(n if shape is None else shape, "Covariance.dense")
@@ -89,7 +91,7 @@ class Covariance(Static, abc.ABC):
     @staticmethod
     def cosine(spectrum: Any) -> Covariance:
         """Diagonal in the orthonormal DCT-II basis, with variance spectrum[i, j, …] of mode (i, j, …)."""
-        values = np.asarray(spectrum, dtype=np.float64)
+        values = known_array(spectrum, "Covariance.cosine").astype(np.float64)
         shape = positive_shape(values.shape, "Covariance.cosine")
         return SpectralCovariance(
             Modes(shape, shape, tuple(spectral_basis(n, "reflect")[0] for n in shape)), values, 0.0
@@ -108,7 +110,8 @@ class Covariance(Static, abc.ABC):
         decomposition = operator.decomposition()
         if decomposition is None:
             raise ValueError(f"Covariance.of_modes: {operator} is too large for a singular value decomposition")
-        variances = np.asarray(values, dtype=np.float64)
+        variances = known_array(values, "Covariance.of_modes").astype(np.float64)
+        rest = number(rest, "Covariance.of_modes: rest")
         counts = decomposition.input.counts
         try:
             shape = np.broadcast_shapes(variances.shape, decomposition.singular_values.shape)

@@ -11,9 +11,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Memo, Namespace, full_precision, is_tracing, number, once_per_trace
+from ssdcore._arrays import (
+    Array,
+    Constant,
+    Memo,
+    Namespace,
+    full_precision,
+    is_tracing,
+    known_array,
+    number,
+    once_per_trace,
+)
 from ssdcore._keyed import Keyed, Static
-from ssdcore._times import look_up, real_times_of
+from ssdcore._times import look_up, real_times_of, times_of
 
 
 def _positive_int(value: Any, what: str) -> int:
@@ -64,7 +74,7 @@ class NoiseSchedule(Static):
     _memo: Memo = field(init=False)
 
     def __post_init__(self) -> None:
-        alpha, sigma = (np.array(a, dtype=np.float64) for a in (self.alpha, self.sigma))
+        alpha, sigma = (known_array(a, "NoiseSchedule").astype(np.float64) for a in (self.alpha, self.sigma))
         if alpha.ndim != 1 or alpha.shape != sigma.shape or len(alpha) < 2:
             raise ValueError(
                 f"NoiseSchedule: alpha and sigma must be two arrays of T + 1 >= 2 levels, "
@@ -202,7 +212,7 @@ class NoiseSchedule(Static):
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray) -> NoiseSchedule:
         """DDPM's form: alpha_t² = Π (1 − betas[i − 1]) over i = 1 … t, alpha² + sigma² = 1; every β in [0, 1]."""
-        betas = np.asarray(betas, dtype=np.float64)
+        betas = known_array(betas, "NoiseSchedule.from_betas").astype(np.float64)
         if betas.ndim != 1 or len(betas) == 0 or not ((betas >= 0) & (betas <= 1)).all():
             raise ValueError("NoiseSchedule.from_betas: expected T >= 1 numbers in [0, 1]")
         alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
@@ -275,7 +285,7 @@ class NoiseSchedule(Static):
 
         The values must not rise; −inf (no signal left) is allowed at the end.
         """
-        log_snr = np.asarray(values, dtype=np.float64)
+        log_snr = known_array(values, "NoiseSchedule.from_log_snr").astype(np.float64)
         if log_snr.ndim != 1 or len(log_snr) == 0:
             raise ValueError(f"NoiseSchedule.from_log_snr: expected T >= 1 values, got the shape {log_snr.shape}")
         if np.isnan(log_snr).any() or np.isposinf(log_snr).any() or (log_snr[1:] > log_snr[:-1]).any():
@@ -296,7 +306,7 @@ class NoiseSchedule(Static):
         >>> flow.alpha.round(3).tolist(), (flow.alpha + flow.sigma).round(12).tolist()
         ([1.0, 0.75, 0.667, 0.4, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0])
         """
-        factors = np.asarray(factors, dtype=np.float64)
+        factors = known_array(factors, "NoiseSchedule.scaled").astype(np.float64)
         if factors.shape != self.alpha.shape or not (np.isfinite(factors) & (factors > 0)).all():
             raise ValueError(
                 f"NoiseSchedule.scaled: expected {len(self.alpha)} finite positive factors, one per time, "
@@ -487,11 +497,18 @@ class ResolutionSchedule(Static):
     def levels(self) -> int:
         return len(self.starts) + 1
 
-    def level(self, t: int) -> int:
-        """The level at time t; 0 (full resolution) at t = 0. Raises ValueError for a time outside 0 … T."""
-        if t < 0 or (self.steps is not None and t > self.steps):
-            raise ValueError(f"ResolutionSchedule: time {t} is outside 0 … {self.steps}")
-        return sum(start <= t for start in self.starts) if t > 0 else 0
+    def level(self, t: Any) -> Any:
+        """The level at time t, or at each of an array of times; 0 (full resolution) at t = 0.
+
+        Raises ValueError for a time outside 0 … T, as far as times are known, and TypeError for what is no integer.
+        """
+        time = times_of(t, math.inf if self.steps is None else self.steps)
+        if isinstance(time, int):
+            return sum(start <= time for start in self.starts)
+        level = time.xp.zeros_like(time.array)
+        for start in self.starts:
+            level = level + time.xp.astype(time.array >= start, level.dtype)
+        return level
 
     @classmethod
     def named(cls, name: str, steps: int, levels: int, gamma: float | None = None) -> ResolutionSchedule:

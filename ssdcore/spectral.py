@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of, widest_dtype
+from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of, to_numpy, widest_dtype
 from ssdcore.axes import AxisMatrix, AxisSVD, Basis, analyse_axis, synthesise_axis
 
 
@@ -306,7 +306,7 @@ def lanczos_function(
             size = xp.sqrt(xp.sum(coefficients * coefficients, axis=-1))
             residual = state.beta * xp.abs(coefficients[:, -1]) / xp.where(spread > 0, spread, xp.ones_like(spread))
             estimate = xp.maximum(xp.sqrt(xp.sum(change * change, axis=-1)), residual)
-            error = float(xp.max(estimate / xp.where(size > 0, size, xp.ones_like(size))))
+            error = float(to_numpy(xp.max(estimate / xp.where(size > 0, size, xp.ones_like(size)))))
         if error <= tolerance:
             coefficients = xp.astype(coefficients, x.dtype, copy=False)
             return xp.reshape(xp.sum(coefficients[:, :, None] * state.basis, axis=1), x.shape)
@@ -336,14 +336,14 @@ def lanczos_norm(kind: ArrayKind, gram: Callable[[Array], Array], shape: Shape, 
 
     error, step = math.inf, 0
     for step, state in enumerate(_lanczos(xp, flat_gram, start), start=1):
-        last = float(state.beta[0]) == 0 or step in (n, LANCZOS_MAX_STEPS)
+        last = float(to_numpy(state.beta[0])) == 0 or step in (n, LANCZOS_MAX_STEPS)
         if step % _CHECK_EVERY and not last:
             continue
         eigenvalues, vectors = state.eigh()
-        top = float(eigenvalues[0, -1])
+        top = float(to_numpy(eigenvalues[0, -1]))
         if top <= 0:
             return 0.0
-        error = float(state.beta[0] * xp.abs(vectors[0, -1, -1])) / top
+        error = float(to_numpy(state.beta[0] * xp.abs(vectors[0, -1, -1]))) / top
         if error <= tolerance or step == n:
             return math.sqrt(top)
         if last:

@@ -271,7 +271,7 @@ def test_operators_travel_between_processes():
         (lambda: ssd.Separable([]), ValueError, "at least one matrix"),
         (lambda: ssd.Separable([np.ones(3)]), ValueError, "axis 0: expected a matrix"),
         (lambda: ssd.Matrix([[1.0, math.nan]]), ValueError, "holds nan at row 0, column 1"),
-        (lambda: ssd.Matrix([[1j]]), TypeError, "real matrix"),
+        (lambda: ssd.Matrix([[1j]]), TypeError, "expected real numbers"),
         (lambda: ssd.Matrix(np.ones((2, 3)), in_shape=(2, 2)), ValueError, r"does not map \(2, 2\)"),
         (lambda: ssd.Resize((4,), (2,)) @ ssd.Resize((4,), (2,)), ValueError, "the inner operator gives"),
         (lambda: ssd.Resize((4,), (2,)) @ np.ones(4), TypeError, "call it: op"),

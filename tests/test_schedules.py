@@ -64,7 +64,7 @@ def test_from_log_snr_keeps_the_values_at_both_ends():
         (lambda: ssd.ResolutionSchedule.thresholds([0]), ValueError, "at least 1"),
         (lambda: ssd.ResolutionSchedule.thresholds([2.5]), TypeError, "integer"),
         (lambda: ssd.ResolutionSchedule.thresholds([11], steps=10), ValueError, "after T = 10"),
-        (lambda: ssd.ResolutionSchedule.equal(10, 2).level(11), ValueError, "outside 0 … 10"),
+        (lambda: ssd.ResolutionSchedule.equal(10, 2).level(11), ValueError, "whose times are 0 … 10"),
     ],
 )
 def test_bad_schedules_are_refused(make, error, message):

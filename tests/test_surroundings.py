@@ -144,6 +144,86 @@ def test_numbers_in_arrays_without_axes(make):
     np.testing.assert_array_equal(got, want)
 
 
+WIDTHS = np.linspace(0, 2, T + 1)
+FROM_ARRAYS = {
+    "Matrix": lambda a: ssd.Matrix(a([[1.0, 2.0], [0.5, 3.0]])),
+    "Separable": lambda a: ssd.Separable([a([[1.0, 2.0]]), a([[0.5, 0.25], [1.0, 1.0]])]),
+    "dense": lambda a: ssd.Covariance.dense(a([[2.0, 1.0], [1.0, 2.0]])),
+    "cosine": lambda a: ssd.Covariance.cosine(a([2.0, 1.0])),
+    "of_modes": lambda a: ssd.Covariance.of_modes(ssd.Resize(4, 2), a([2.0, 1.0]), a(0.5)),
+    "levels": lambda a: ssd.NoiseSchedule(a([1.0, 0.5]), a([0.0, 0.5])),
+    "from_betas": lambda a: ssd.NoiseSchedule.from_betas(a([0.25, 0.5])),
+    "from_log_snr": lambda a: ssd.NoiseSchedule.from_log_snr(a([2.0, -2.0])),
+    "scaled": lambda a: ssd.NoiseSchedule.edm(1).scaled(a([1.0, 0.5])),
+    "blur": lambda a: ssd.LinearDiffusion.blur((8, 6), NOISE, a((WIDTHS * 4).round() / 4)),
+    "prior": lambda a: PROCESSES["resize"].prior(covariance=a(np.eye(12))).covariance,
+    "sampler_error": lambda a: ssd.oracle.sampler_error(
+        ssd.LinearDiffusion.identity(2, NOISE), a([[2.0, 1.0], [1.0, 2.0]]), [3, 20], mean=a([0.5, 0.0])
+    ),
+    "fit": lambda a: ssd.oracle.fit(a(np.arange(24.0).reshape(2, 3, 4)), "dense").covariance,
+    "shape": lambda a: ssd.Resize(a([8, 6]), (a(4), 3)),
+    "axis": lambda a: ssd.Identity(a(4)),
+    "respace": lambda a: PROCESSES["resize"].respace(a([2, 20])),
+}
+GRADIENTS = [name for name in FROM_ARRAYS if name not in ("shape", "axis", "respace")]
+
+
+@pytest.mark.parametrize("name", FROM_ARRAYS)
+def test_arrays_of_every_library_make_the_same_objects(name):
+    jax = pytest.importorskip("jax.numpy")
+    make = FROM_ARRAYS[name]
+    wanted = make(lambda v: np.asarray(v).tolist())
+    half = torch.float32 if name == "from_log_snr" else torch.bfloat16  # every number here is one of bfloat16's
+    for library in (
+        np.asarray,
+        jax.asarray,
+        lambda v: torch.tensor(np.asarray(v)),
+        lambda v: torch.tensor(np.asarray(v)).to(half) if np.asarray(v).dtype.kind == "f" else torch.tensor(v),
+        lambda v: np.asarray(v, dtype=object) if np.ndim(v) else v,
+    ):
+        got = make(library)
+        assert got == wanted if not isinstance(wanted, float) else got == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_arrays_that_are_no_known_real_numbers_are_refused(name):
+    jax = pytest.importorskip("jax")
+    make = FROM_ARRAYS[name]
+
+    def masked(v):
+        return np.ma.masked_array(v, mask=np.zeros(np.shape(v), bool)) if np.ndim(v) else v
+
+    for library, message in (
+        (lambda v: torch.tensor(np.asarray(v), requires_grad=True), "a gradient would lose it"),
+        (lambda v: np.asarray(v) + 0j if np.ndim(v) else v, "expected real numbers"),
+        (lambda v: np.asarray(v).astype(str) if np.ndim(v) else v, "expected real numbers"),
+        (masked, "would lose its mask"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make(library)
+    with pytest.raises(TypeError, match="that are known, got an array that is traced"):
+        jax.jit(lambda one: (make(lambda v: one * np.asarray(v)), one)[1])(1.0)
+
+
+def test_levels_of_an_array_of_times():
+    jax = pytest.importorskip("jax")
+    levels = ssd.ResolutionSchedule.thresholds([3, 3, 9])
+    times = [0, 2, 3, 8, 9, 1000]
+    wanted = [levels.level(t) for t in times]
+    assert wanted == [0, 0, 2, 2, 3, 3]
+    for got in (
+        levels.level(times),
+        levels.level(torch.tensor(times)),
+        levels.level(jax.numpy.asarray(times)),
+        jax.jit(levels.level)(jax.numpy.asarray(times)),
+    ):
+        assert got.tolist() == wanted
+    assert levels.level(torch.tensor(9)) == 3
+    for bad, error in ((-1, ValueError), ([1, -1], ValueError), (1.5, TypeError), ("3", TypeError)):
+        with pytest.raises(error, match="time"):
+            levels.level(bad)
+
+
 def test_numbers_that_would_lose_a_gradient_are_refused():
     scale = torch.tensor(0.5, requires_grad=True)
     for use in (

@@ -6,7 +6,7 @@ import abc
 import functools
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from ssdcore._arrays import (
     computing_dtype,
     flushing,
     full_precision,
+    known_array,
+    number,
     once_per_trace,
     real_namespace,
     to_numpy,
@@ -175,7 +177,13 @@ class LinearMap(Static, abc.ABC):
 
 def positive_shape(shape: Any, what: str) -> Shape:
     """A shape as a tuple of positive ints; an int means one axis."""
-    axes: Sequence[Any] = (shape,) if isinstance(shape, numbers.Integral) else tuple(shape)
+    shape = number(shape, what)
+    try:
+        axes: Sequence[Any] = (shape,) if isinstance(shape, numbers.Number) else [number(n, what) for n in shape]
+    except TypeError as error:
+        if isinstance(shape, Iterable):
+            raise
+        raise TypeError(f"{what}: expected a shape such as (64, 64), got {shape!r}") from error
     if not axes or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in axes):
         raise TypeError(f"{what}: expected a shape such as (64, 64), a non-empty tuple of integers, got {shape!r}")
     if any(n < 1 for n in axes):
@@ -185,9 +193,7 @@ def positive_shape(shape: Any, what: str) -> Shape:
 
 def finite_matrix(matrix: Any, what: str) -> np.ndarray:
     """A read-only float64 copy of a matrix; refuses complex numbers, NaN, infinities, and all but two dimensions."""
-    a = np.asarray(matrix)
-    if a.dtype.kind not in "fiub":
-        raise TypeError(f"{what}: expected a real matrix, got dtype {a.dtype}")
+    a = known_array(matrix, what)
     if a.ndim != 2 or 0 in a.shape:
         raise ValueError(f"{what}: expected a matrix (out, in) without empty axes, got the shape {a.shape}")
     a = a.astype(np.float64)

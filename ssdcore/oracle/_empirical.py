@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Shape, check_trailing, device_of, real_namespace
+from ssdcore._arrays import Array, Constant, Shape, check_trailing, device_of, known_array, real_namespace
 from ssdcore.process import LinearDiffusion
 
 _CACHED_DEGRADATIONS = 8  # degraded copies of the images that are kept: as many as a process has levels
@@ -38,7 +38,7 @@ class EmpiricalDenoiser:
     images: np.ndarray
 
     def __post_init__(self) -> None:
-        images = np.asarray(self.images)
+        images = known_array(self.images, "EmpiricalDenoiser: images")
         real_namespace(images, "EmpiricalDenoiser: images")
         shape = self.process.shape(0)
         if images.ndim <= len(shape) or len(images) == 0:
@@ -151,7 +151,7 @@ def coverage(samples: Any, images: Any, labels: Any = None) -> Coverage:
     Raises:
         ValueError: For shapes that do not match, fewer than two images, or a single class.
     """
-    drawn, known = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (samples, images))
+    drawn, known = (known_array(a, "coverage").astype(np.float64).reshape(len(a), -1) for a in (samples, images))
     if np.shape(samples)[1:] != np.shape(images)[1:] or len(known) < 2 or len(drawn) == 0:
         raise ValueError(
             f"coverage: expected samples and at least two images of one shape, "
@@ -167,7 +167,7 @@ def coverage(samples: Any, images: Any, labels: Any = None) -> Coverage:
     modes = np.bincount(nearest, minlength=len(known))
     class_chi2 = None
     if labels is not None:
-        classes = np.asarray(labels)
+        classes = known_array(labels, "coverage: labels")
         if classes.shape != (len(known),):
             raise ValueError(f"coverage: expected one label for each of {len(known)} images, got {classes.shape}")
         _, of_class = np.unique(classes, return_inverse=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ssdcore._arrays import Constant, flushing
+from ssdcore._arrays import Constant, flushing, known_array
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.operators.blur import spectral_basis
 from ssdcore.oracle._blocks import Coordinates
@@ -38,7 +38,7 @@ def fit(images: Any, form: Form = "cosine") -> Fit:
             over rows and one over columns, an approximation elsewhere "dense", every entry, (h·w, h·w); singular where
             there are fewer images than pixels
     """
-    array = np.asarray(images)
+    array = known_array(images, "fit")
     if form not in ("cosine", "separable", "dense"):
         raise ValueError(f"fit: unknown form {form!r}; choose cosine, separable or dense")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Shape, flushing
+from ssdcore._arrays import Shape, flushing, known_array
 from ssdcore.oracle._blocks import Structure
 from ssdcore.oracle._law import as_covariance
 from ssdcore.oracle._propagation import Stage
@@ -30,7 +30,7 @@ def signal_share(images: Any, noise: NoiseSchedule) -> np.ndarray:
     over all pixels of `images` (any shape; floating point as they are, uint8 as byte/127.5 − 1). Exact: each distinct
     magnitude is weighed by how often it occurs, so bytes are quick and a million different floats are not.
     """
-    array = np.asarray(images)
+    array = known_array(images, "signal_share")
     if array.dtype != np.uint8 and not np.issubdtype(array.dtype, np.floating):
         raise TypeError(f"signal_share: expected floating-point or uint8 images, got dtype {array.dtype}")
     if array.size == 0 or (array.dtype != np.uint8 and not np.isfinite(array).all()):

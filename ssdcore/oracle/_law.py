@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Constant, flushing
+from ssdcore._arrays import Constant, flushing, known_array
 from ssdcore.gaussian import Covariance, Gaussian, SpectralCovariance
 from ssdcore.oracle._blocks import Coordinates, Structure
 from ssdcore.oracle._propagation import BlockLaw, Factors, Moments, diagonals, factor
@@ -113,7 +113,7 @@ def sampler_law(
 def as_covariance(covariance: Any, shape: tuple[int, ...]) -> Covariance:
     """A `Covariance` over `shape`, from one or from a matrix over its elements in C order; else a ValueError."""
     if not isinstance(covariance, Covariance):
-        matrix = np.asarray(covariance)
+        matrix = known_array(covariance, "covariance")
         n = math.prod(shape)
         if matrix.shape != (n, n):
             raise ValueError(
@@ -128,7 +128,7 @@ def as_covariance(covariance: Any, shape: tuple[int, ...]) -> Covariance:
 def _centre(mean: Any, shape: tuple[int, ...]) -> np.ndarray:
     if mean is None:
         return np.zeros(shape)
-    centre = np.asarray(mean, dtype=np.float64)
+    centre = known_array(mean, "mean").astype(np.float64)
     if centre.shape not in (shape, (math.prod(shape),)):
         raise ValueError(f"mean: expected the shape {shape} of one channel, or it flattened, got {centre.shape}")
     if not np.isfinite(centre).all():

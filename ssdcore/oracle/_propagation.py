@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from ssdcore._arrays import known_array
 from ssdcore._gains import innovation_gain
 from ssdcore.gaussian import Gaussian
 from ssdcore.multistep import extrapolated, extrapolation_weight
@@ -174,7 +175,7 @@ class Propagation(abc.ABC, Generic[ChainState]):
             exact = [alpha**2 * stage.eigenvalues + sigma**2 for stage in stages]
             return [self.start(covariance, np.zeros_like(covariance)) for covariance in exact]
         at = self.structure.stage_of[last]
-        gap = np.asarray(prior.mean, dtype=np.float64) - alpha * chain.clean(mean, last)
+        gap = known_array(prior.mean, "prior").astype(np.float64) - alpha * chain.clean(mean, last)
         shift = self.structure.coordinates[at].analyse(gap)
         covariances = self.structure.blocks(prior.covariance, at, at)
         return [

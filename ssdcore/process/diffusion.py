@@ -17,6 +17,7 @@ from ssdcore._arrays import (
     check_trailing,
     computing_dtype,
     full_precision,
+    known_array,
     number,
     real_namespace,
 )
@@ -149,7 +150,7 @@ class LinearDiffusion(Timeline):
         (32, 32)
         """
         checked = positive_shape(shape, "LinearDiffusion.blur")
-        w = np.array(widths, dtype=np.float64)
+        w = known_array(widths, "LinearDiffusion.blur: widths").astype(np.float64)
         if w.shape != (noise.steps + 1,):
             raise ValueError(
                 f"LinearDiffusion.blur: expected {noise.steps + 1} widths for t = 0 … {noise.steps}, "
@@ -414,7 +415,8 @@ class LinearDiffusion(Timeline):
             law = self.kept(steps.marginal, t)[1]
         else:
             if not isinstance(covariance, Covariance):
-                n = np.shape(covariance)[0] if np.ndim(covariance) else 0
+                covariance = known_array(covariance, "prior: covariance")
+                n = covariance.shape[0] if covariance.ndim else 0
                 over = shape if mean is None or n == math.prod(shape) else tuple(mean.shape)
                 covariance = Covariance.dense(covariance, over)
             if not isinstance(covariance, SpectralCovariance):
