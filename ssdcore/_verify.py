@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 from ssdcore.testing._backend import available_dtypes, resolve_namespace
-from ssdcore.testing._report import Report, Row
+from ssdcore.testing._operator_checks import OPERATOR_CHECKS
+from ssdcore.testing._process_checks import PROCESS_CHECKS
+from ssdcore.testing._report import Check, Report, Row
 from ssdcore.testing._run import run_operator_checks, run_process_checks
 
 # name -> module whose arrays are checked
@@ -37,6 +39,13 @@ BACKENDS = {
     "cupy": "cupy",
 }
 _KINDS = ("operator", "process")
+# jax compiles every function anew for each shape and dtype. It gets the checks that do not depend on the dtype in
+# float32 alone, and none of what differs from another subject by its numbers alone.
+_MANNERS = {
+    "shapes", "batch_items", "namespace", "repeatability", "results_kept", "global_rng", "inputs_untouched",
+    "noncontiguous", "refusals",
+}  # fmt: skip
+_ALIKE = {"resize bilinear", "resize lanczos3", "heat", "resize, paper's noise"}
 _THOROUGH = 1000
 _INSTANCES = 4  # random instances on which a theorem's formulas are compared with the code
 _EXTRA = "pip install 'ssdcore[verify]'"
@@ -86,16 +95,26 @@ def shipped_operators() -> dict[str, LinearOperator]:
         import scipy.sparse
     except ImportError:
         return operators
-    coarsening = scipy.sparse.random(6, 24, 0.3, format="csr", random_state=0)
+    # Rows of four entries or two, columns of one: rows are gathered by how many they have.
+    coarsening = scipy.sparse.csr_array(np.where(np.arange(24) // 4 == np.arange(6)[:, None], rng.random((6, 24)), 0.0))
+    coarsening[5, 22:] = 0.0
+    coarsening.eliminate_zeros()
     return {**operators, "sparse matrix": Matrix(coarsening, high, low)}
 
 
-def _other_dimensions() -> dict[str, LinearOperator]:
-    return {
+def _other_shapes() -> dict[str, LinearOperator]:
+    """What would have jax compile most functions once more."""
+    operators: dict[str, LinearOperator] = {
         "resize 1-D": Resize((12,), (5,), "bicubic"),
         "resize 3-D": Resize((4, 6, 4), (2, 3, 2)),
         "blur 1-D": Blur(9, 1.0),
     }
+    try:
+        import scipy.sparse
+    except ImportError:
+        return operators
+    irregular = scipy.sparse.random(6, 24, 0.3, format="csr", random_state=0)
+    return {**operators, "sparse matrix, irregular": Matrix(irregular, (6, 4), (3, 2))}
 
 
 def shipped_processes() -> dict[str, LinearDiffusion]:
@@ -234,6 +253,8 @@ def _jax_float64(name: str) -> Iterator[None]:
 
 def _one_thread_each() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # read by torch when it is imported; small arrays gain nothing from threads
+    # read by jax: what is compiled here runs a few times, and single operations are nothing to optimise
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def check_backend(name: str, kind: str, thorough: bool) -> Tally:
@@ -284,15 +305,32 @@ def prove_all() -> list[dict[str, Any]]:
 
 
 def _check_shipped(tally: Tally, label: str, module: Any, device: Any) -> None:
+    dtypes = available_dtypes(resolve_namespace(module))
     if tally.kind == "process":
-        for name, proc in shipped_processes().items():
-            tally.add(label, name, run_process_checks(proc, module, None, device, 3, 0, {}).rows)
+        for name, proc in _subjects(shipped_processes(), label).items():
+            for these, checks in _shares(PROCESS_CHECKS, dtypes, label):
+                tally.add(label, name, run_process_checks(proc, module, these, device, 3, 0, {}, checks).rows)
         return
-    operators = shipped_operators()
+    for name, op in _subjects({**shipped_operators(), **_other_shapes()}, label).items():
+        for these, checks in _shares(OPERATOR_CHECKS, dtypes, label):
+            tally.add(label, name, run_operator_checks(op, module, these, device, 3, 0, {}, checks).rows)
+
+
+def _subjects(all_of_them: dict[str, Any], label: str) -> dict[str, Any]:
     if label != "jax":
-        operators |= _other_dimensions()
-    for name, op in operators.items():
-        tally.add(label, name, run_operator_checks(op, module, None, device, 3, 0, {}).rows)
+        return all_of_them
+    left_out = _ALIKE | _other_shapes().keys()
+    return {name: subject for name, subject in all_of_them.items() if name not in left_out}
+
+
+def _shares(
+    checks: tuple[Check, ...], dtypes: Sequence[str], label: str
+) -> tuple[tuple[Sequence[str] | None, tuple[Check, ...]], ...]:
+    """Which checks run in which dtypes; None: all that there are."""
+    if label != "jax":
+        return ((None, checks),)
+    numbers = tuple(check for check in checks if check.name not in _MANNERS)
+    return (["float32"], checks), ([name for name in dtypes if name != "float32"], numbers)
 
 
 def _check_thoroughly(tally: Tally, label: str, module: Any, device: Any) -> None:

@@ -19,7 +19,7 @@ from ssdcore.testing import OPERATOR_CHECKS, PROCESS_CHECKS, check_operator, che
 torch = pytest.importorskip("torch")
 jnp = pytest.importorskip("jax.numpy")
 
-OPERATORS = {**_verify.shipped_operators(), **_verify._other_dimensions()}
+OPERATORS = {**_verify.shipped_operators(), **_verify._other_shapes()}
 PROCESSES = _verify.shipped_processes()
 NAMESPACES = {"numpy": np, "array-api-strict": array_api_strict, "torch": torch}
 every_namespace = pytest.mark.parametrize("xp", NAMESPACES.values(), ids=NAMESPACES)

@@ -260,7 +260,7 @@ def test_verify_draws_its_checks(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(_verify, "prove_all", lambda: [proof])
     monkeypatch.setattr(_verify, "check_golden", lambda: _verify.Tally("golden"))
     monkeypatch.setattr(_verify, "shipped_operators", lambda: {"halved": Halved(np.eye(3))})
-    monkeypatch.setattr(_verify, "_other_dimensions", dict)
+    monkeypatch.setattr(_verify, "_other_shapes", dict)
     monkeypatch.setattr(_verify, "shipped_processes", dict)
     drawn: list[Any] = []
     monkeypatch.setattr(plotting, "checks", lambda ratios, title: drawn.append(ratios) or FIGURES["lines"]())

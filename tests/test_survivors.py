@@ -287,3 +287,203 @@ def test_axes_are_transposed_products() -> None:
     ):
         np.testing.assert_allclose((left @ right)(np.ones(3)), dense @ np.ones(3), atol=64 * EPS)
         np.testing.assert_allclose((left @ right).T(np.ones(3)), dense.T @ np.ones(3), atol=64 * EPS)
+
+
+def test_modes_that_are_destroyed_are_drawn_afresh_at_arrays_of_times() -> None:
+    """At eta < 1 what R destroys has b = 0 and the whole variance σ_s², several times at once as one by one."""
+    destroying = ssd.Matrix(np.array([[0.5, 0.0, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]]))
+    proc = ssd.LinearDiffusion.from_operators([None, None, destroying, None], NOISE)
+    x_t, clean, noise = np.random.default_rng(10).standard_normal((3, 2, 3))
+    for eta in (0.0, 0.5):
+        law = proc.posterior(x_t, clean, np.array([1, 2]), np.array([3, 4]), eta=eta)
+        for k, (s, t) in enumerate(((1, 3), (2, 4))):
+            alone = proc.posterior(x_t[k], clean[k], s, t, eta=eta)
+            np.testing.assert_allclose(law.mean[k], alone.mean, atol=16 * EPS)
+            np.testing.assert_allclose(law.sample(noise)[k], alone.sample(noise[k]), atol=16 * EPS)
+            drawn = alone.covariance(np.array([0.0, 0.0, 1.0]))
+            np.testing.assert_allclose(drawn, [0.0, 0.0, proc.sigma(s) ** 2], atol=16 * EPS)
+
+
+def test_one_time_beside_several() -> None:
+    x = np.random.default_rng(11).standard_normal((2, 3))
+    proc = ssd.LinearDiffusion.identity((3,), NOISE)
+    law = proc.transition(x, 1, np.array([2, 4]))
+    for k, t in enumerate((2, 4)):
+        np.testing.assert_allclose(law.mean[k], proc.transition(x[k], 1, t).mean, atol=8 * EPS)
+    law = proc.posterior(x, x, np.array([1, 2]), 4)
+    for k, s in enumerate((1, 2)):
+        np.testing.assert_allclose(law.mean[k], proc.posterior(x[k], x[k], s, 4).mean, atol=8 * EPS)
+
+
+def test_batches_of_a_posterior_broadcast() -> None:
+    proc = ssd.LinearDiffusion.identity((4,), NOISE)
+    rng = np.random.default_rng(12)
+    x_t, clean = rng.standard_normal((2, 1, 4)), rng.standard_normal((3, 4))
+    law = proc.posterior(x_t, clean, 1, 2)
+    assert law.mean.shape == (2, 3, 4)
+    drawn = law.sample(np.zeros((2, 3, 4)))
+    for i, j in np.ndindex(2, 3):
+        np.testing.assert_allclose(drawn[i, j], proc.posterior(x_t[i, 0], clean[j], 1, 2).mean, atol=8 * EPS)
+
+
+def test_singular_values_of_long_axes_far_apart() -> None:
+    """The quick way through the Gram matrix squares the condition number; it must not be taken where that loses digits."""
+    rng = np.random.default_rng(13)
+    u, v = (np.linalg.qr(rng.standard_normal((192, 192)))[0] for _ in range(2))
+    values = np.logspace(0, -7, 192)
+    found = ssd.Separable([(u * values) @ v.T]).singular_values()
+    np.testing.assert_allclose(np.sort(np.asarray(found).reshape(-1))[::-1], values, rtol=1e-7)
+
+
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e8])
+def test_admissibility_has_no_unit(size: float) -> None:
+    operator = ssd.Matrix(np.array([[0.5, 0.1], [0.0, 0.5]]))
+    m, at_s = operator.as_matrix(), size * np.array([[1.0, 0.3], [0.3, 2.0]])
+    carried = m @ at_s @ m.T
+    laws = [ssd.Covariance.dense(at_s), ssd.Covariance.dense(carried * (1 - 1e-3))]
+    for call in (
+        lambda: ssd.general_transition(np.zeros(2), operator, *laws),
+        lambda: ssd.general_posterior(np.zeros(2), np.zeros(2), operator, *laws),
+    ):
+        with pytest.raises(ssd.InadmissibleProcess):
+            call()
+    enough = ssd.Covariance.dense(carried + 0.1 * size * np.eye(2))
+    law = ssd.general_transition(np.zeros(2), operator, laws[0], enough)
+    np.testing.assert_allclose(law.covariance.as_matrix(), 0.1 * size * np.eye(2), rtol=1e-12, atol=16 * EPS * size)
+
+
+@pytest.mark.parametrize("c", [1e-9, 1e9])
+def test_transitions_scale_with_their_noise(c: float) -> None:
+    sigma = np.array([0.0, 0.5, 1.0, 2.0])
+    levels = ssd.ResolutionSchedule.thresholds([2])
+    laws = [
+        ssd.LinearDiffusion.resize((4,), ssd.NoiseSchedule(np.ones(4), k * sigma), levels, kernel="bicubic")
+        .transition(np.zeros(4), 1, 2)
+        .covariance.as_matrix()
+        for k in (1.0, c)
+    ]
+    np.testing.assert_allclose(laws[1] / c**2, laws[0], rtol=1e-12, atol=1e-13)
+
+
+def test_arrays_of_entries_that_are_not_finite_or_whole_are_refused() -> None:
+    sparse = pytest.importorskip("scipy.sparse")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ssd.Matrix(sparse.csr_array(np.array([[1.0, math.nan], [0.0, 2.0]])))
+    for wrong in ((2, 2.5), (2.5, 2), (True, 2)):
+        with pytest.raises((TypeError, ValueError)):
+            ssd.Identity(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must not be zero"):
+        ssd.Identity((2,)) / 0
+    np.testing.assert_array_equal((ssd.Identity((2,)) / 1)(np.ones(2)), [1.0, 1.0])
+
+
+def test_as_few_steps_as_levels_and_as_few_images_as_two() -> None:
+    noise, law = ssd.NoiseSchedule.from_log_snr(np.linspace(6, -6, 8)), ssd.Covariance.cosine([1.0, 0.1, 0.01, 0.001])
+    assert ssd.oracle.design_levels((4,), noise, law, 2, 2, 10.0).levels is not None
+    with pytest.raises(ValueError, match="need at least 3 steps"):
+        ssd.oracle.design_levels((4,), noise, law, 3, 2, 10.0)
+    fitted = ssd.oracle.fit(np.array([[[0.0, 2.0]], [[4.0, 6.0]]]))
+    np.testing.assert_allclose(fitted.mean, [[2.0, 4.0]], atol=1e-12)
+
+
+OPERATORS = {
+    "up": ssd.Resize((3,), (6,), "bicubic"),
+    "down": ssd.Resize((6,), (3,), "bicubic"),
+    "half": -0.5 * ssd.Identity((6,)),
+    "blur": ssd.Blur((6,), 1.0),
+    "rank one": ssd.Matrix(np.outer([1.0, 2.0], [1.0, 0.0, 1.0])),
+    "negative sum": -0.5 * ssd.Blur((6,), 1.0) + -0.25 * ssd.Blur((6,), 0.5),
+    "sum with the identity": -0.5 * ssd.Identity((6,)) + -0.25 * ssd.Blur((6,), 0.5),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_decompositions_rebuild_and_covariances_pass_through(name: str) -> None:
+    op = OPERATORS[name]
+    m = op.as_matrix()
+    d = op.decomposition()
+    assert d is not None
+    np.testing.assert_allclose(d.lift(np, np.eye(m.shape[0]), d.singular_values), m, atol=32 * EPS)
+    np.testing.assert_allclose(
+        d.scaled(-2.0).lift(np, np.eye(m.shape[0]), 2 * d.singular_values), -2 * m, atol=64 * EPS
+    )
+    n = m.shape[1]
+    root = np.random.default_rng(14).standard_normal((n, n))
+    for law in (
+        ssd.Covariance.isotropic(n, 3.0),
+        ssd.Covariance.cosine(1.0 + np.arange(n)),
+        ssd.Covariance.dense(root @ root.T),
+        ssd.Covariance.of_modes(op, np.ones(np.shape(d.singular_values)), 0.5),
+    ):
+        c = law.as_matrix()
+        np.testing.assert_allclose(
+            law.through(op).as_matrix(), m @ c @ m.T, atol=256 * EPS * np.abs(c).max() * np.abs(m).max() ** 2
+        )
+
+
+def test_a_law_without_variance_outside_its_modes_is_that_of_a_point() -> None:
+    flat = ssd.Matrix(np.full((1, 4), 0.5))
+    assert ssd.Covariance.of_modes(flat, [0.0], 0.0).is_zero
+    assert not ssd.Covariance.of_modes(flat, [0.0], 1.0).is_zero
+    assert not ssd.Covariance.of_modes(flat, [1.0], 0.0).is_zero
+    assert ssd.Covariance.isotropic(4, 0.0).is_zero
+
+
+def test_no_step_draws_more_than_it_needs() -> None:
+    chain = ssd.LinearDiffusion.resize((4,), NOISE, ssd.ResolutionSchedule.thresholds([3]))
+    table = {(1.0, False): [0, 1, 1, 1], (0.0, False): [0, 0, 1, 0], (0.0, True): [0, 1, 1, 1]}
+    for (eta, moments), expected in table.items():
+        sampler = ssd.sampling.Sampler(eta=eta)
+        assert [sampler.takes_noise(chain, k, moments) for k in (1, 2, 3, 4)] == [bool(e) for e in expected]
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_functions_by_lanczos_scale_with_the_operator(scale: float) -> None:
+    """√(c² G) = c √G, for a batch of an eigenvector, which is exact at once, and of vectors that are not."""
+    n = 60
+    values = np.linspace(0.02, 1.0, n)
+    x = np.concatenate([np.eye(n)[:1], np.random.default_rng(15).standard_normal((2, n)), np.eye(n)[-1:]])
+    found = lanczos_function(np, lambda v: v * (scale * values) ** 2, np.sqrt, x, (n,), "test")
+    np.testing.assert_allclose(found / scale, values * x, atol=1e-9)
+
+
+def test_betas_act_evenly_between_whole_times() -> None:
+    for noise in (ssd.NoiseSchedule.linear(30), ssd.NoiseSchedule.from_betas([0.1, 0.3, 0.5])):
+        t = np.arange(noise.steps) + 0.25
+        alpha, sigma = noise.at(t)
+        np.testing.assert_allclose(alpha, noise.alpha[:-1] ** 0.75 * noise.alpha[1:] ** 0.25, rtol=1e-12)
+        np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=1e-12)
+    interpolated = ssd.NoiseSchedule.from_log_snr([4.0, 2.0, -1.0])
+    alpha, sigma = interpolated.at(np.array([1.5, 2.25]))
+    np.testing.assert_allclose(2 * np.log(alpha / sigma), [3.0, 1.25], atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_edm_noise_at_real_times(steps: int) -> None:
+    noise = ssd.NoiseSchedule.edm(steps, sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    t = np.linspace(1.0, steps, 7) if steps > 1 else np.array([1.0])
+    part = (t - 1) / max(steps - 1, 1)
+    low, high = 0.01**0.2, 50.0**0.2
+    expected = (low + part * (high - low)) ** 5 if steps > 1 else noise.sigma[1:]
+    np.testing.assert_allclose(noise.at(t)[1], expected, rtol=1e-12)
+    assert noise.sigma[-1] == pytest.approx(50.0 if steps > 1 else noise.sigma[1], rel=1e-12)
+
+
+def test_what_the_library_holds_is_read_only() -> None:
+    from ssdcore._arrays import Constant
+
+    own = np.ones(3)
+    constant = Constant(own)
+    own[0] = 5.0
+    assert not constant.value.flags.writeable
+    np.testing.assert_array_equal(constant.value, 1.0)
+
+
+def test_sums_of_our_own_arrays() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    from ssdcore._arrays import add_scaled, add_to
+
+    for function in (add_scaled, add_to):
+        for make in (np.array, jnp.asarray):
+            found = function(np, make([1.0, 2.0]), 3.0, make([4.0, 5.0]))
+            np.testing.assert_allclose(found, [13.0, 17.0])

@@ -70,7 +70,7 @@ class Broken(ssd.Matrix):
 @pytest.mark.usefixtures("one_proof")
 def test_a_failure_is_exit_1_and_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_verify, "shipped_operators", lambda: {"halved": Broken(np.eye(3))})
-    monkeypatch.setattr(_verify, "_other_dimensions", dict)
+    monkeypatch.setattr(_verify, "_other_shapes", dict)
     monkeypatch.setattr(_verify, "shipped_processes", dict)
     assert main(["verify", "--backend", "numpy", "--json", "-"]) == 1
     result = json.loads(capsys.readouterr().out)
@@ -91,7 +91,7 @@ def test_a_library_that_is_consistent_and_wrong_is_exit_1(
     monkeypatch.setattr(ssd.NoiseSchedule, "linear", lambda steps=1000: ssd.NoiseSchedule.cosine(steps))
     monkeypatch.setattr(golden, "GOLDEN", tuple(check for check in GOLDEN if check.name == "noise levels"))
     monkeypatch.setattr(_verify, "check_golden", CHECK_GOLDEN)
-    for name in ("shipped_operators", "_other_dimensions", "shipped_processes"):
+    for name in ("shipped_operators", "_other_shapes", "shipped_processes"):
         monkeypatch.setattr(_verify, name, dict)
     assert main(["verify", "--backend", "numpy"]) == 1
     text = capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_a_theorem_that_does_not_hold_is_exit_1(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("one_proof")
 def test_no_measurement_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("shipped_operators", "_other_dimensions", "shipped_processes"):
+    for name in ("shipped_operators", "_other_shapes", "shipped_processes"):
         monkeypatch.setattr(_verify, name, dict)
     assert main(["verify", "--backend", "numpy"]) == 1
 
@@ -136,7 +136,7 @@ def test_thorough_draws_random_operators_and_processes(
 ) -> None:
     monkeypatch.setattr(_verify, "_THOROUGH", 3)
     monkeypatch.setattr(_verify, "shipped_operators", dict)
-    monkeypatch.setattr(_verify, "_other_dimensions", dict)
+    monkeypatch.setattr(_verify, "_other_shapes", dict)
     monkeypatch.setattr(_verify, "shipped_processes", dict)
     assert main(["verify", "--thorough", "--backend", "numpy", "--json", "-"]) == 0
     result = json.loads(capsys.readouterr().out)

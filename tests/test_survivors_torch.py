@@ -1,0 +1,138 @@
+"""Laws that mutants of `ssdcore_torch` broke and no other test noticed (benchmarks/mutation)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ssdcore as ssd
+
+torch = pytest.importorskip("torch")
+
+from ssdcore_torch.diffusion import Batch, Objective  # noqa: E402
+from ssdcore_torch.randomness import Purpose, philox, sample_noise  # noqa: E402
+from ssdcore_torch.sampling import generate  # noqa: E402
+from ssdcore_torch.sampling._residuals import ResidualSpectra  # noqa: E402
+from ssdcore_torch.sampling._walk import Walk  # noqa: E402
+
+NOISE = ssd.NoiseSchedule.from_log_snr([4.0, 2.0, 0.0, -2.0])
+
+
+def test_the_paper_s_weight_is_cut_at_five() -> None:
+    proc = ssd.LinearDiffusion.identity((2, 2), ssd.NoiseSchedule.from_log_snr(np.log([20.0, 5.2, 4.0])))
+    assert Objective(proc).snr_clamp == 5.0
+    weights = Objective(proc).rows(np.array([1, 2, 3]), torch.device("cpu"))[3]
+    np.testing.assert_allclose(weights, [5.0, 5.0, 4.0], rtol=1e-6)
+
+
+def test_a_blur_is_trained_to_predict_the_clean_image() -> None:
+    """Whatever the widths, a network that returns x_0 has no loss within one size."""
+    proc = ssd.LinearDiffusion.blur((6, 6), NOISE, [0.0, 1.0, 2.0, 3.0, 4.0])
+    objective = Objective(proc)
+    x0 = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 3, 6, 6))).float()
+    (path,) = objective.paths
+
+    def net(x: torch.Tensor, t: torch.Tensor, out_level: int) -> torch.Tensor:
+        return x0
+
+    for times in ([1, 2, 3, 4], [2, 2, 2, 2]):
+        batch = Batch(path, np.array(times))
+        loss = objective(net, x0, batch, torch.zeros(batch.noise_shape(3)), 0)
+        assert float(loss) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_times_by_density_follow_edm_s_law_of_the_noise() -> None:
+    """ln(σ/α) ~ N(−1.2, 1.2²), also where a time without signal has no density."""
+    proc = ssd.LinearDiffusion.identity((2, 2), ssd.NoiseSchedule.rectified_flow(2000))
+    objective = Objective(proc, weighting="edm", time_sampling="density")
+    times = objective.draw(4000, 0, 0).times
+    drawn = np.log(proc.sigma(times) / proc.alpha(times))
+    assert abs(drawn.mean() + 1.2) < 0.05
+    assert abs(drawn.std() - 1.2) < 0.05
+
+
+def test_noise_of_sampling_is_box_and_muller_on_philox_s_words() -> None:
+    size, index, draw = 7, 5 + (3 << 32), 2
+    key = np.random.SeedSequence((Purpose.SAMPLING, 9)).generate_state(2, np.uint32).tolist()
+    expected = []
+    for block in range(2):
+        counter = [torch.tensor([word]) for word in (block, draw, 5, 3)]
+        a, b, c, d = (int(word) for word in philox(counter, (key[0], key[1])))
+        for u, v in ((a, b), (c, d)):
+            radius, angle = math.sqrt(-2 * math.log((u + 0.5) / 2**32)), 2 * math.pi * v / 2**32
+            expected += [radius * math.cos(angle), radius * math.sin(angle)]
+    found = sample_noise(9, [index], range(draw, draw + 1), size, torch.device("cpu"))
+    np.testing.assert_allclose(found[0, 0], expected[:size], rtol=1e-6)
+
+
+class Recorder:
+    """A network that remembers how many images it was shown."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, out_level: int) -> torch.Tensor:
+        self.counts.append(len(x))
+        return 0.5 * x
+
+
+@pytest.mark.parametrize(("fill", "shown"), [(0, 3), (2, 3), (3, 3), (5, 5)])
+def test_a_network_that_is_compiled_sees_full_batches(fill: int, shown: int) -> None:
+    net, proc = Recorder(), ssd.LinearDiffusion.identity((2, 2), NOISE)
+    x = torch.arange(12.0).reshape(3, 1, 2, 2)
+    clean = Walk(net, [(2, 2)], proc, clip=False, fill=fill).predict(x, 2)
+    assert net.counts == [shown]
+    torch.testing.assert_close(clean, 0.5 * x)
+
+
+def test_priors_without_channels_take_those_of_the_network() -> None:
+    proc = ssd.LinearDiffusion.identity((2, 2), NOISE)
+    plain = ssd.Gaussian(torch.zeros(2, 2), ssd.Covariance.isotropic((2, 2), 1.0))
+    drawn = generate(Recorder(), proc, 2, steps=2, seed=0, prior=plain, channels=3)
+    assert drawn.shape == (2, 3, 2, 2)
+    colours = ssd.Gaussian(torch.zeros(2, 2, 2), ssd.Covariance.isotropic((2, 2), 1.0))
+    assert generate(Recorder(), proc, 1, steps=2, seed=0, prior=colours).shape == (1, 2, 2, 2)
+
+
+def spectra(times: list[int], power: list[float]) -> ResidualSpectra:
+    proc = ssd.LinearDiffusion.identity((1, 1), NOISE)
+    values = np.array(power).reshape(len(times), 1, 1, 1)
+    return ResidualSpectra(proc, np.eye(1), ((np.array(times), values),))
+
+
+def test_residual_power_at_and_beyond_the_measured_times() -> None:
+    held = spectra([2, 3], [0.5, 0.125])
+    for t, expected in ((1, 0.5), (2, 0.5), (3, 0.125), (4, 0.125)):
+        assert held._power(t, *held.paths[0]).item() == expected  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("times", "power", "message"),
+    [
+        ([2, 2], [0.5, 0.5], "increasing times"),
+        ([3, 2], [0.5, 0.5], "increasing times"),
+        ([1, 2], [0.5, -0.5], "0 or more"),
+        ([1, 2], [0.5, math.inf], "finite"),
+        ([1, 9], [0.5, 0.5], "increasing times"),
+    ],
+)
+def test_residual_spectra_that_are_none_are_refused(times: list[int], power: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        spectra(times, power)
+
+
+def test_the_nearest_snapshots_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssdcore_torch import ema
+
+    class Kept:
+        width, path = 0.1, tmp_path
+
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+    monkeypatch.setattr(ema, "snapshots", lambda run: [Kept(step) for step in (10, 20, 30, 40, 50, 60)])
+    with pytest.raises(ValueError, match=r"the nearest that have: 40, 50, 30, 60$"):
+        ema.mixed_average(tmp_path, 0.1, 43)
