@@ -22,7 +22,7 @@ from ssdcore_torch.checkpoint import (
     RESUMABLE,
     Changes,
     State,
-    _state,
+    _reading,
     checkpoints,
     load_state,
     load_tensors,
@@ -276,14 +276,14 @@ def test_a_trainer_at_work_may_delete_what_is_being_opened(
     tmp_path: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = copied(saved, tmp_path)
-    original = _state.digest
+    original = _reading.digest
 
     def meanwhile(path: Path) -> str:
-        monkeypatch.setattr(_state, "digest", original)
+        monkeypatch.setattr(_reading, "digest", original)
         save_state(run, dataclasses.replace(saved[2], step=7), keep=1)
         return original(path)
 
-    monkeypatch.setattr(_state, "digest", meanwhile)
+    monkeypatch.setattr(_reading, "digest", meanwhile)
     assert load_run(run).step == 7
     assert caplog.text == ""
 

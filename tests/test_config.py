@@ -121,15 +121,15 @@ def test_presets_on_other_data_take_all_of_it() -> None:
     assert preset("cpu", "mine").data.classes == ()
 
 
-def test_resized() -> None:
-    config = preset("cpu").resized(24, 2)
+def test_another_size_or_number_of_levels() -> None:
+    config = preset("cpu").overlaid({}, 24, 2)
     assert config.network.level_sizes == ((24, 24), (12, 12))
     assert config.network.attention_stages == preset("cpu").network.attention_stages
-    assert preset("cpu").resized(levels=1).network.level_sizes == preset("cpu").network.level_sizes[:1]
+    assert preset("cpu").overlaid({}, levels=1).network.level_sizes == preset("cpu").network.level_sizes[:1]
     with pytest.raises(ValueError, match=r"divisible by 4.*3 stages"):
-        preset("cpu").resized(18)
+        preset("cpu").overlaid({}, 18)
     with pytest.raises(ValueError, match=r"9 levels are too many.*take at most"):
-        preset("cpu").resized(levels=9)
+        preset("cpu").overlaid({}, levels=9)
 
 
 @pytest.mark.parametrize(

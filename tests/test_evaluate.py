@@ -45,7 +45,7 @@ def save_run(folder: Path, config: Config) -> Path:
 
 
 def tiny(data: Path) -> Config:
-    config = preset("cpu", str(data)).resized(8, 2)
+    config = preset("cpu", str(data)).overlaid({}, 8, 2)
     return replace(config, network=replace(config.network, channel_multipliers=(1, 1), attention_sizes=()))
 
 

@@ -357,7 +357,7 @@ def test_sizes_are_those_of_the_network_that_is_set() -> None:
     config = asked("--preset", "cpu", "--size", 18, "--levels", 2, *two_stages)  # three stages do not divide 18
     assert config.network.level_sizes == ((18, 18), (9, 9))
     config = asked("--preset", "cpu", "--size", 32)
-    assert config == preset("cpu").resized(32)
+    assert config == preset("cpu").overlaid({}, 32)
     assert config.network.attention_sizes == (16,)  # at the stage where the preset has it
 
 

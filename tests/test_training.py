@@ -28,7 +28,7 @@ WORLD = World(0, 1, 0, torch.device("cpu"))
 
 
 def tiny_config(steps: int = 8, classes: int | None = None, **settings: Any) -> Config:
-    base = preset("cpu").resized(8, 2)
+    base = preset("cpu").overlaid({}, 8, 2)
     network = replace(base.network, channel_multipliers=(1, 1), attention_sizes=(4,), num_classes=classes)
     names = tuple(map(str, range(classes or 0)))
     values = {"steps": steps, "batch_size": 4, "log_every": 4, "save_every": 4, **settings}

@@ -26,7 +26,22 @@ from ssdcore_torch.checkpoint._files import (
     temporary_beside,
     write_atomically,
 )
+from ssdcore_torch.checkpoint._layout import (
+    check_folders,
+    checkpoints,
+    discard,
+    is_free,
+    never_saved,
+    was_saved,
+)
 from ssdcore_torch.checkpoint._lock import LOCK, hold, release
+from ssdcore_torch.checkpoint._reading import (
+    check_data,
+    load_state,
+    newest_sound,
+    prior_is_kept,
+    residuals_are_kept,
+)
 from ssdcore_torch.checkpoint._resume import (
     RESUMABLE,
     Changes,
@@ -48,21 +63,7 @@ from ssdcore_torch.checkpoint._run import (
     save_prior,
     save_residuals,
 )
-from ssdcore_torch.checkpoint._state import (
-    State,
-    check_data,
-    check_folders,
-    checkpoints,
-    discard,
-    is_free,
-    load_state,
-    never_saved,
-    newest_sound,
-    prior_is_kept,
-    residuals_are_kept,
-    save_state,
-    was_saved,
-)
+from ssdcore_torch.checkpoint._state import State, save_state
 from ssdcore_torch.official import import_official
 
 __all__ = [

@@ -164,3 +164,15 @@ def digest(path: Path) -> str:
 def versions() -> dict[str, str]:
     """What wrote a checkpoint."""
     return {"ssdcore": ssdcore.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def content_of(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": digest(path)}
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises ValueError naming the first tensor that holds NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{where} holds values that are not finite, in {printable(name)}")

@@ -14,24 +14,18 @@ import torch
 import ssdcore as ssd
 from ssdcore_torch.checkpoint._files import (
     Tensors,
+    check_finite,
     check_tensors,
+    content_of,
     json_writer,
     load_tensors,
     read_json,
     save_tensors,
     write_atomically,
 )
+from ssdcore_torch.checkpoint._layout import PRIOR, RESIDUALS, checkpoints
+from ssdcore_torch.checkpoint._reading import check_prior, check_residuals, open_newest
 from ssdcore_torch.checkpoint._resume import check_unchanged
-from ssdcore_torch.checkpoint._state import (
-    PRIOR,
-    RESIDUALS,
-    check_finite,
-    check_prior,
-    check_residuals,
-    checkpoints,
-    content_of,
-    open_newest,
-)
 from ssdcore_torch.config import Config
 from ssdcore_torch.denoisers import NETWORKS, FlexiUNetConfig
 from ssdcore_torch.sampling import ResidualSpectra

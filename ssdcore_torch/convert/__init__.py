@@ -67,10 +67,3 @@ def _sweep(out: Path) -> None:
             continue
         shutil.rmtree(left, ignore_errors=True)
         unlock_folder(lock)
-
-
-if __name__ == "__main__":
-    from ssdcore_torch.commands import cli
-    from ssdcore_torch.commands import convert as command
-
-    cli.run(command.main)

@@ -249,9 +249,3 @@ def mixed_average(run: Path, width: float, at_step: int | None) -> tuple[Tensors
         len(kept),
         distance,
     )
-
-
-if __name__ == "__main__":
-    from ssdcore_torch.commands import cli, ema
-
-    cli.run(ema.main)

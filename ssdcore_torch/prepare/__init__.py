@@ -404,10 +404,3 @@ def check_shards(out: Path) -> Manifest:
         if digest(out / shard.name) != shard.sha256:
             raise ValueError(f"{out / shard.name} is not what was written: remove {MANIFEST} and it, and prepare again")
     return manifest
-
-
-if __name__ == "__main__":
-    from ssdcore_torch.commands import cli
-    from ssdcore_torch.commands import prepare as command
-
-    cli.run(command.main)
