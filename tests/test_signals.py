@@ -1,4 +1,4 @@
-"""Runs of what is no picture: signals of one axis and volumes of three."""
+"""Runs of what is not a picture: signals of one axis and volumes of three."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class ImageSet:
     """Images, or signals or volumes, of one size, held in memory.
 
     Attributes:
-        images: (n, *size, c): uint8, of pictures sRGB or grey; or float32 in [−1, 1], of what is no picture
+        images: (n, *size, c): uint8, of pictures sRGB or grey; or float32 in [−1, 1], of signals and volumes
         labels: (n,) int64 indices into `class_names`, or None where the source has no labels
         class_names: names of the labels; empty without labels
         source: what was read, for messages

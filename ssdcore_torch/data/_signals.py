@@ -1,4 +1,4 @@
-"""Data that are no pictures: signals of one axis, volumes of three, as arrays of the process's shape."""
+"""Data other than pictures: signals of one axis, volumes of three, as arrays of the shape of the process."""
 
 from __future__ import annotations
 

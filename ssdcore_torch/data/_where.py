@@ -60,7 +60,7 @@ def open_source(data: Any, choices: Choices | None = None) -> Source:
 
 
 def check_given(text: str) -> None:
-    """Raises ValueError for the name of data that a program gave, and for what is no name at all."""
+    """Raises ValueError for the name of data that a program gave, and for a name with a null byte."""
     if text.startswith(FROM_PYTHON):
         raise ValueError("this run's data were given by a program, and no file holds them: give them again, as data=")
     if "\0" in text:

@@ -55,7 +55,7 @@ class _Network(nn.Module):
         shape: tuple[int, ...] | None = None,
     ) -> None:
         """Args:
-        shape: (channels, *size) of what is no picture
+        shape: (channels, *size) of signals and volumes
         """
         super().__init__()
         self.shape = shape
@@ -169,8 +169,8 @@ NAMED: dict[str, Callable[[], Extractor]] = {"lite0": lite0, "pixels": pixels}
 
 
 def values(shape: tuple[int, ...]) -> Extractor:
-    """The data itself, of shape (channels, *size), which are no pictures: each axis of k down to means over at most
-    256^(1/k) parts, so at most 256 values a channel."""
+    """The data itself, of shape (channels, *size), of signals or volumes: each axis of k down to means over at most
+    256^(1/k) parts, so at most 256 values per channel."""
     channels, *size = shape
     parts = [min(n, round(PIXELS ** (2 / len(size)))) for n in size]
 
@@ -194,7 +194,7 @@ def open_extractor(
     """The extractor called `name` ("lite0", "pixels", or else the path of a file for `from_file`), on `device`.
 
     Args:
-        name: None: "lite0", or "pixels" for what is no picture
+        name: None: "lite0", or "pixels" for signals and volumes
         trusted: run a TorchScript file of unknown origin, as one runs a program
         shape: (channels, *size) of the data; None: pictures
     """

@@ -17,7 +17,7 @@ def radial_power(images: Tensor) -> Tensor:
     [0, 1], each image less its mean and under a Hann window, which keeps the jump between opposite edges out.
 
     Args:
-        images: (n, channels, h, w) uint8, or (n, channels, *size) uint8 or floats in [−1, 1] of what is no picture
+        images: (n, channels, h, w) uint8, or (n, channels, *size) uint8 or floats in [−1, 1] of signals and volumes
     """
     size = tuple(images.shape[2:])
     fits = images.dtype == torch.uint8 or (images.is_floating_point() and len(size) != 2)

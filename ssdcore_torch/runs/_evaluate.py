@@ -46,7 +46,7 @@ class _Subject:
     """What is evaluated.
 
     Attributes:
-        size: of its images, (height, width), which the real ones are resized to; of what is no picture, the shape
+        size: of its images, (height, width), which the real ones are resized to; of signals and volumes, the shape
         channels: that both have
         most: how many there are, None for any number
         data: the real images
@@ -81,7 +81,7 @@ def evaluate_run(
 
     Args:
         n: samples; None: 5,000, or all of the data where it has fewer
-        features: None: "lite0", or "pixels" for what is no picture
+        features: None: "lite0", or "pixels" for signals and volumes
         data: the real images: what --data takes, an array or a Dataset; None: the run's
         held_out: real images that were not trained on
         cache: None: `metrics.cache_folder()`

@@ -427,8 +427,8 @@ class Run:
 
         Args:
             n: samples; None: 5,000, or all of the data where it has fewer
-            features: "lite0", "pixels", or a file of Inception's weights; None: "lite0", or "pixels" for what is no
-                picture
+            features: "lite0", "pixels", or a file of Inception's weights; None: "lite0", or "pixels" for
+                signals and volumes
             data: the real images, as for `create`; None: those that the run was trained on
             held_out: real images that were not trained on, to judge by how near samples come to training
             cache: where features of real images are kept; None: ssdcore in the user's cache folder

@@ -31,7 +31,7 @@ def sample_grid(trainer: Trainer) -> Image.Image:
 def final_pictures(
     folder: Path, config: Config, net: Predictor, process: ssd.LinearDiffusion, prior: ssd.Gaussian | None, step: int
 ) -> tuple[Tensor, list[Step]]:
-    """samples.png and denoising.png, from the averaged weights `net` after `step` steps; of what is no picture, whose
+    """samples.png and denoising.png, from the averaged weights `net` after `step` steps; of signals and volumes, whose
     pictures show little, samples.npz, too.
 
     Returns the samples, and the steps (t, x_t, prediction) of their chain, for who shows them elsewhere, too.
