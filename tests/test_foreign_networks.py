@@ -84,6 +84,45 @@ def test_two_processes_train_a_foreign_network_as_one_does(tmp_path: Path) -> No
     torch.testing.assert_close(drawn, alone.sample(2, steps=5, seed=3), rtol=0, atol=1e-2)
 
 
+class Plain(nn.Module):
+    """The protocol, and nothing else."""
+
+    sizes, channels, num_classes, null_label = ((8, 8), (4, 4)), 3, None, None
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, out_level: int | None = None, label: Tensor | None = None) -> Tensor:
+        size = x.shape[2:] if out_level is None else self.sizes[out_level]
+        return nn.functional.interpolate(self.layer(x), tuple(size))
+
+
+def test_whatever_keeps_the_protocol_trains_resumes_and_samples(tmp_path: Path) -> None:
+    """In the process of the configuration, which takes the sizes of the network."""
+    settings = {"process": {"steps": 40, "noise": "cosine"}, "train": {**TRAIN["train"], "cosine_decay": False}}
+    whole = Run.create(tmp_path / "whole", data=IMAGES, network=Plain(), settings=settings, device="cpu")
+    assert whole.process.shapes == Plain.sizes
+    assert whole.train()
+    parts = Run.create(tmp_path / "parts", data=IMAGES, network=Plain(), settings=settings, device="cpu")
+    assert parts.train(2)
+    parts = Run.open(tmp_path / "parts", network=Plain(), data=IMAGES)
+    assert parts.train(4)
+    assert torch.equal(parts.net.layer.weight, whole.net.layer.weight)
+    assert torch.equal(parts.sample(2, steps=4), whole.sample(2, steps=4))
+    with pytest.raises(ValueError, match=r"Plain, which a folder cannot make again: give it"):
+        _ = Run.open(tmp_path / "parts").net
+
+
+def test_a_null_label_that_training_does_not_know_is_refused(tmp_path: Path) -> None:
+    network = Plain()
+    network.num_classes, network.null_label = 2, 5  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"must be num_classes, 2; null_label is 5$"):
+        Run.create(tmp_path / "run", data=(IMAGES, [0, 1] * 6), network=network, settings=TRAIN, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("setting", ["recompute", "compile"])
 def test_what_a_foreign_network_cannot_do_is_refused_before_anything_is_written(setting: str, tmp_path: Path) -> None:
     network = wrap(Own(), resize(), channels=3)

@@ -219,7 +219,7 @@ def functional() -> ssd.LinearDiffusion:
     [
         (lambda: {"network": wrap(Wrong(), blur(), channels=3)}, ValueError, "the shape of its input"),
         (lambda: {"network": wrap(Own(), resize()), "process": blur()}, ValueError, "made for states of"),
-        (lambda: {"network": Own()}, TypeError, r"expected a FlexiUNet, or wrap\(net, process\)"),
+        (lambda: {"network": Own()}, TypeError, r"expected a Denoiser, such as wrap\(net, process\)"),
         (lambda: {"process": functional()}, ValueError, "step 10 cannot be saved"),
         (lambda: {"process": blur(), "size": 8}, ValueError, "has its own; leave them out"),
         (lambda: {"process": ssd.LinearDiffusion.identity((32,), ssd.NoiseSchedule.linear(40))}, ValueError, "two axes"),

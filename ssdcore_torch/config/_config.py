@@ -50,7 +50,7 @@ class Config:
         full = self.network.level_sizes[0]
         if len(full) == 2 and max(full) > LARGEST_SIZE:
             raise ValueError(f"network.level_sizes: expected at most {LARGEST_SIZE} pixels per side, got {max(full)}")
-        times = self.network.preconditioned_times if isinstance(self.network, FlexiUNetConfig) else None
+        times = self.network.preconditioned_times
         if times not in (None, self.process.steps):
             raise ValueError(
                 f"network.preconditioned_times: expected process.steps, {self.process.steps}, or none (null), got "

@@ -21,7 +21,7 @@ from ssdcore_torch.denoisers.protocol import (
     shadow,
 )
 from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig, network
-from ssdcore_torch.denoisers.wrapped import WrappedConfig, WrappedDenoiser, check_denoiser, wrap
+from ssdcore_torch.denoisers.wrapped import WrappedConfig, WrappedDenoiser, check_denoiser, shape_of, wrap
 
 NetworkConfig = FlexiUNetConfig | WrappedConfig
 """The shape of a network in a run's configuration."""
@@ -50,5 +50,6 @@ __all__ = [
     "operations",
     "prediction_named",
     "shadow",
+    "shape_of",
     "wrap",
 ]

@@ -88,9 +88,9 @@ def compiled(net: Predictor) -> bool:
 
 
 def shadow(net: nn.Module) -> Any:
-    """A copy to see shapes, operations and gradients with: without data, so that nothing is computed or kept, but of a
-    module of the user's own, which may look at its data, with it."""
-    if getattr(net, "needs_data", False):
+    """A copy to see shapes, operations and gradients with. It has data, as a module of the user's own may look at them,
+    unless the module says `needs_data = False`: then nothing is computed or kept."""
+    if getattr(net, "needs_data", True):
         return copy.deepcopy(net)
     with torch.device("meta"):
         held: dict[int, Any] = {

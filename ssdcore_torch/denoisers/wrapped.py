@@ -52,6 +52,10 @@ class WrappedConfig:
     def null_label(self) -> int | None:
         return self.num_classes
 
+    @property
+    def preconditioned_times(self) -> None:
+        """It has no table of times of its own: a wrapped network is told its process."""
+
     def build(self, process: ssd.LinearDiffusion) -> WrappedDenoiser:
         """The network, with new weights. Raises ValueError for a module that only its owner can make."""
         library, _, name = self.module.partition(".")
@@ -95,8 +99,6 @@ class WrappedDenoiser(nn.Module):
     process's change of size: the smooth interpolation that belongs to the kernel, whose coarsest mode has gain one.
     F itself never changes a size, so any fully convolutional network runs at every level. Make one with `wrap`.
     """
-
-    needs_data = True  # a module of the user's own may look at the values it is given
 
     def __init__(
         self,
@@ -247,6 +249,29 @@ def wrap(
             "(learned variances are not taken)"
         )
     return WrappedDenoiser(net, proc, prediction, channels, num_classes)
+
+
+def shape_of(net: Any) -> Any:
+    """A denoiser in a run's configuration: as its `config` says, or, of one of the user's own, a `WrappedConfig` that
+    names its class, from which no folder can make it again.
+
+    Raises:
+        ValueError: For a class-conditional network whose label for "no class" is not num_classes.
+    """
+    config = getattr(net, "config", None)
+    if callable(config):
+        config = config()
+    if hasattr(config, "level_sizes"):
+        return config
+    if net.num_classes is not None and net.null_label != net.num_classes:
+        raise ValueError(
+            f'network: training leaves labels out by the label "no class", which must be num_classes, '
+            f"{net.num_classes}; null_label is {net.null_label}"
+        )
+    sizes = tuple(tuple(size) for size in net.sizes)
+    return WrappedConfig(
+        "clean", sizes, net.channels, f"{type(net).__module__}.{type(net).__qualname__}", net.num_classes
+    )
 
 
 def check_denoiser(net: Any, process: ssd.LinearDiffusion) -> None:

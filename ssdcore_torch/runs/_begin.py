@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import ssdcore as ssd
 from ssdcore_torch import checkpoint
 from ssdcore_torch.config import OF_A_MACHINE, Config, differences, flat_settings
 from ssdcore_torch.data import ImageSet, ImageStream, open_data, refuse_untyped
-from ssdcore_torch.denoisers import FlexiUNet, WrappedDenoiser
+from ssdcore_torch.denoisers import Denoiser, WrappedDenoiser, shape_of
 from ssdcore_torch.distributed import World, code_version
 from ssdcore_torch.runs._configure import with_process
 from ssdcore_torch.runs.process_file import PROCESS, ProcessFile
@@ -232,12 +234,12 @@ def _fitted(
     Args:
         channels: of the data, where these are open already
     """
-    if network is not None and not isinstance(network, (FlexiUNet, WrappedDenoiser)):
+    if network is not None and not (isinstance(network, nn.Module) and isinstance(network, Denoiser)):
         raise TypeError(
-            f"network: expected a FlexiUNet, or wrap(net, process) of any module, got {type(network).__name__}"
+            f"network: expected a Denoiser, such as wrap(net, process) of any module, got {type(network).__name__}"
         )
-    if file is None and isinstance(network, FlexiUNet):
-        config = replace(config, network=network.config)
+    if file is None and network is not None and not isinstance(network, WrappedDenoiser):
+        config = replace(config, network=shape_of(network))
     if process is None or file is None:
         process = config.build_process()
     if network is not None and network.sizes != process.shapes:
@@ -249,9 +251,7 @@ def _fitted(
         if network.channels is None:
             network.channels = config.network.in_channels if channels is None else channels
         network.told_by(process)
-        shape: Any = network.config()
-    else:
-        shape = None if network is None else network.config
+    shape = None if network is None else shape_of(network)
     if file is not None:
         config = with_process(config, process, file.digest, shape)
     elif shape is not None:

@@ -123,8 +123,7 @@ def _going_with(settings: Mapping[str, Any], config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section, values in GO_WITH.get(str(process.get("noise")), {}).items():
         found[section] = {name: steps if value is ... else value for name, value in values.items()}
-    own = config.network.preconditioned_times if isinstance(config.network, FlexiUNetConfig) else None
-    if own is not None:
+    if config.network.preconditioned_times is not None:
         found.setdefault("network", {})["preconditioned_times"] = steps
     return found
 

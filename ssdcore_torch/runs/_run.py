@@ -18,6 +18,7 @@ from ssdcore_torch import checkpoint
 from ssdcore_torch.checkpoint import Weights
 from ssdcore_torch.config import Config, merged
 from ssdcore_torch.data import CHANNELS, FROM_PYTHON
+from ssdcore_torch.denoisers import shape_of
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.reports import write_report
 from ssdcore_torch.restoration import restore
@@ -56,8 +57,7 @@ class Run:
 
     Attributes:
         process: the `LinearDiffusion`
-        net, ema: the network at the newest intact checkpoint, and its average, in evaluation mode: a `FlexiUNet` or
-            a wrapped one
+        net, ema: the network at the newest intact checkpoint, and its average, in evaluation mode
         step: optimizer steps that they have had
         prior: law of x_T to hand to `generate`, or None
         residuals: what the average's predictions leave open, to hand to `generate`; None: not measured
@@ -113,7 +113,7 @@ class Run:
                 preset's, or those of `process`
             settings: of config.json, as a tree: {"train": {"steps": 500}, "process": {"degradation": "blur"}}
             process: any `LinearDiffusion`; it is saved by its operators. None: as `settings` say
-            network: a `FlexiUNet`, or ``wrap(net, process)`` of any module, trained as it is; None: a new
+            network: a `Denoiser`, such as ``wrap(net, process)`` of any module, trained as it is; None: a new
                 Flexi-UNet
             conditional: learn the data's classes
             minutes: train for as many steps as take so long on this machine, as measured first, instead of a number
@@ -224,7 +224,7 @@ class Run:
             return checkpoint.build_network(self.config, self.process, tensors, file)
         if self._network.channels is None:  # as when the run was made
             self._network.channels = self.config.network.in_channels
-        if _shape_of(self._network) != self.config.network:
+        if shape_of(self._network) != self.config.network:
             raise ValueError(f"network: it is not the one of {self.path}, which has {self.config.network}")
         return checkpoint.fill_network(copy.deepcopy(self._network).cpu(), tensors, file)
 
@@ -475,8 +475,3 @@ def _channels_of(data: Any) -> int | None:
     if len(shape) == 3:
         return 1
     return int(shape[3]) if len(shape) == 4 and shape[3] in CHANNELS else None
-
-
-def _shape_of(network: Any) -> Any:
-    config = network.config
-    return config() if callable(config) else config

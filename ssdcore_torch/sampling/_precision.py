@@ -18,7 +18,7 @@ def drawing_network(net: Any, in_bfloat16: bool) -> Any:
     if not (in_bfloat16 or on_cuda) or not isinstance(net, nn.Module):
         return net
     twin: Any = copy.deepcopy(net).eval().requires_grad_(False)
-    if in_bfloat16:
+    if in_bfloat16 and hasattr(twin, "lower_precision"):
         twin.lower_precision(torch.bfloat16)
     if on_cuda:
         if len(twin.sizes[0]) == 2:

@@ -61,6 +61,8 @@ class FlexiUNet(nn.Module):
             CPU, where looking costs no synchronisation) out of range.
     """
 
+    needs_data = False  # what it computes does not depend on the values that it is given
+
     def __init__(self, config: FlexiUNetConfig) -> None:
         super().__init__()
         if not isinstance(config, FlexiUNetConfig):
