@@ -20,7 +20,7 @@ import yaml
 from ssdcore_torch import checkpoint
 from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import Config, is_unnamed_data, unnamed_data
-from ssdcore_torch.data import EMBEDDED
+from ssdcore_torch.data import EMBEDDED, called
 from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.text import printable
 
@@ -87,7 +87,11 @@ def _shared_config(config: Config, data: str | None) -> Config:
 
 def model_card(run: OpenRun, config: Config, licence: str | None) -> str:
     """The card of a run in Markdown: what it draws, how it was trained, its figures, how to use it."""
-    head: dict[str, Any] = {"library_name": "ssdcore", "pipeline_tag": "unconditional-image-generation"}
+    shape = run.process.shape(0)
+    what = called(len(shape))
+    head: dict[str, Any] = {"library_name": "ssdcore"}
+    if len(shape) == 2:
+        head["pipeline_tag"] = "unconditional-image-generation"
     head["tags"] = ["diffusion", "scale-space-diffusion", "ssdcore"]
     if licence is not None:
         head = {"license": licence, **head}
@@ -103,7 +107,7 @@ def model_card(run: OpenRun, config: Config, licence: str | None) -> str:
     kind = "its own operators (process.safetensors)" if settings.operators is not None else settings.degradation
     rows = [
         ("data", data),
-        ("image size", "×".join(map(str, process.shape(0))) + f", {config.network.in_channels} channels"),
+        ("size", "×".join(map(str, process.shape(0))) + f", {config.network.in_channels} channels"),
         ("process", f"{kind}, {process.steps} steps, sizes {sizes}"),
         ("noise", settings.noise if settings.operators is None else "as in process.safetensors"),
         ("network", f"{type(run.ema).__name__}, {parameters / 1e6:.2f} M parameters"),
@@ -113,9 +117,8 @@ def model_card(run: OpenRun, config: Config, licence: str | None) -> str:
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# {_plain(run.path.resolve().name)}\n",
-        "A diffusion model of images, trained with ssdcore. The noisy states shrink as noise grows.\n"
-        if len(process.shapes) > 1
-        else "A diffusion model of images, trained with ssdcore.\n",
+        f"A diffusion model of {what}, trained with ssdcore."
+        + (" The noisy states shrink as noise grows.\n" if len(process.shapes) > 1 else "\n"),
         *(["![Samples](samples.png)\n"] if (run.path / "samples.png").is_file() else []),
         _table(("", ""), rows),
         *([f"Classes: {', '.join(map(_plain, classes))}\n"] if classes else []),
@@ -123,9 +126,9 @@ def model_card(run: OpenRun, config: Config, licence: str | None) -> str:
         "## Use\n",
         "```python\nfrom ssdcore_torch import Run\n\n"
         'run = Run.from_pretrained("OWNER/NAME")  # or a folder\n'
-        "images = run.sample(16, steps=50)  # (16, channels, height, width) in [-1, 1]\n```\n",
+        f"{what} = run.sample(16, steps=50)  # {(16, config.network.in_channels, *shape)} in [-1, 1]\n```\n",
         "## Limits\n",
-        "It draws images like those that it was trained on, with their faults and their bias. It may draw copies of "
+        f"It draws {what} like those that it was trained on, with their faults and their bias. It may draw copies of "
         "them: `python -m ssdcore_torch.evaluate` measures how many.\n",
     ]
     return "\n".join(part for part in parts if part)
@@ -169,7 +172,25 @@ def push(
     token: str | None = None,
     message: str | None = None,
 ) -> str:
-    """Share a run as the model `repo` ("OWNER/NAME") of the hub. Returns its address."""
+    """Share the run as a model of the Hugging Face hub, for `from_pretrained`. Returns its address.
+
+    What goes there: settings, weights, their average, prior, residual spectra, log, samples, and a model card with
+    data, process, training, figures (of evaluation.json in the folder), classes and licence. Checkpoints, images
+    and paths of this machine stay here.
+
+    Args:
+        repo: OWNER/NAME, made if there is none
+        licence: of the weights, as the hub names it ("mit", "cc-by-4.0"); None: the card says that none is stated
+        data: what to call the training images; None: only the name of a hub's dataset, or of the embedded drawings
+        private: of a new model
+        token: of the hub; None: the one that is logged in
+        message: of the commit
+
+    Raises:
+        ValueError: For a name that the hub does not take, before any work.
+        OSError: Where the hub cannot be reached or does not let it.
+        ImportError: Without the extra "hub".
+    """
     check_repo(repo)
     hub = _hub()
     with tempfile.TemporaryDirectory(prefix="ssdcore-") as folder:

@@ -6,6 +6,7 @@ promised of times (an answer within a second, an end within five) stands in `tes
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -331,6 +332,52 @@ def test_a_full_disk_under_a_picture_says_that_the_images_are_drawn(trained: Pat
 
 
 # ---- several ranks, each started by its own command, as on several machines of a cluster
+
+
+def failing(where: str) -> None:
+    """In the process of one rank: what would go wrong there alone, goes wrong."""
+    from ssdcore_torch.training import evaluation, loop, trainer
+
+    full = OSError(28, "No space left on device")
+    names: dict[str, Any] = {
+        "the second batch": (0, loop._Loop, "next_batch", 2, ValueError("bad pictures")),
+        "the second step": (1, trainer.Trainer, "part_loss", 2, KeyboardInterrupt()),
+        "the first save": (0, checkpoint, "save_state", 1, full),
+        "an evaluation": (1, evaluation, "evaluate_network", 1, ValueError("no figures")),
+    }  # fmt: skip
+    rank, owner, name, at, error = names[where]
+    original, calls = getattr(owner, name), [0]
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at:
+            raise error
+        return original(*arguments, **options)
+
+    if int(os.environ["RANK"]) == rank:
+        setattr(owner, name, called)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("the second batch", "error: bad pictures"),
+        ("the second step", "interrupted after step 1"),
+        ("the first save", "cannot be written"),
+        ("an evaluation", "error: no figures"),
+    ],
+)
+def test_what_fails_on_one_rank_ends_all(where: str, said: str, tmp_path: Path) -> None:
+    """No launcher ends the others: each finds out by itself, and none waits for ever."""
+    options = [*TINY, "--steps", 3, "--out", tmp_path / "run", "--set", "train.evaluate_every=3"]
+    options += ["--set", "train.evaluate_samples=4", "--set", "train.evaluate_features=pixels"]
+    found = ranks(tmp_path / "said", "train", options, options, before=functools.partial(failing, where))
+    last = [error.splitlines()[-1] for _, _, error in found]
+    assert {code for code, _, _ in found} <= {cli.BAD_INPUT, cli.INTERRUPTED}
+    assert any(said in line for line in last), last
+    assert any(
+        "lost contact with another rank: the message of the rank that stopped first says why" in line for line in last
+    )
 
 
 def test_ranks_of_different_settings_stop_with_the_difference(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def add_sampling_options(options: argparse.ArgumentParser) -> None:
     """What says how the images of a run are drawn: for `open_run` and `drawing_of`."""
     add = options.add_argument
-    add("--steps", type=cli.whole_number(1), help="network evaluations per image (default: 100)")
+    add("--steps", type=cli.whole_number(1), help="sampling steps: network evaluations per image (default: 100)")
     add(
         "--sampler",
         choices=list(SAMPLERS),

@@ -63,12 +63,13 @@ def parser() -> argparse.ArgumentParser:
         help=f"noise schedule, {', '.join(ssd.NoiseSchedule.names())}, or a file of log-SNR values, one per step "
         "(default: the preset's, linear)",
     )
-    add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps")
+    add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps of the whole training")
     add(
         "--minutes",
         type=cli.positive,
         metavar="M",
-        help="instead of --steps: as many as take so long, measured first, the learning rate's decay included",
+        help="instead of --steps: as many steps as take so long at the speed measured before the first. Their number, "
+        "and with it the learning rate's decay, is fixed then: if the machine gets busier, training takes longer",
     )
     add("--batch-size", type=cli.whole_number(1), metavar="N", help="images per step, over all processes")
     add("--lr", type=cli.positive, metavar="RATE", help="learning rate")

@@ -28,7 +28,8 @@ from ssdcore_torch.runs._draw import Drawing, Label, draw_images, labels_of
 from ssdcore_torch.runs._evaluate import evaluate_run
 from ssdcore_torch.runs.process_file import PROCESS, ProcessFile
 from ssdcore_torch.sampling import ResidualSpectra, StepRecorder
-from ssdcore_torch.sharing import fetch, push
+from ssdcore_torch.sharing import fetch
+from ssdcore_torch.sharing import push as share
 from ssdcore_torch.text import printable
 from ssdcore_torch.training import Extras, Logger, TensorBoard, final_pictures, train
 
@@ -116,7 +117,8 @@ class Run:
             network: a `Denoiser`, such as ``wrap(net, process)`` of any module, trained as it is; None: a new
                 Flexi-UNet
             conditional: learn the data's classes
-            minutes: train for as many steps as take so long on this machine, as measured first, instead of a number
+            minutes: train for as many steps as take so long at the speed measured before the first, instead of a
+                number; the number is fixed then, whatever the machine does later
             device: "cpu", "cuda", …; None: a CUDA device if there is one
         """
         path = Path(out)
@@ -279,7 +281,8 @@ class Run:
         folder cannot be written; the last checkpoint is then intact.
 
         Args:
-            steps: to this many in all, instead of as many as the configuration says, which then says so
+            steps: optimizer steps: to this many in all, instead of as many as the configuration says, which then says
+                so
             tensorboard: write its event files, too
             profile: trace some steps once the run is warm
             loggers: where figures and pictures go besides the folder, such as
@@ -327,7 +330,7 @@ class Run:
         turn.
 
         Args:
-            steps: network evaluations per image (default: 100)
+            steps: sampling steps: network evaluations per image (default: 100)
             label: a class by name or number, or several that take turns; None: all of a class-conditional run in
                 turn
             drawing: the other fields of `Drawing`: sampler, eta, placement, guidance, precision, batch_size,
@@ -380,36 +383,7 @@ class Run:
         """One HTML page of the run: losses, samples, the chain from noise to image, figures, settings, commands."""
         write_report(self, Path(path))
 
-    def push(
-        self,
-        repo: str,
-        *,
-        licence: str | None = None,
-        data: str | None = None,
-        private: bool | None = None,
-        token: str | None = None,
-        message: str | None = None,
-    ) -> str:
-        """Share the run as a model of the Hugging Face hub, for `from_pretrained`. Returns its address.
-
-        What goes there: settings, weights, their average, prior, residual spectra, log, samples, and a model card with
-        data, process, training, figures (of evaluation.json in the folder), classes and licence. Checkpoints, images
-        and paths of this machine stay here.
-
-        Args:
-            repo: OWNER/NAME, made if there is none
-            licence: of the weights, as the hub names it ("mit", "cc-by-4.0"); None: the card says that none is stated
-            data: what to call the training images; None: only the name of a hub's dataset, or of the embedded drawings
-            private: of a new model
-            token: of the hub; None: the one that is logged in
-            message: of the commit
-
-        Raises:
-            ValueError: For a name that the hub does not take, before any work.
-            OSError: Where the hub cannot be reached or does not let it.
-            ImportError: Without the extra "hub".
-        """
-        return push(self, repo, licence=licence, data=data, private=private, token=token, message=message)
+    push = share
 
     def evaluate(
         self,
