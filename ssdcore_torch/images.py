@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,15 +78,37 @@ def grid(
 
 
 def class_captions(labels: Sequence[int] | None, names: Sequence[str]) -> list[str] | None:
-    """What stands below the images of these classes: their names, or their numbers; None for images without any."""
-    return None if labels is None else [names[label] if names else f"class {label}" for label in labels]
+    """What stands below the images of these classes; None for images without any.
+
+    Their names, without accents where Pillow's own font has none; or their numbers, where they have no names, or names
+    with letters that the font lacks.
+    """
+    if labels is None:
+        return None
+    captions = {label: f"class {label}" for label in labels}
+    for label in captions if names else ():
+        drawn = _drawable(names[label])
+        if drawn.count("?") == names[label].count("?"):  # no letter is lost
+            captions[label] = drawn
+    return [captions[label] for label in labels]
+
+
+def _drawable(text: str) -> str:
+    """The text in letters that Pillow's own font has: without accents that it lacks, "?" for what is left."""
+    font = ImageFont.load_default()
+    if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType
+        return text.encode("latin-1", "replace").decode("latin-1")
+    box = bytes(font.getmask("\U0010fffd"))  # drawn for every character that it lacks
+    letters = []
+    for letter in printable(text):
+        plain = unicodedata.normalize("NFKD", letter)[0]
+        letters.append(next((tried for tried in (letter, plain) if bytes(font.getmask(tried)) != box), "?"))
+    return "".join(letters)
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, room: int) -> None:
     """One line of text, cut to `room` pixels."""
-    font, text = ImageFont.load_default(), printable(text)
-    if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType: letters of Latin-1 alone
-        text = text.encode("latin-1", "replace").decode("latin-1")
+    font, text = ImageFont.load_default(), _drawable(text)
     end = "..."
     if draw.textlength(text, font) > room:
         while text and draw.textlength(text + end, font) > room:

@@ -17,6 +17,8 @@ from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate, load_run
 
 diffusers = pytest.importorskip("diffusers")
 
+from diffusers.utils import dynamic_modules_utils  # noqa: E402
+
 from ssdcore_torch.checkpoint import save_config, save_prior, save_tensors  # noqa: E402
 from ssdcore_torch.config import preset  # noqa: E402
 from ssdcore_torch.interop import FlexiUNetModel, SSDPipeline, SSDPrior, SSDScheduler  # noqa: E402
@@ -327,6 +329,19 @@ def test_saved_and_loaded_it_draws_the_same(run: Path, tmp_path: Path) -> None:
     half = quiet(SSDPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16))
     assert half(**arguments, seed=1).images.dtype == torch.bfloat16
     assert (tmp_path / "prior" / "diffusion_pytorch_model.safetensors").stat().st_size > 0
+
+
+def test_diffusers_alone_loads_a_saved_pipeline(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    pipe = quiet(SSDPipeline.from_run(run))
+    pipe.save_pretrained(tmp_path / "pipe")
+    from_diffusers = diffusers.DiffusionPipeline.from_pretrained
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        from_diffusers(tmp_path / "pipe", custom_pipeline="pipeline")
+    read = quiet(from_diffusers(tmp_path / "pipe", custom_pipeline="pipeline", trust_remote_code=True))
+    assert type(read) is SSDPipeline
+    arguments = {"batch_size": 2, "num_inference_steps": 6, "output_type": "pt", "seed": 1}
+    assert torch.equal(pipe(**arguments).images, read(**arguments).images)
 
 
 def test_images_come_as_pictures_arrays_and_tensors(run: Path) -> None:

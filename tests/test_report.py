@@ -194,6 +194,10 @@ def test_a_grid_has_a_heading_and_the_names_of_classes():
     for left, there in ((images.GAP, True), (2 * images.GAP + 64, True)):
         assert rows[: images.LINE, left : left + 64].any() == there
     assert images.class_captions([2], ()) == ["class 2"]
+    assert images.class_captions([0, 1, 2], ("été", "猫", "cat")) in (
+        ["ete", "class 1", "cat"],
+        ["été", "class 1", "cat"],
+    )
     assert images.class_captions(None, ("a",)) is None
 
 

@@ -27,6 +27,10 @@ from ssdcore_torch.sampling._walk import Noise
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 """What diffusers calls the noise of a run."""
 
+_PIPELINE_FILE = """# For DiffusionPipeline.from_pretrained(..., custom_pipeline="pipeline"); needs ssdcore.
+from ssdcore_torch.interop import SSDPipeline as SSDPipeline
+"""
+
 
 class FlexiUNetModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A `FlexiUNet`, kept in `net`, with the call, the configuration and the files of a diffusers model.
@@ -144,7 +148,12 @@ class SSDPipeline(DiffusionPipeline):
         pipe.save_pretrained("folder")
         pipe = SSDPipeline.from_pretrained("folder")
 
-    Load with this class (``DiffusionPipeline.from_pretrained`` looks only inside diffusers).
+    Where this library is installed, a saved folder loads without an import of it, too, by diffusers' own rule for
+    pipelines that are not its own::
+
+        DiffusionPipeline.from_pretrained("folder", custom_pipeline="pipeline", trust_remote_code=True)
+
+    That runs the folder's ``pipeline.py``, as any such folder's; loaded with this class, nothing of the folder runs.
 
     Attributes:
         unet: a FlexiUNetModel
@@ -227,6 +236,12 @@ class SSDPipeline(DiffusionPipeline):
             prior.load_state_dict(moments)
             prior.to(device)
         return cls(FlexiUNetModel.wrap(run.ema if weights == "ema" else run.net), made, prior)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """As diffusers saves a pipeline, with a pipeline.py that imports this class for
+        ``DiffusionPipeline.from_pretrained``."""
+        super().save_pretrained(save_directory, **options)
+        Path(save_directory, "pipeline.py").write_text(_PIPELINE_FILE, encoding="utf-8")
 
     @torch.no_grad()
     def __call__(
