@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import ssdcore as ssd  # noqa: E402
 from ssdcore_torch import Run, generate, load_run, wrap  # noqa: E402
+from ssdcore_torch.errors import UserError  # noqa: E402
 
 TINY: dict[str, Any] = {
     "network": {"base_channels": 32, "channel_multipliers": [1, 1], "attention_sizes": []},
@@ -246,3 +248,32 @@ def test_a_network_that_no_folder_makes_again_is_asked_for(tmp_path):
         Run.open(tmp_path / "run", network=wrap(Own(), blur(), "clean", channels=3))
     with pytest.raises(ValueError, match="give them again, as data="):
         Run.open(tmp_path / "run", network=again).train()
+
+
+BAD_CALLS = [
+    (lambda run, here: Run.open(3), TypeError, "path: expected a path, got int"),
+    (lambda run, here: Run.open("a\0b"), ValueError, "path: expected a path, got 'a"),
+    (lambda run, here: Run.open(run.path, "meta"), UserError, "meta cannot be used"),
+    (lambda run, here: Run.create("a\0b", data=IMAGES), ValueError, "out: expected a path"),
+    (lambda run, here: Run.create(here / "new", data=IMAGES, settings=[1]), TypeError, "settings: expected a mapping"),
+    (lambda run, here: run.report(here / "no" / "page.html"), FileNotFoundError, "there is no folder"),
+    (lambda run, here: run.sample(1.5), TypeError, "n: expected a whole number, got 1.5"),
+    (lambda run, here: run.sample(1, steps=0), ValueError, "steps: expected a whole number >= 1, got 0"),
+    (lambda run, here: run.sample(1, steps=2.5), TypeError, "steps: expected a whole number, got 2.5"),
+    (lambda run, here: run.sample(1, seed=-1), ValueError, "seed: expected a whole number >= 0, got -1"),
+    (lambda run, here: run.sample(1, seed="one"), TypeError, "seed: expected a whole number, got 'one'"),
+    (lambda run, here: run.sample(1, batch_size=True), TypeError, "batch_size: expected a whole number, got True"),
+    (lambda run, here: run.sample(1, cfg=3), TypeError, "cfg: unknown option, did you mean guidance?"),
+    (lambda run, here: run.evaluate(0), ValueError, "n: expected a whole number >= 1, got 0"),
+]
+
+
+def test_bad_calls_say_what_was_expected_and_write_nothing(tmp_path):
+    run = Run.create(tmp_path / "run", data=IMAGES, process=resize(), network=wrap(Own(), resize()), device="cpu")
+    before = sorted(tmp_path.rglob("*"))
+    for call, kind, message in BAD_CALLS:
+        with pytest.raises(kind, match=re.escape(message)) as raised:
+            call(run, tmp_path)
+        assert "\n" not in str(raised.value)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run.sample(np.int64(1), np.int32(3), seed=np.uint8(3)).shape == (1, 3, 8, 8)

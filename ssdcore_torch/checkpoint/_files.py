@@ -28,7 +28,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """`write(temporary)`, then put it in the place of `path`: a crash leaves the old file or the new, never a part.
 
     A `path` that is a link is replaced, and what it points to left alone.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
     temporary = temporary_beside(path)
     try:
         write_durably(temporary, write)

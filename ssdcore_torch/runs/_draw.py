@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore_torch.arguments import whole_number
 from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import OF_A_MACHINE, Config, flat_settings
 from ssdcore_torch.distributed import World
@@ -48,6 +49,7 @@ class Drawing:
 
     Raises:
         ValueError: For what no run takes.
+        TypeError: For numbers that are not whole.
     """
 
     steps: int | None = None
@@ -62,6 +64,9 @@ class Drawing:
 
     def __post_init__(self) -> None:
         sampler = Sampler.named(self.sampler)
+        for name, least in (("steps", 1), ("seed", 0), ("batch_size", 1)):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, whole_number(name, value, least))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.placement not in (None, "design", *PLACEMENTS):
@@ -189,9 +194,8 @@ def draw_images(
     compiled: bool = False,
 ) -> Tensor:
     """n images of a run, drawn by all ranks together; every rank gets all. Raises ValueError before any work."""
+    n = whole_number("n", n, 0)
     agree_on(world, run)
-    if n < 0:
-        raise ValueError(f"n: expected a number of images, got {n}")
     how.check(run.config)
     times, labels = how.times(run.process, run.config.process.times), labels_of(run.config, label, n)
     residuals = how.residuals(run)

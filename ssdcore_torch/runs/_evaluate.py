@@ -20,6 +20,7 @@ from torch import Tensor
 
 import ssdcore
 from ssdcore_torch import metrics
+from ssdcore_torch.arguments import whole_number
 from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import CONVERTED, Config, DataConfig, is_unnamed_data
 from ssdcore_torch.data import FROM_PYTHON, ImageSet, ImageStream, absolute, open_data, open_images, refuse_untyped
@@ -92,6 +93,8 @@ def evaluate_run(
     Raises:
         ValueError: For what the run or the data cannot do.
     """
+    if n is not None:
+        n = whole_number("n", n, 1)
     agree_on(world, run)
     drawing.check(run.config)
     times, residuals = drawing.times(run.process, run.config.process.times), drawing.residuals(run)

@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch import Tensor
 
 import ssdcore as ssd
 from ssdcore_torch import checkpoint
+from ssdcore_torch.arguments import local_path
 from ssdcore_torch.checkpoint import Weights
 from ssdcore_torch.config import Config, merged
 from ssdcore_torch.data import CHANNELS, FROM_PYTHON
 from ssdcore_torch.denoisers import shape_of
+from ssdcore_torch.devices import open_device
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.reports import write_report
 from ssdcore_torch.restoration import restore
@@ -30,6 +32,7 @@ from ssdcore_torch.runs.process_file import PROCESS, ProcessFile
 from ssdcore_torch.sampling import ResidualSpectra, StepRecorder
 from ssdcore_torch.sharing import fetch
 from ssdcore_torch.sharing import push as share
+from ssdcore_torch.suggest import did_you_mean
 from ssdcore_torch.text import printable
 from ssdcore_torch.training import Extras, Logger, TensorBoard, final_pictures, train
 
@@ -121,7 +124,11 @@ class Run:
                 number; the number is fixed then, whatever the machine does later
             device: "cpu", "cuda", …; None: a CUDA device if there is one
         """
-        path = Path(out)
+        path = local_path("out", out)
+        if settings is not None and not isinstance(settings, Mapping):
+            raise TypeError(
+                f'settings: expected a mapping such as {{"train": {{"steps": 500}}}}, got {type(settings).__name__}'
+            )
         if (process is not None or network is not None) and (size is not None or levels is not None):
             raise ValueError("size, levels: the process or network that is given has its own; leave them out")
         held = None if data is None or isinstance(data, (str, os.PathLike)) else data
@@ -172,8 +179,8 @@ class Run:
             ValueError: Naming a file that is unreadable, cut short or belongs to another network, or each damaged
                 checkpoint if none is intact.
         """
-        folder = Path(path)
-        run = cls(folder, checkpoint.read_config(folder), device, network=network, data=data)
+        folder = local_path("path", path)
+        run = cls(folder, checkpoint.read_config(folder), open_device(str(device)), network=network, data=data)
         if not run._waits_for_its_first_save():
             run._load()
         return run
@@ -342,7 +349,7 @@ class Run:
             TypeError: For an unknown option.
         """
         return draw_images(
-            self, World(0, 1, 0, torch.device(self.device)), n, Drawing(steps, seed=seed, **drawing), label, on_step
+            self, World(0, 1, 0, torch.device(self.device)), n, _drawing(steps, seed, drawing), label, on_step
         )
 
     def restore(
@@ -359,7 +366,7 @@ class Run:
     ) -> Tensor:
         """Draws from p(x_0 | y) for y = A x_0 + σ·noise, one for each measurement: `ssdcore_torch.restore` with the
         run's averaged weights, precision and classes. The other arguments are those of `sample`."""
-        how = Drawing(steps, seed=seed, **drawing)
+        how = _drawing(steps, seed, drawing)
         how.check(self.config)
         if how.second_moments:
             raise ValueError("second_moments: restoring has a covariance of its own for what predictions leave open")
@@ -381,7 +388,7 @@ class Run:
 
     def report(self, path: str | os.PathLike[str] = "report.html") -> None:
         """One HTML page of the run: losses, samples, the chain from noise to image, figures, settings, commands."""
-        write_report(self, Path(path))
+        write_report(self, local_path("path", path))
 
     push = share
 
@@ -412,7 +419,7 @@ class Run:
             return evaluate_run(
                 self,
                 world,
-                Drawing(steps, seed=seed, **drawing),
+                _drawing(steps, seed, drawing),
                 n=n,
                 features=features,
                 data=data,
@@ -436,6 +443,15 @@ def finish(session: Session, *, loggers: Sequence[Logger] = (), profile: bool = 
 
         evaluation = EvaluationInTraining(trainer, out)
     return train(trainer, out, Extras(evaluation, loggers, profile))
+
+
+def _drawing(steps: int | None, seed: int, others: Mapping[str, Any]) -> Drawing:
+    """Raises TypeError for an option that there is not."""
+    known = [field.name for field in fields(Drawing)]
+    for name in others:
+        if name not in known:
+            raise TypeError(f"{name}: unknown option{did_you_mean(name, known)}; there are {', '.join(known)}")
+    return Drawing(steps, seed=seed, **others)
 
 
 def _device_name(device: str | torch.device) -> str:

@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 from typing import Any
 
+from ssdcore_torch.arguments import whole_number
+
 NORM_GROUPS = 32
 
 Size = tuple[int, int]
@@ -125,13 +127,13 @@ class FlexiUNetConfig:
 
     def _check_numbers(self) -> None:
         for name in ("in_channels", "base_channels", "blocks_per_stage", "heads"):
-            _check_count(name, getattr(self, name))
+            self._take_whole(name)
         for name in ("flexi", "released_behaviour"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
         for name in ("num_classes", "preconditioned_times"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
+                self._take_whole(name)
         if self.base_channels % 2:
             raise ValueError(f"base_channels: expected an even number, got {self.base_channels}")
         if not self.channel_multipliers:
@@ -151,11 +153,14 @@ class FlexiUNetConfig:
         if self.released_behaviour and self.preconditioned_times is not None:
             raise ValueError("released_behaviour predicts the clean image itself; it needs preconditioned_times=None")
 
+    def _take_whole(self, name: str) -> None:
+        object.__setattr__(self, name, whole_number(name, getattr(self, name), 1))  # JSON knows no numbers of numpy
+
     def _check_sizes(self) -> None:
         if not self.level_sizes:
             raise ValueError("level_sizes: expected at least the full size, got none")
-        for n in itertools.chain.from_iterable(self.level_sizes):
-            _check_count("level_sizes", n)
+        sizes = (tuple(whole_number("level_sizes", n, 1) for n in size) for size in self.level_sizes)
+        object.__setattr__(self, "level_sizes", tuple(sizes))
         for larger, smaller in itertools.pairwise(self.level_sizes):
             if any(n >= old for n, old in zip(smaller, larger)):
                 raise ValueError(f"level_sizes must decrease, full size first; got {smaller} after {larger}")
@@ -209,10 +214,3 @@ class FlexiUNetConfig:
         values["channel_multipliers"] = list(self.channel_multipliers)
         values["attention_sizes"] = None if self.attention_sizes is None else list(self.attention_sizes)
         return values
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected a whole number >= 1, got {value}")
