@@ -237,10 +237,10 @@ class SSDPipeline(DiffusionPipeline):
             prior.to(device)
         return cls(FlexiUNetModel.wrap(run.ema if weights == "ema" else run.net), made, prior)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
         """As diffusers saves a pipeline, with a pipeline.py that imports this class for
         ``DiffusionPipeline.from_pretrained``."""
-        super().save_pretrained(save_directory, **options)
+        super().save_pretrained(save_directory, *args, **options)
         Path(save_directory, "pipeline.py").write_text(_PIPELINE_FILE, encoding="utf-8")
 
     @torch.no_grad()
