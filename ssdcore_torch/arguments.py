@@ -12,7 +12,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
     """`value` as an int.
 
     Raises:
-        TypeError: For what is no whole number, truth values among it.
+        TypeError: For what is not a whole number; a truth value is not one.
         ValueError: Below `least`.
     """
     try:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ssdcore_torch.metrics import MOST, evaluate_network, open_extractor, open_reference
 from ssdcore_torch.sampling import drawing_network
-from ssdcore_torch.training.pictures import SAMPLE_STEPS
 from ssdcore_torch.training.trainer import Trainer
+
+STEPS = 50  # ancestral
 
 
 class EvaluationInTraining:
@@ -44,6 +45,6 @@ class EvaluationInTraining:
             world=trainer.world,
             prior=trainer.prior,
             seed=config.seed,
-            steps=min(SAMPLE_STEPS, trainer.process.steps),
+            steps=min(STEPS, trainer.process.steps),
             labels=None if labels is None else labels[:count],
         )

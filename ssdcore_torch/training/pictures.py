@@ -16,7 +16,7 @@ from ssdcore_torch.sampling import StepRecorder, drawing_network, generate
 from ssdcore_torch.training.trainer import Trainer
 
 SAMPLES = 64
-SAMPLE_STEPS = 50  # a trained network draws no better in 100 (benchmarks/few_steps.py)
+SAMPLE_STEPS, SAMPLER = 20, "multistep"  # no worse than twice as many ancestral ones (benchmarks/quality/README.md)
 
 Step = tuple[int, Tensor, Tensor]
 
@@ -63,7 +63,7 @@ def draw_samples(
     n: int,
     on_step: StepRecorder | None = None,
 ) -> Tensor:
-    """n samples as a run's pictures show them: its seed, classes in turn, `SAMPLE_STEPS` ancestral steps, a bar."""
+    """n samples as a run's pictures show them: its seed, classes in turn, `SAMPLE_STEPS` steps, a bar."""
     device, steps = device_of(net), min(SAMPLE_STEPS, process.steps)
     with drawing_bar(n, n, steps, on_step) as recorder:
         return generate(
@@ -72,6 +72,7 @@ def draw_samples(
             n,
             steps=steps,
             seed=config.seed,
+            sampler=SAMPLER,
             prior=prior,
             labels=config.labels_in_turn(n),
             batch_size=n,
