@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import numbers
 import os
 import sys
 import threading
@@ -180,6 +181,9 @@ class Constant(Keyed):
     def __reduce__(self) -> tuple[Any, ...]:
         return Constant, (self.value,)
 
+    def __repr__(self) -> str:
+        return f"Constant(shape={self.value.shape})"
+
     @property
     def shape(self) -> Shape:
         return self.value.shape
@@ -261,6 +265,16 @@ def number(value: Any, what: str) -> Any:
         return value.item()
     except TypeError as error:  # jax's tracers
         raise TypeError(f"{what}: expected a number that is known, got one that is traced") from error
+
+
+def real_number(value: Any, what: str) -> float:
+    """A real number of Python's, from one of any library. Raises TypeError for anything else."""
+    if type(value) is float:  # the path that torch.compile traces
+        return value
+    value = number(value, what)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{what}: expected a real number, got {value!r}")
+    return float(value)
 
 
 def known_array(values: Any, what: object) -> np.ndarray:

@@ -17,7 +17,7 @@ from ssdcore.spectral import lanczos_function
 _DENSE_MAX = 1024
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SumCovariance(Covariance):
     """K + D C D for a symmetric D, applied as it stands; its root by Lanczos iteration.
 
@@ -34,6 +34,9 @@ class SumCovariance(Covariance):
     @property
     def shape(self) -> Shape:  # type: ignore[override]
         return self.base.shape
+
+    def __repr__(self) -> str:
+        return f"Covariance({self.shape}, {self.base!r} + D {self.clean!r} Dᵀ)"
 
     def _apply(self, x: Array) -> Array:
         xp = namespace_of(x)

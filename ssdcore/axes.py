@@ -49,6 +49,9 @@ class FastBasis(Keyed):
             self._cos = Constant(np.where(2 * k <= n, scale, 0.0))
             self._sin = Constant(np.where(2 * k <= n, 0.0, scale))
 
+    def __repr__(self) -> str:
+        return f"FastBasis({self.n}, {self.boundary!r})"
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.n, self.n

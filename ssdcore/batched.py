@@ -14,7 +14,7 @@ from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.spectral import Modes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BatchedCovariance(Covariance, static=False):
     """V diag(values) Vᵀ + rest (I − V Vᵀ), one for each item of the leading axis of the arrays that it is applied to.
 
@@ -34,6 +34,9 @@ class BatchedCovariance(Covariance, static=False):
     @property
     def shape(self) -> Shape:  # type: ignore[override]
         return self.modes.shape
+
+    def __repr__(self) -> str:
+        return f"BatchedCovariance({self.shape}, variances shaped {tuple(np.shape(self.values))})"
 
     def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
         values, rest = (self._power(xp, v, x, power) for v in (self.values, self.rest))

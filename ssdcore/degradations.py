@@ -115,6 +115,7 @@ class GrowingBlur(Degradations):
     """R_{s→t} is a blur of variance widths[t]² − widths[s]²."""
 
     def __init__(self, shape: Shape, widths: np.ndarray, boundary: str) -> None:
+        widths = Constant(widths).value  # read-only, and not the caller's
         self._shape, self._widths, self._boundary = shape, widths, boundary
         self._variances = Constant(widths**2)
         bases = [spectral_basis(n, boundary) for n in shape]

@@ -66,6 +66,7 @@ class Covariance(Static, abc.ABC):
     @staticmethod
     def dense(matrix: Any, shape: Shape | int | None = None) -> Covariance:
         """A dense symmetric matrix (n, n) over the trailing axes `shape` flattened in C order (default: one axis)."""
+        half = "bfloat16" in str(getattr(matrix, "dtype", ""))
         matrix = known_array(matrix, "Covariance.dense")
         given = matrix.dtype
         a = finite_matrix(matrix, "Covariance.dense")
@@ -79,6 +80,7 @@ class Covariance(Static, abc.ABC):
         asymmetry = np.abs(a - a.T).max()
         # Sums in single or half precision leave rounding of that precision.
         unit = float(np.finfo(given).eps) if given.kind == "f" else float(np.finfo(np.float64).eps)
+        unit = 2.0**-7 if half else unit  # numpy has no dtype for it
         if asymmetry > 64 * n * unit * scale:
             raise ValueError(f"Covariance.dense: the matrix is not symmetric, |C − Cᵀ| reaches {asymmetry:.3g}")
         values, vectors = np.linalg.eigh((a + a.T) / 2)
@@ -219,7 +221,7 @@ class _Powers:
     """Powers of a spectrum as attributes: of a dictionary torch.compile sees only what it held when tracing began."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SpectralCovariance(Covariance):
     """V diag(values) Vᵀ + rest (I − V Vᵀ)."""
 
@@ -289,6 +291,13 @@ class SpectralCovariance(Covariance):
             return self.values, self.rest
         return None
 
+    def __repr__(self) -> str:
+        if not self.modes.factors and self.values.size == 1:
+            return f"Covariance({self.shape}, {self.values.item():.4g} · I)"
+        elsewhere = "" if self.modes.complete else f", {self.rest:.4g} elsewhere"
+        count, low, high = math.prod(self.modes.counts), self.values.min(), self.values.max()
+        return f"Covariance({self.shape}, {count} variances from {low:.4g} to {high:.4g}{elsewhere})"
+
     @property
     def eigenvalues(self) -> tuple[np.ndarray, int, float, int]:
         """(distinct mode variances, multiplicity of each, variance of the rest, its multiplicity)."""
@@ -317,7 +326,7 @@ class SpectralCovariance(Covariance):
         return np.ascontiguousarray(self(basis).reshape(self.size, self.size).T)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class OperatorCovariance(Covariance):
     """variance(MᵀM) for an operator without a decomposition at hand: applied by Lanczos iteration."""
 
@@ -327,6 +336,9 @@ class OperatorCovariance(Covariance):
     @property
     def shape(self) -> Shape:  # type: ignore[override]
         return self.operator.in_shape
+
+    def __repr__(self) -> str:
+        return f"Covariance({self.shape}, a function of {self.operator!r})"
 
     def precompute(self, power: float) -> None:
         self.operator.precompute()
@@ -390,6 +402,11 @@ class Gaussian:
     _held: Constant | None  # a numpy mean, ready for arrays of other libraries
 
     def __init__(self, mean: Array, covariance: Covariance) -> None:
+        if not isinstance(covariance, Covariance):
+            raise TypeError(
+                f"Gaussian: expected a Covariance, got {type(covariance).__name__}; make one with Covariance.dense, "
+                ".isotropic, .cosine or .of_modes"
+            )
         real_namespace(mean, "Gaussian mean")
         check_trailing(mean, covariance.shape, "Gaussian mean")
         self._set(mean, covariance, None)
@@ -498,6 +515,8 @@ class Gaussian:
         Raises:
             ValueError: If `other` is singular or of another shape.
         """
+        if not isinstance(other, Gaussian):
+            raise TypeError(f"Gaussian.kl: expected a Gaussian, got {type(other).__name__}")
         mine, theirs = self._mean_beside(other.mean), other._mean_beside(self.mean)
         check_same_backend(mine, theirs, "Gaussian.kl")
         p, q = self.covariance, other.covariance

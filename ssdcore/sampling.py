@@ -245,6 +245,8 @@ def sample(
         sampler.check_second_moments()
     real_namespace(x_T, "sample: x_T")
     check_trailing(x_T, chain.shape(chain.steps), f"sample: x_T at t = {chain.times[-1]}")
+    if not callable(denoise):
+        raise TypeError(f"sample: denoise: expected a function of (x_t, t, s), got {type(denoise).__name__}")
     walk = _Walk(denoise, chain, normal, sampler, clean_covariance)
     return walk.scanned(x_T) if array_api_compat.is_jax_array(x_T) else walk.down(x_T)
 

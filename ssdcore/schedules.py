@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -536,6 +536,8 @@ class ResolutionSchedule(Static):
     @classmethod
     def thresholds(cls, times: Sequence[int], steps: int | None = None) -> ResolutionSchedule:
         """Level k starts at times[k − 1]."""
+        if not isinstance(times, Iterable):
+            raise TypeError(f"ResolutionSchedule.thresholds: expected a list of times, got {times!r}")
         return cls(tuple(times), steps)
 
     @classmethod

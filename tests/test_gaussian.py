@@ -141,6 +141,15 @@ def test_mixed_namespaces_are_refused():
         g.log_prob(np.ones(3))
 
 
+def test_covariances_of_few_bfloat16_samples_are_accepted():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor(np.random.default_rng(0).standard_normal((5, 40)))
+    matrix = x.T @ x / 5
+    assert ssd.Covariance.dense(matrix.bfloat16()).shape == (40,)
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        ssd.Covariance.dense(matrix.bfloat16().double())
+
+
 def test_covariances_of_few_float32_samples_are_accepted():
     x = np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32)
     matrix = x.T @ x / np.float32(5)  # of rank 5: rounding leaves eigenvalues below zero

@@ -159,6 +159,31 @@ def test_covariances_in_equal_modes_are_diagonal_together():
     assert float(back) > 0
 
 
+def test_covariances_are_shown_in_a_line():
+    p = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(100), ssd.ResolutionSchedule.thresholds([50]))
+    x, low, times = np.zeros((2, 8, 8)), np.zeros((2, 4, 4)), np.array([3, 4])
+    large = ssd.Functional(lambda x: x, lambda y: y, (5000,), (5000,))
+    chain = ssd.LinearDiffusion.from_operators([None, large], ssd.NoiseSchedule.from_log_snr([1.0, -1.0]))
+    wide = np.zeros(5000)
+    spread = ssd.Covariance.cosine(1 / (1 + np.arange(5000.0)))
+    for covariance, shown in (
+        (ssd.Covariance.isotropic((8, 8), 0.5), "Covariance((8, 8), 0.5 · I)"),
+        (ssd.Covariance.cosine(np.arange(6.0).reshape(2, 3)), "Covariance((2, 3), 6 variances from 0 to 5)"),
+        (ssd.Covariance.of_modes(ssd.Resize(4, 2), [1.0, 2.0], 3.0), "2 variances from 1 to 2, 3 elsewhere"),
+        (p.posterior(low, x, 49, 50).covariance, "16 variances from"),
+        (p.marginal(x, times).covariance, "BatchedCovariance((8, 8), variances shaped (2, 1, 1))"),
+        (chain.posterior(wide, wide, 1, 2).covariance, "a function of "),
+        (
+            chain.posterior(wide, wide, 1, 2, clean_covariance=spread).covariance,
+            "+ D Covariance((5000,), 5000 variances",
+        ),
+    ):
+        assert shown in repr(covariance)
+        assert len(repr(covariance)) < 200
+    assert " at 0x" not in repr(ssd.Resize((8, 8), (4, 4)).decomposition())
+    assert " at 0x" not in repr(ssd.Blur(1024, 1.0).decomposition())
+
+
 def test_public_arrays_are_read_only():
     scipy = pytest.importorskip("scipy.sparse")
     given = np.ones((2, 3))
@@ -170,6 +195,8 @@ def test_public_arrays_are_read_only():
         sparse.matrix.data,
         op.decomposition().singular_values,
         ssd.Covariance.isotropic(3, 1.0).values,
+        ssd.NoiseSchedule.linear(30).alpha,
+        ssd.LinearDiffusion.blur(3, ssd.NoiseSchedule.linear(30), np.arange(31.0)).degradations.widths,
     ):
         with pytest.raises(ValueError, match="read-only"):
             held[...] = 0.0

@@ -125,7 +125,7 @@ class Resize(AxisOperator):
         object.__setattr__(self, "out_shape", positive_shape(self.out_shape, "Resize"))
         if len(self.in_shape) != len(self.out_shape):
             raise ValueError(f"{self}: both shapes need the same number of axes")
-        if self.kernel not in _KERNELS:
+        if not isinstance(self.kernel, str) or self.kernel not in _KERNELS:
             raise ValueError(f"{self}: unknown kernel {self.kernel!r}; choose one of {', '.join(_KERNELS)}")
 
     @functools.cached_property

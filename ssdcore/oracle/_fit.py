@@ -33,10 +33,10 @@ def fit(images: Any, form: Form = "cosine") -> Fit:
 
     Args:
         images: (n, h, w) or (n, channels, h, w), n >= 2; floating point as they are, uint8 as byte/127.5 − 1
-        form: "cosine", the variance of each DCT-II mode, by far the fastest in the oracle; correlations between
-            modes are left out "separable", E[X Xᵀ] ⊗ E[Xᵀ X] / E‖X‖², exact where the covariance is a product of one
-            over rows and one over columns, an approximation elsewhere "dense", every entry, (h·w, h·w); singular where
-            there are fewer images than pixels
+        form: "cosine", the variance of each DCT-II mode, by far the fastest in the oracle, correlations between modes
+            left out; "separable", E[X Xᵀ] ⊗ E[Xᵀ X] / E‖X‖², exact where the covariance is a product of one over rows
+            and one over columns, an approximation elsewhere; "dense", every entry, (h·w, h·w), singular where there
+            are fewer images than pixels
     """
     array = known_array(images, "fit")
     if form not in ("cosine", "separable", "dense"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +18,8 @@ from ssdcore._arrays import (
     computing_dtype,
     full_precision,
     known_array,
-    number,
     real_namespace,
+    real_number,
 )
 from ssdcore._times import times_of
 from ssdcore.degradations import Chain, Degradations, GrowingBlur
@@ -64,6 +64,7 @@ class LinearDiffusion(Timeline):
         (64, 64)
         """
         checked = positive_shape(shape, "LinearDiffusion.identity")
+        _check_kind(noise, NoiseSchedule, "LinearDiffusion.identity: noise")
         return cls._of(noise, Chain(checked, [None] * noise.steps))
 
     @classmethod
@@ -112,7 +113,9 @@ class LinearDiffusion(Timeline):
         σ/α 3.41 at 64×64, 3.42 at 32×32
         """
         base = positive_shape(shape, "LinearDiffusion.resize")
-        factor = number(factor, "LinearDiffusion.resize: factor")
+        _check_kind(noise, NoiseSchedule, "LinearDiffusion.resize: noise")
+        _check_kind(levels, ResolutionSchedule, "LinearDiffusion.resize: levels")
+        factor = real_number(factor, "LinearDiffusion.resize: factor")
         if levels.steps is not None and levels.steps != noise.steps:
             raise ValueError(
                 f"LinearDiffusion.resize: the noise schedule has {noise.steps} steps, "
@@ -150,6 +153,7 @@ class LinearDiffusion(Timeline):
         (32, 32)
         """
         checked = positive_shape(shape, "LinearDiffusion.blur")
+        _check_kind(noise, NoiseSchedule, "LinearDiffusion.blur: noise")
         w = known_array(widths, "LinearDiffusion.blur: widths").astype(np.float64)
         if w.shape != (noise.steps + 1,):
             raise ValueError(
@@ -171,6 +175,9 @@ class LinearDiffusion(Timeline):
         >>> proc.shape(49), proc.shape(50)
         ((8,), (4,))
         """
+        _check_kind(noise, NoiseSchedule, "LinearDiffusion.from_operators: noise")
+        if not isinstance(ops, Sequence):
+            raise TypeError(f"LinearDiffusion.from_operators: expected a list of operators, got {type(ops).__name__}")
         if len(ops) != noise.steps:
             raise ValueError(
                 f"LinearDiffusion.from_operators: expected one operator (or None) for each of the {noise.steps} steps, "
@@ -350,7 +357,9 @@ class LinearDiffusion(Timeline):
         >>> law.sample(np.zeros((3, 8, 8))).shape
         (3, 8, 8)
         """
-        eta = number(eta, "posterior: eta")
+        if clean_covariance is not None:
+            _check_kind(clean_covariance, Covariance, "posterior: clean_covariance")
+        eta = real_number(eta, "posterior: eta")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         times = times_of(s, self.steps), times_of(t, self.steps)
@@ -442,6 +451,8 @@ class LinearDiffusion(Timeline):
         >>> proc.steps, proc.times
         (3, (10, 100, 1000))
         """
+        if not isinstance(times, Iterable):
+            raise TypeError(f"respace: expected increasing times, got {times!r}")
         chosen = [self._time(t) for t in times]
         if not chosen or chosen[0] < 1 or any(b <= a for a, b in pairwise(chosen)):
             raise ValueError(f"respace: expected increasing times within 1 … {self.steps}, got {list(times)}")
@@ -450,8 +461,15 @@ class LinearDiffusion(Timeline):
         return LinearDiffusion(noise, self.degradations, tuple(self.original_times.value[chosen].tolist()))
 
 
+def _check_kind(value: Any, kind: type, what: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{what}: expected a {kind.__name__}, got {type(value).__name__}")
+
+
 def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape | int] | None) -> list[Shape]:
     if sizes is not None:
+        if not isinstance(sizes, Iterable):
+            raise TypeError(f"LinearDiffusion.resize: sizes: expected a list of shapes, got {sizes!r}")
         shapes = [positive_shape(size, "LinearDiffusion.resize: sizes") for size in sizes]
         if len(shapes) != levels or shapes[0] != base:
             raise ValueError(

@@ -95,10 +95,10 @@ def posterior(proc: Timeline, s: int, t: int, eta: float) -> PosteriorStep:
 
 def widened_posterior(proc: Timeline, s: int, t: int, eta: float, clean_covariance: Covariance) -> Covariance:
     """The covariance of `posterior` with D C Dᵀ added."""
-    if not isinstance(clean_covariance, Covariance) or clean_covariance.shape != proc.shape(s):
+    if clean_covariance.shape != proc.shape(s):
         raise ValueError(
             f"posterior: clean_covariance: expected a Covariance over {proc.shape(s)}, the shape at s = {s}, got "
-            f"{getattr(clean_covariance, 'shape', type(clean_covariance).__name__)}"
+            f"{clean_covariance.shape}"
         )
     levels = proc.alpha(s), proc.sigma(s), proc.alpha(t), proc.sigma(t)
 

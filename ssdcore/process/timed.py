@@ -38,6 +38,8 @@ def state_shape(proc: Timeline, times: Times, like: Array, what: str) -> Shape:
                 f"{', '.join(map(size_name, proc.shapes))} is at the end of {size_name(got)}"
             )
         return max(shown, key=len)
+    if times.known.size == 0:
+        raise ValueError(f"{what}: expected at least one time, got none")
     shapes = sorted({proc.shape(t) for t in np.unique(times.known).tolist()}, reverse=True)
     if len(shapes) > 1:
         sizes = [size_name(shape) for shape in shapes]

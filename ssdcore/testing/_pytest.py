@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ssdcore.operators import LinearOperator
 from ssdcore.process import LinearDiffusion
 from ssdcore.testing._operator_checks import OPERATOR_CHECKS
@@ -46,7 +44,7 @@ def _is_operator(subject: Any) -> bool:
 
 def parametrize_with_checks(
     subjects: Sequence[LinearOperator | LinearDiffusion],
-    xp: Any = np,
+    xp: Any = None,
     *,
     dtypes: Sequence[str] | str | None = None,
     examples: int = 3,
@@ -61,15 +59,13 @@ def parametrize_with_checks(
         def test_mine(subject, check):
             check(subject)
 
-    name of a check that does not exist.
-
     Args:
         subjects: operators and processes
+        xp: as in `check_operator`, and so are dtypes, examples and seed; processes: numpy if None
         expected_failures: maps a subject to {name of a check: reason}: those tests are strict xfails
-        xp, dtypes, examples: and seed are those of `check_operator`
 
     Raises:
-        ValueError: For no subject at all, or for the.
+        ValueError: For no subject at all, or for the name of a check that does not exist.
     """
     import pytest
 

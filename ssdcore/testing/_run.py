@@ -18,7 +18,7 @@ from ssdcore.testing._report import Check, CheckFailed, Report, Row, run_check
 
 def check_operator(
     op: LinearOperator,
-    xp: Any = np,
+    xp: Any = None,
     *,
     dtypes: Sequence[str] | str | None = None,
     device: Any = None,
@@ -39,10 +39,11 @@ def check_operator(
 
     Args:
         op: a `LinearOperator`: one of the library's, a `Functional`, or a subclass of yours
-        xp: numpy, torch, jax.numpy, cupy, array_api_strict or a wrapper of array-api-compat
+        xp: numpy, torch, jax.numpy, cupy, array_api_strict or a wrapper of array-api-compat; None: the operator's own,
+            which is numpy unless a `Functional` names another
         dtypes: names among "float64", "float32", "float16", "bfloat16"; None: all that `xp` has now (jax has
             float64 only with jax_enable_x64)
-        device: where the arrays live; None: the library's default
+        device: where the arrays live; None: the operator's own with xp=None, else the library's default
         examples: random inputs a check
         seed: of those inputs; no global random state is used
         expected_failures: {name of a check: reason}. Such a check must fail: its passing fails the run
@@ -107,6 +108,9 @@ def run_operator_checks(
     """The report, whether it passed or not."""
     if not isinstance(op, LinearOperator):
         raise TypeError(f"check_operator: expected a LinearOperator, got {type(op).__name__}; wrap it in a Functional")
+    if xp is None:
+        xp = op.array_kind.namespace
+        device = op.array_kind.device if device is None else device
     backends = _backends(xp, dtypes, device, examples)
     own = own_dtype(op, backends[0])
     if dtypes is None and own != backends[0].widest.dtype_name:  # a Functional whose weights are of one dtype
@@ -132,7 +136,10 @@ def run_process_checks(
             f"check_process: expected a LinearDiffusion, got {type(proc).__name__}; "
             "build one with LinearDiffusion.from_operators"
         )
-    contexts = [ProcessContext(proc, backend, examples, seed) for backend in _backends(xp, dtypes, device, examples)]
+    contexts = [
+        ProcessContext(proc, backend, examples, seed)
+        for backend in _backends(np if xp is None else xp, dtypes, device, examples)
+    ]
     return _run(describe(proc), contexts, checks, expected_failures)
 
 
