@@ -244,6 +244,13 @@ def test_power_stands_at_the_frequency_of_a_wave(shape):
         assert torch.allclose(radial_power(x), power, rtol=0.05, atol=1e-2)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 9, 9)])
+def test_data_thin_along_an_axis_have_the_few_frequencies_that_it_holds(shape):
+    power = radial_power(torch.rand(4, 2, *shape) * 2 - 1)
+    assert power.shape == (min(shape) // 2,)
+    assert power.isfinite().all()
+
+
 def test_features_of_signals_are_means():
     x = torch.rand(3, 2, 1024) * 2 - 1
     extractor = open_extractor("pixels", shape=(2, 1024))

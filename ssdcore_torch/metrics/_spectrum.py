@@ -20,8 +20,11 @@ def radial_power(images: Tensor) -> Tensor:
         images: (n, channels, h, w) uint8, or (n, channels, *size) uint8 or floats in [−1, 1] of signals and volumes
     """
     size = tuple(images.shape[2:])
-    fits = images.dtype == torch.uint8 or (images.is_floating_point() and len(size) != 2)
-    if not size or not fits or min(size) < 4 or len(images) == 0:
+    if len(size) == 2:
+        fits = images.dtype == torch.uint8 and min(size) >= 4
+    else:
+        fits = len(size) > 0 and (images.dtype == torch.uint8 or images.is_floating_point())
+    if not fits or len(images) == 0:
         kind = str(images.dtype).removeprefix("torch.")
         raise ValueError(
             f"power spectrum: expected uint8 images (n, channels, h, w) of 4 pixels at least, got {kind} "
