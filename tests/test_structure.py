@@ -38,6 +38,7 @@ def test_sums_differences_and_quotients_are_those_of_the_matrices():
         np.testing.assert_allclose(op.T.as_matrix(), dense.T, atol=64 * EPS)
         assert op.norm() == pytest.approx(np.linalg.norm(dense, 2), rel=64 * EPS)
     assert a + a == 2 * a
+    assert sum([a, b, a]).key() == (a + b + a).key()
     assert isinstance(b + b, ssd.operators.Scaled)
     assert isinstance(b + ssd.Matrix(np.ones((6, 24)), (6, 4), (3, 2)), ssd.Matrix)
     assert repr(2.0 * (a + b)).startswith("2 * (")
@@ -47,6 +48,9 @@ def test_sums_differences_and_quotients_are_those_of_the_matrices():
     ("make", "error", "message"),
     [
         (lambda op: op + 1.0, TypeError, "ssd.Identity"),
+        (lambda op: 1.0 + op, TypeError, "ssd.Identity"),
+        (lambda op: sum([op], 2), TypeError, "ssd.Identity"),
+        (lambda op: np.ones(3) + op, TypeError, "ndarray \\+ Resize"),
         (lambda op: op - np.ones(3), TypeError, "subtracts an operator"),
         (lambda op: op + ssd.Resize((4,), (3,)), ValueError, "a sum needs the same shapes"),
         (lambda op: op / 0, ValueError, "must not be zero"),

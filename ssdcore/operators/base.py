@@ -141,6 +141,14 @@ class LinearOperator(LinearMap):
             )
         return add(self, other)
 
+    def __radd__(self, other: object) -> LinearOperator:
+        """``sum`` of operators starts from 0."""
+        if isinstance(other, int) and other == 0:
+            return self
+        raise TypeError(
+            f"{type(other).__name__} + {self}: + adds two operators; a number c stands for c * ssd.Identity(shape)"
+        )
+
     def __sub__(self, other: LinearOperator) -> LinearOperator:
         if not isinstance(other, LinearOperator):
             raise TypeError(

@@ -110,8 +110,8 @@ class Run:
         Args:
             data: all that the command's --data takes, an array (n, h, w) or (n, h, w, c) of uint8, (array, labels),
                 or a torch `Dataset` of pictures or (picture, class number); None: the preset's. For a process over
-                signals or volumes: arrays (n, *shape) or (n, *shape, channels), channels last, of uint8 or of floats
-                in [−1, 1], as an array, an .npy or .npz file or a Dataset (`ssdcore_torch.data.open_data`)
+                signals or volumes: arrays ``(n, *shape)`` or ``(n, *shape, channels)``, channels last, of uint8 or of
+                floats in [−1, 1], as an array, an .npy or .npz file or a Dataset (`ssdcore_torch.data.open_data`)
             preset: a name of `ssdcore_torch.config.PRESETS`; None: "gpu64" with a CUDA device, else "cpu"
             size, levels: height and width of the images, and how many sizes, each half the last; None: the
                 preset's, or those of `process`
@@ -332,7 +332,7 @@ class Run:
         on_step: StepRecorder | None = None,
         **drawing: Any,
     ) -> Tensor:
-        """n images (n, channels, h, w) in [−1, 1], or (n, channels, *shape) of another process, from the averaged
+        """n images (n, channels, h, w) in [−1, 1], or ``(n, channels, *shape)`` of another process, from the averaged
         weights, as `python -m ssdcore_torch.sample` draws them: with the run's prior and precision, its classes in
         turn.
 
