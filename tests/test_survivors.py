@@ -487,3 +487,150 @@ def test_sums_of_our_own_arrays() -> None:
         for make in (np.array, jnp.asarray):
             found = function(np, make([1.0, 2.0]), 3.0, make([4.0, 5.0]))
             np.testing.assert_allclose(found, [13.0, 17.0])
+
+
+def test_times_outside_are_refused_wherever_they_stand() -> None:
+    proc = ssd.LinearDiffusion.identity((2,), NOISE)
+    for times in ([3, -1], [-1, 3], [2, 5], [5, 2]):
+        with pytest.raises(ValueError, match="outside the process"):
+            proc.add_noise(np.ones((2, 2)), np.ones((2, 2)), np.array(times))
+
+
+def test_the_matrix_of_one_item_and_of_several() -> None:
+    proc = ssd.LinearDiffusion.blur((4,), NOISE, [0.0, 0.5, 1.0, 1.5, 2.0])
+    x = np.ones((2, 4))
+    one = proc.posterior(x[:1], x[:1], np.array([1]), np.array([3])).covariance
+    alone = proc.posterior(x[0], x[0], 1, 3).covariance
+    np.testing.assert_allclose(one.as_matrix(), alone.as_matrix(), atol=16 * EPS)
+    with pytest.raises(ValueError, match="one matrix per item"):
+        proc.posterior(x, x, np.array([1, 2]), np.array([3, 4])).covariance.as_matrix()
+
+
+def test_a_resize_with_blur_in_two_axes() -> None:
+    """Widths are in pixels of the full size: half as many of the half size, whatever the number of axes."""
+    from ssdcore.degradations import BlurredResize, Chain
+
+    down, widths = ssd.Resize((8, 8), (4, 4), "box"), [0.0, 1.0, 2.0, 3.0]
+    chain = BlurredResize(Chain((8, 8), [None, down, None]), widths)
+    first, second = ssd.Blur((8, 8), 1.0), ssd.Blur((8, 8), math.sqrt(3.0))
+    last = ssd.Blur((4, 4), 0.5 * math.sqrt(5.0))
+    x = np.random.default_rng(16).standard_normal((8, 8))
+    np.testing.assert_allclose(chain.between(0, 1)(x), first(x), atol=64 * EPS)
+    np.testing.assert_allclose(chain.between(0, 2)(x), down(second(first(x))), atol=64 * EPS)
+    np.testing.assert_allclose(chain.between(0, 3)(x), last(down(second(first(x)))), atol=64 * EPS)
+    np.testing.assert_allclose(chain.step_norms(), [chain.between(t - 1, t).norm() for t in (1, 2, 3)], rtol=1e-12)
+    assert not chain.widths.flags.writeable
+
+
+def test_norms_of_steps_are_one_a_step() -> None:
+    widths = np.linspace(0, 3, 5)
+    proc = ssd.LinearDiffusion.blur((6,), NOISE, widths)
+    np.testing.assert_array_equal(proc.degradations.step_norms(), np.ones(4))
+    assert len(square_chain().degradations.step_norms()) == 4
+
+
+def test_what_spectra_hold_is_read_only() -> None:
+    assert not ssd.Covariance.cosine(np.ones(3)).values.flags.writeable  # type: ignore[attr-defined]
+    decomposition = ssd.Matrix(np.eye(2)).decomposition()
+    assert decomposition is not None
+    assert not decomposition.singular_values.flags.writeable
+
+
+def test_defaults_of_the_exact_error() -> None:
+    levels = ssd.ResolutionSchedule.thresholds([3])
+    proc = ssd.LinearDiffusion.resize((4,), NOISE, levels)
+    law = ssd.Covariance.cosine([2.0, 0.5, 0.25, 0.125])
+    first, second = (ssd.oracle.sampler_error(proc, law, (1, 2, 3, 4), 0.0, order=k) for k in (1, 2))
+    assert first != second
+    assert ssd.oracle.sampler_error(proc, law, (1, 2, 3, 4), 0.0) == first
+    assert ssd.oracle.sampler_error(proc, law) == ssd.oracle.sampler_error(proc, law, (1, 2, 3, 4), 1.0)
+
+
+def test_sums_of_both_signs_are_no_decomposition_of_one_sign() -> None:
+    for op in (ssd.Blur((6,), 1.0) + -0.5 * ssd.Identity((6,)), -1.0 * ssd.Blur((6,), 1.0) + 0.5 * ssd.Identity((6,))):
+        m = op.as_matrix()
+        assert np.linalg.eigvalsh(m)[0] < 0 < np.linalg.eigvalsh(m)[-1]
+        d = op.decomposition()
+        assert d is not None
+        np.testing.assert_allclose(d.lift(np, np.eye(6), d.singular_values), m, atol=64 * EPS)
+
+
+def test_functions_of_operators_as_operators() -> None:
+    """f(MᵀM) of one sign, of the other and of both, where M has a null space, too."""
+    m = np.random.default_rng(17).standard_normal((2, 4))
+    g = m.T @ m
+    values, vectors = np.linalg.eigh(g)
+    for f in (lambda e: 1 / (1 + e), lambda e: -1 - e, lambda e: e - 0.5):
+        op = ssd.Matrix(m).gram_operator(f)
+        expected = (vectors * f(np.maximum(values, 0.0))) @ vectors.T
+        np.testing.assert_allclose(op.as_matrix(), expected, atol=1e-13)
+        np.testing.assert_allclose(op(np.eye(4)), expected, atol=1e-13)
+        assert op.norm() == pytest.approx(np.linalg.norm(expected, 2), rel=1e-12)
+
+
+def test_norms_by_lanczos_are_those_of_matrices() -> None:
+    from ssdcore._arrays import ArrayKind
+    from ssdcore.spectral import lanczos_norm
+
+    for n in (2, 3, 4, 7):
+        values = 1 - 1e-3 * np.arange(n)
+        found = lanczos_norm(ArrayKind(np, np.dtype(np.float64)), lambda v, d=values: v * d**2, (n,), "test")
+        assert found == pytest.approx(1.0, rel=1e-7)
+
+
+def test_long_axes_and_their_transposes_rebuild() -> None:
+    for op in (
+        ssd.Resize((390,), (195,), "box"),
+        ssd.Resize((195,), (390,), "box"),
+        ssd.Resize((388,), (194,), "box").T,
+    ):
+        m, d = op.as_matrix(), op.decomposition()
+        assert d is not None
+        np.testing.assert_allclose(d.lift(np, np.eye(m.shape[0]), d.singular_values), m, atol=1e-12)
+        x = np.random.default_rng(18).standard_normal(m.shape[1])
+        np.testing.assert_allclose(op(x), m @ x, atol=1e-12)
+
+
+def test_products_and_sums_of_long_bands() -> None:
+    a, b = ssd.Resize((400,), (200,), "bilinear"), ssd.Resize((800,), (400,), "bilinear")
+    product = a @ b
+    np.testing.assert_allclose(product.as_matrix(), a.as_matrix() @ b.as_matrix(), atol=64 * EPS)
+    np.testing.assert_allclose(product.T.as_matrix(), product.as_matrix().T, atol=64 * EPS)
+    total = ssd.Separable([np.eye(4)]) + ssd.Separable([np.diag([1.0, 2.0, 3.0, 4.0])])
+    np.testing.assert_allclose(total.as_matrix(), np.diag([2.0, 3.0, 4.0, 5.0]), atol=8 * EPS)
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "periodic"])
+@pytest.mark.parametrize("n", [512, 513, 2048])
+def test_long_blurs_have_the_response_of_a_gaussian(boundary: str, n: int) -> None:
+    """exp(−σ²ω²/2) on each cosine or wave, by a fast transform or not, in float64 and float32."""
+    blur, sigma, i = ssd.Blur((n,), 3.0, boundary), 3.0, np.arange(n)
+    for k in (0, 1, 7, n // 3, n // 2):
+        omega = np.pi * k / n if boundary == "reflect" else 2 * np.pi * k / n
+        wave = np.cos(omega * (i + 0.5)) if boundary == "reflect" else np.cos(omega * i) + 0.5 * np.sin(omega * i)
+        expected = np.exp(-(sigma**2) * omega**2 / 2) * wave
+        np.testing.assert_allclose(blur(wave), expected, atol=1e-11)
+        np.testing.assert_allclose(
+            blur(np.stack([wave, 2 * wave]).astype(np.float32)), [expected, 2 * expected], atol=1e-4
+        )
+        matrix = np.stack([wave, -wave], axis=1)
+        np.testing.assert_allclose(ssd.Blur((n, 2), (3.0, 0.0), boundary)(matrix)[:, 0], expected, atol=1e-11)
+
+
+def test_variances_between_times_without_signal_change_keep_alpha() -> None:
+    exploding = ssd.NoiseSchedule(np.ones(4), np.array([0.0, 0.5, 2.0, 8.0]))
+    alpha, sigma = exploding.at(np.array([1.5, 2.5]))
+    np.testing.assert_array_equal(alpha, 1.0)
+    np.testing.assert_allclose(sigma, [1.0, 4.0], rtol=1e-12)
+    assert ssd.NoiseSchedule.linear().steps == 1000
+
+
+def test_covariances_through_operators_of_other_modes() -> None:
+    rng = np.random.default_rng(19)
+    m, root = rng.standard_normal((3, 4)), rng.standard_normal((4, 4))
+    c = root @ root.T
+    found = ssd.Covariance.dense(c).through(ssd.Matrix(m)).as_matrix()
+    np.testing.assert_allclose(found, m @ c @ m.T, atol=1e-12)
+    plane = ssd.Covariance.cosine(1.0 + np.arange(4.0).reshape(2, 2))
+    found = plane.through(ssd.Matrix(m, (2, 2), (3,))).as_matrix()
+    np.testing.assert_allclose(found, m @ plane.as_matrix() @ m.T, atol=1e-12)

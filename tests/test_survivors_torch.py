@@ -136,3 +136,49 @@ def test_the_nearest_snapshots_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(ema, "snapshots", lambda run: [Kept(step) for step in (10, 20, 30, 40, 50, 60)])
     with pytest.raises(ValueError, match=r"the nearest that have: 40, 50, 30, 60$"):
         ema.mixed_average(tmp_path, 0.1, 43)
+
+
+def test_no_two_purposes_share_a_number() -> None:
+    assert [int(purpose) for purpose in Purpose] == list(range(1, len(Purpose.__members__) + 1))
+
+
+def test_seeds_of_generators_are_half_a_word_of_numpy_s() -> None:
+    from ssdcore_torch.randomness import torch_seed
+
+    word = int(np.random.SeedSequence((int(Purpose.NOISE), 3, 4)).generate_state(1, np.uint64)[0])
+    assert torch_seed(Purpose.NOISE, 3, 4) == word // 2
+
+
+def test_time_zero_has_no_weight() -> None:
+    proc = ssd.LinearDiffusion.identity((2, 2), NOISE)
+    assert Objective(proc).rows(np.array([0]), torch.device("cpu")).flatten().tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
+def test_a_snapshot_of_the_first_step_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssdcore_torch import ema
+
+    monkeypatch.setattr(ema, "load_tensors", lambda path: ({}, {"step": "1", "width": "0.1"}))
+    assert ema._open(tmp_path).step == 1
+    monkeypatch.setattr(ema, "load_tensors", lambda path: ({}, {"step": "0", "width": "0.1"}))
+    with pytest.raises(ValueError, match="is not a snapshot"):
+        ema._open(tmp_path)
+
+
+def test_a_network_on_the_cpu_draws_as_it_is() -> None:
+    from ssdcore_torch.sampling._precision import drawing_network
+
+    net = torch.nn.Linear(1, 1)
+    assert drawing_network(net, False) is net
+
+
+class ThreeChannels(Recorder):
+    channels = 3
+
+
+def test_channels_come_from_the_network_where_the_prior_has_none() -> None:
+    proc = ssd.LinearDiffusion.identity((2, 2), NOISE)
+    plain = ssd.Gaussian(torch.zeros(2, 2), ssd.Covariance.isotropic((2, 2), 1.0))
+    assert generate(ThreeChannels(), proc, 2, steps=2, seed=0, prior=plain).shape == (2, 3, 2, 2)
+    net = ThreeChannels()
+    generate(net, proc, 2, steps=2, seed=0)
+    assert set(net.counts) == {2}

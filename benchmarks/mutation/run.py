@@ -47,7 +47,7 @@ _LEFT_OUT = {
     for name in ("plotting", "__main__", "_design", "_plot", "_verify", "_data", "_extras", "files", "_pytrees")
 }
 _TORCH = (
-    "diffusion.py", "ema.py", "official.py", "randomness.py", "restoration.py", "training/plan.py",
+    "diffusion.py", "ema.py", "official.py", "randomness.py", "restoration.py",
     "sampling/_walk.py", "sampling/_generate.py", "sampling/_encoding.py", "sampling/_shared.py",
     "sampling/_placement.py", "sampling/_residuals.py", "sampling/_precision.py",
 )  # fmt: skip
@@ -58,7 +58,7 @@ TESTS = {
     ),
     "ssdcore_torch": (
         "sampling", "sampling_loops", "ema", "official", "diffusion", "preconditioning", "encoding", "restoration",
-        "randomness", "processes",
+        "randomness", "processes", "survivors_torch",
     ),
 }  # fmt: skip
 _TEST_SECONDS = (6.0, 20.0)  # of tests for one mutant, the quickest first; when it is tried again
