@@ -44,8 +44,8 @@ class Mutant:
     """Bytes start … end of `file` (relative to the repository) replaced by `text`.
 
     Attributes:
-        name: of the function around it and the edit; stays the same when the function moves, to another file even,
-            and when comments, docstrings or other functions change
+        name: of the function around it and the edit; stays the same when the function moves, to another class or file
+            even, and when comments, docstrings, annotations or other functions change
         function: qualified name of the outermost function whose body has it, "" where the module has it
     """
 
@@ -93,7 +93,7 @@ class _Collector(ast.NodeVisitor):
         digest = hashlib.sha256(f"{self.inside}|{self.edits}|{before}|{text}".encode()).hexdigest()[:12]
         self.edits += 1
         line, last = node.lineno, node.end_lineno  # type: ignore[attr-defined]
-        name = f"{self.around}:{digest}"
+        name = f"{self.around.rpartition('.')[2]}:{digest}"
         self.found.append(Mutant(self.file, line, last, start, end, before, text, kind, name, self.function))
 
     def enter(self, name: str, node: ast.AST) -> None:
@@ -222,11 +222,17 @@ class _Collector(ast.NodeVisitor):
 
 
 def _digest(node: ast.AST) -> str:
-    """Of the code, without comments, layout and docstrings."""
+    """Of the code, without comments, layout, docstrings and annotations."""
     without = ast.parse(ast.unparse(node))
     for part in ast.walk(without):
         if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part) is not None:
             part.body = part.body[1:]
+        if isinstance(part, ast.FunctionDef):
+            part.returns = None
+        elif isinstance(part, ast.arg):
+            part.annotation = None
+        elif isinstance(part, ast.AnnAssign):
+            part.annotation = ast.Constant(None)
     return hashlib.sha256(ast.dump(without).encode()).hexdigest()
 
 

@@ -63,7 +63,6 @@ TESTS = {
 }  # fmt: skip
 _TEST_SECONDS = (6.0, 20.0)  # of tests for one mutant, the quickest first; when it is tried again
 _SAMPLE = 60
-_KNOWN = 0.97  # share of the counted mutants that have a result; the others are new, for their function has changed
 
 
 def targets() -> list[str]:
@@ -263,7 +262,7 @@ def reasons() -> dict[str, str]:
     return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
-def summary(rows: Sequence[tuple[Mutant, dict[str, Any]]], total: int, new: int) -> str:
+def summary(rows: Sequence[tuple[Mutant, dict[str, Any]]], total: int) -> str:
     """The report as Markdown. The score is the share of killed among those that are not equivalent."""
     why = reasons()
     alive = [(mutant, row) for mutant, row in rows if row["status"] in ("survived", "untouched")]
@@ -279,7 +278,7 @@ def summary(rows: Sequence[tuple[Mutant, dict[str, Any]]], total: int, new: int)
         f"written since ({golden} in all by golden rows), {len(equivalent)} equivalent, {left} alive. "
         f"**Score {100 * score:.1f} %** ({killed} of {counted} that are not equivalent; standard error of the draw "
         f"{100 * error:.1f} %).",
-        *([f"Not counted: {new} more of the same draw, whose functions have changed since."] if new else []),
+        "Not counted: those tried whose functions have changed since.",
         "",
         "| file | tried | killed | equivalent | alive |",
         "|---|---|---|---|---|",
@@ -300,19 +299,10 @@ def summary(rows: Sequence[tuple[Mutant, dict[str, Any]]], total: int, new: int)
     return "\n".join(lines) + "\n"
 
 
-def drawn() -> tuple[list[tuple[Mutant, dict[str, Any]]], int, int]:
-    """(the first of the order as far as results go, of how many, how many of them are new)."""
+def tried() -> tuple[list[tuple[Mutant, dict[str, Any]]], int]:
+    """(all that have a result and are in the source still, of how many): a fair sample, as long as `run` draws them."""
     order, known = all_mutants(), latest()
-    rows, last, missing = [], (0, 0), 0
-    for mutant in order:
-        row = known.get(mutant.name)
-        if row is None:
-            missing += 1
-        else:
-            rows.append((mutant, row))
-            if len(rows) >= _KNOWN * (len(rows) + missing):
-                last = len(rows), missing
-    return rows[: last[0]], len(order), last[1]
+    return [(mutant, known[mutant.name]) for mutant in order if mutant.name in known], len(order)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -343,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif args.command == "sample":
         return 1 if sample(args.count) else 0
     else:
-        text = summary(*drawn())
+        text = summary(*tried())
         print(text)
         if args.write:
             head = "Output of `python benchmarks/mutation/run.py report`; see there for what is done."
