@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -66,9 +67,9 @@ def test_what_a_prediction_leaves_open_at_arrays_of_pairs() -> None:
 
 
 def test_what_a_prediction_leaves_open_without_singular_vectors() -> None:
-    """R = ½ I, as a function of 2,304 elements: D = α_s − α_t b r is a number."""
+    """R = half a shift, as a function of 2,304 elements: D = α_s − α_t b r is a number."""
     n = 2304
-    half = ssd.Functional(lambda v: 0.5 * v, lambda v: 0.5 * v, (n,), (n,))
+    half = ssd.Functional(lambda v: 0.5 * np.roll(v, 1, -1), lambda v: 0.5 * np.roll(v, -1, -1), (n,), (n,))
     large = ssd.LinearDiffusion.from_operators([None, half], ssd.NoiseSchedule.from_log_snr([1.0, 0.0]))
     small = ssd.LinearDiffusion.from_operators([None, ssd.Matrix(0.5 * np.eye(1))], large.noise)
     x = np.random.default_rng(3).standard_normal(n)
@@ -520,6 +521,8 @@ def test_a_resize_with_blur_in_two_axes() -> None:
     np.testing.assert_allclose(chain.between(0, 3)(x), last(down(second(first(x)))), atol=64 * EPS)
     np.testing.assert_allclose(chain.step_norms(), [chain.between(t - 1, t).norm() for t in (1, 2, 3)], rtol=1e-12)
     assert not chain.widths.flags.writeable
+    early = BlurredResize(Chain((8, 8), [down, None]), [0.0, 0.0, 1.0])
+    np.testing.assert_allclose(early.between(0, 2)(x), ssd.Blur((4, 4), 0.5)(down(x)), atol=64 * EPS)
 
 
 def test_norms_of_steps_are_one_a_step() -> None:
@@ -566,6 +569,9 @@ def test_functions_of_operators_as_operators() -> None:
         np.testing.assert_allclose(op.as_matrix(), expected, atol=1e-13)
         np.testing.assert_allclose(op(np.eye(4)), expected, atol=1e-13)
         assert op.norm() == pytest.approx(np.linalg.norm(expected, 2), rel=1e-12)
+        found = op.decomposition()
+        if found is not None:
+            np.testing.assert_allclose(found.lift(np, np.eye(4), found.singular_values), expected, atol=1e-13)
 
 
 def test_norms_by_lanczos_are_those_of_matrices() -> None:
@@ -605,7 +611,7 @@ def test_products_and_sums_of_long_bands() -> None:
 def test_long_blurs_have_the_response_of_a_gaussian(boundary: str, n: int) -> None:
     """exp(−σ²ω²/2) on each cosine or wave, by a fast transform or not, in float64 and float32."""
     blur, sigma, i = ssd.Blur((n,), 3.0, boundary), 3.0, np.arange(n)
-    for k in (0, 1, 7, n // 3, n // 2):
+    for k in (0, 1, 7, n // 3, n // 2 - 5, n // 2):
         omega = np.pi * k / n if boundary == "reflect" else 2 * np.pi * k / n
         wave = np.cos(omega * (i + 0.5)) if boundary == "reflect" else np.cos(omega * i) + 0.5 * np.sin(omega * i)
         expected = np.exp(-(sigma**2) * omega**2 / 2) * wave
@@ -634,3 +640,44 @@ def test_covariances_through_operators_of_other_modes() -> None:
     plane = ssd.Covariance.cosine(1.0 + np.arange(4.0).reshape(2, 2))
     found = plane.through(ssd.Matrix(m, (2, 2), (3,))).as_matrix()
     np.testing.assert_allclose(found, m @ plane.as_matrix() @ m.T, atol=1e-12)
+
+
+def test_two_changes_in_a_row_extrapolate_nothing() -> None:
+    from ssdcore.multistep import extrapolated
+
+    proc = square_chain()
+    now, before = np.array([1.0, 2.0, 3.0]), np.array([0.5, -1.0, 4.0])
+    np.testing.assert_array_equal(extrapolated(proc, 1, 2, 3, now, before), now)
+
+
+def test_no_noise_at_all_is_admissible() -> None:
+    nothing = ssd.Covariance.isotropic(2, 0.0)
+    law = ssd.general_transition(np.ones(2), ssd.Matrix(0.5 * np.eye(2)), nothing, nothing)
+    np.testing.assert_array_equal(law.covariance.as_matrix(), np.zeros((2, 2)))
+    np.testing.assert_array_equal(law.mean, [0.5, 0.5])
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    def default(function: object, name: str) -> object:
+        return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
+
+    assert default(ssd.oracle.design_levels, "levels") == 4
+    assert default(ssd.oracle.level_information, "matched") is True
+    assert default(ssd.oracle.level_information, "factor") == 2
+
+
+def test_what_is_without_signal_or_variance_makes_no_warning() -> None:
+    flow = ssd.LinearDiffusion.identity((2,), ssd.NoiseSchedule.rectified_flow(4))
+    assert flow.log_snr(4) == -math.inf
+    noise = ssd.NoiseSchedule(np.array([1.0, 0.5, 0.0, 0.0]), np.array([0.0, 0.5, 1.0, 1.0]))
+    proc = ssd.LinearDiffusion.identity((2,), noise)
+    flat = ssd.Matrix(np.full((1, 4), 0.5))
+    with np.errstate(all="raise"):
+        assert ssd.Covariance.of_modes(flat, [3.0], 0.0).log_determinant() == -math.inf
+        law = proc.posterior(np.ones((2, 2)), np.ones((2, 2)), np.array([1, 2]), np.array([3, 3]))
+    np.testing.assert_allclose(law.mean[1], proc.posterior(np.ones(2), np.ones(2), 2, 3).mean, atol=8 * EPS)
+
+
+def test_functions_of_the_other_sign_keep_their_modes() -> None:
+    op = ssd.Matrix(np.random.default_rng(20).standard_normal((4, 4))).gram_operator(lambda e: -1 - e)
+    assert op.decomposition() is not None
