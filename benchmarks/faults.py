@@ -59,7 +59,7 @@ def _fault(check: str, file: str, what: str, *edits: tuple[str, str]) -> Fault:
 
 SEP, DEG, GAINS = "operators/separable.py", "degradations.py", "_gains.py"
 R, B, BASE, M = "operators/resize.py", "operators/blur.py", "operators/base.py", "operators/matrix.py"
-SP, G, C, S, P, MS = "spectral.py", "gaussian.py", "conditioning.py", "schedules.py", "process.py", "multistep.py"
+SP, G, C, S, P, MS = "spectral.py", "gaussian.py", "conditioning.py", "schedules.py", "process", "multistep.py"
 LAW, PROP, INFO = "oracle/_law.py", "oracle/_propagation.py", "oracle/_information.py"
 TIMES, DESIGN, FIT, EMP = "placement.py", "oracle/_design.py", "oracle/_fit.py", "oracle/_empirical.py"
 
@@ -138,7 +138,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("other noise", S, "EDM with ρ for 1/ρ", ("** self.rho\n", "** (1 / self.rho)\n")),
     _fault("other noise", S, "flow the other way", ("return (self.steps - t) / self.steps, t / self.steps", "return (self.steps - t) / self.steps, (t / self.steps) ** 2")),
     # levels
-    _fault("level changes", S, "a level starts one step late", ("start <= t for start", "start < t for start")),
+    _fault("level changes", S, "a level starts one step late", ("start <= time for start", "start < time for start")),
     _fault("level changes", S, "levels counted by t, not by t − 1", ("next(i + 1 for i, level", "next(max(i, 1) for i, level")),
     _fault("level changes", S, "τ = (t − 1)/T", ("i / max(steps - 1, 1)", "i / steps")),
     _fault("level changes", S, "levels rounded, not cut", ("math.floor(levels * u(", "round(levels * u(")),
@@ -154,9 +154,9 @@ FAULTS: tuple[Fault, ...] = (
     _fault("sizes", DEG, "operators one step late", ("bisect.bisect_right(self._changes, t)", "bisect.bisect_left(self._changes, t)")),
     _fault("sizes", P, "sizes cut, not rounded", ("max(1, round(n / factor**k))", "max(1, int(n / factor**k))")),
     _fault("sizes", P, "kernel forgotten", ("Resize(high, low, kernel)", "Resize(high, low)")),
-    _fault("sizes", P, "respacing twice forgets the first", ("tuple(self._original(t) for t in chosen)", "tuple(chosen)")),
+    _fault("sizes", P, "respacing twice forgets the first", ("tuple(self.original_times.value[chosen].tolist())", "tuple(chosen)")),
     _fault("blurring", DEG, "widths subtract", ("Blur(self._shape, math.sqrt((high - low) * (high + low))", "Blur(self._shape, (high - low)")),
-    _fault("transitions", P, "variance of the marginal is its deviation", ("Covariance.isotropic(self.shape(t), self.sigma(t) ** 2)", "Covariance.isotropic(self.shape(t), self.sigma(t))")),
+    _fault("transitions", P, "variance of the marginal is its deviation", ("Covariance.isotropic(proc.shape(t), proc.sigma(t) ** 2)", "Covariance.isotropic(proc.shape(t), proc.sigma(t))")),
     _fault("transitions", P, "transition with M for MMᵀ", ("variance_t - variance_s * m2", "variance_t - variance_s * m2 ** 0.5")),
     _fault("transitions", P, "transition forgets the past", ("variance_t - variance_s * m2", "variance_t + 0 * m2")),
     _fault("posteriors", GAINS, "η for η²", ("(1 - eta) * (1 + eta) + eta**2 * (rho * squared)", "(1 - eta) + eta * (rho * squared)")),
@@ -167,8 +167,8 @@ FAULTS: tuple[Fault, ...] = (
     _fault("destroyed modes", P, "destroyed modes carried over", ("np.where(kept, posterior_share(", "np.where(kept | True, posterior_share(")),
     _fault("admissible", P, "one per cent of slack", ("needed * (1 - _ROUNDING)", "needed * 0.99")),
     _fault("admissible", P, "slack of 1e-8", ("_ROUNDING = 64 * np.finfo(np.float64).eps", "_ROUNDING = 1e-8")),
-    _fault("priors", P, "prior with α_T C", ("covariance.affine(alpha**2, variance)", "covariance.affine(alpha, variance)")),
-    _fault("priors", P, "prior around m", ("Gaussian(alpha * centre, law)", "Gaussian(1.0 * centre, law)")),
+    _fault("priors", P, "prior with α_T C", ("covariance.affine(proc.alpha(proc.steps) ** 2, ", "covariance.affine(proc.alpha(proc.steps), ")),
+    _fault("priors", P, "prior around m", ("Gaussian(self.alpha(t) * mean, law)", "Gaussian(1.0 * mean, law)")),
     # second order
     _fault("multistep", MS, "weight without its 2", ("return step / (2 * last) if", "return step / last if")),
     _fault("multistep", MS, "log r added at a change", ("(step - np.log(", "(step + np.log(")),
@@ -192,9 +192,20 @@ FAULTS: tuple[Fault, ...] = (
 )  # fmt: skip
 
 
+def place(fault: Fault, folder: Path) -> Path:
+    """The file of a fault; of a package the module that has its first text."""
+    path = folder / "ssdcore" / fault.file
+    if not path.is_dir():
+        return path
+    old = fault.edits[0][0]
+    return next(
+        (file for file in sorted(path.glob("*.py")) if old in file.read_text(encoding="utf-8")), path / "__init__.py"
+    )
+
+
 def plant(fault: Fault, folder: Path) -> None:
     """Edit a copy of the library. Raises ValueError for a text that is not there exactly once."""
-    file = folder / "ssdcore" / fault.file
+    file = place(fault, folder)
     text = file.read_text(encoding="utf-8")
     for old, new in fault.edits:
         if text.count(old) != 1:

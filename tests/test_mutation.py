@@ -122,7 +122,7 @@ def test_every_fault_s_text_is_in_the_source_once() -> None:
     """A planted fault whose text has moved would otherwise be found only when the benchmark is run."""
     assert len(faults.FAULTS) >= 64
     for fault in faults.FAULTS:
-        text = (ROOT / "ssdcore" / fault.file).read_text(encoding="utf-8")
+        text = faults.place(fault, ROOT).read_text(encoding="utf-8")
         for old, new in fault.edits:
             assert text.count(old) == 1, f"{fault.what}: {fault.file} has {text.count(old)} times {old!r}"
             assert old != new
