@@ -38,7 +38,7 @@ SAVE_EVERY = 10
 
 def tiny(steps: int) -> Config:
     """A run of seconds: 8 pixels, two levels, two kinds of averages."""
-    cpu = preset("cpu").resized(8, 2)
+    cpu = preset("cpu").overlaid({}, 8, 2)
     network = dataclasses.replace(cpu.network, channel_multipliers=(1, 1), attention_sizes=(4,), dropout=0.1)
     process = dataclasses.replace(cpu.process, steps=25)
     train = dataclasses.replace(

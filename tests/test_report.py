@@ -53,7 +53,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of an untrained network with two classes, one of a hostile name, that logged, drew and was evaluated."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     folder.mkdir()
-    config = preset("cpu").resized(8, 2)
+    config = preset("cpu").overlaid({}, 8, 2)
     network = replace(config.network, base_channels=32, channel_multipliers=(1, 1), attention_sizes=(), num_classes=2)
     data = replace(config.data, classes=(), class_names=(EVIL, "cats"))
     config = replace(config, network=network, data=data, train=replace(config.train, clip=1.5))

@@ -54,7 +54,7 @@ class Suite:
     def config(self, name: str, seed: int, data: str, steps: int) -> Config:
         """The configuration of an arm's run."""
         arm = self.arms[name]
-        config = preset(self.preset, data).overlaid(self.settings).resized(self.size, arm.levels)
+        config = preset(self.preset, data).overlaid(self.settings, self.size, arm.levels)
         run = {"seed": seed, "train": {"steps": steps, "keep": 1, "save_every": 1_000_000}}
         return config.overlaid(arm.settings).overlaid(run)
 

@@ -60,6 +60,7 @@ SAMPLINGS: Mapping[str, Sampler] = {
     "12 steps, second moments": {"steps": 12, "second_moments": True},
     "25 steps, second moments": {"steps": 25, "second_moments": True},
     "12 steps, multistep": {"steps": 12, "sampler": "multistep"},
+    "7 steps, multistep": {"steps": 7, "sampler": "multistep"},
     "6 steps": {"steps": 6},
 }
 """Others' code has its own sampler, so only numbers of steps."""
@@ -115,7 +116,7 @@ class Ours:
             "network": {"in_channels": channels, "channel_multipliers": [1, 1, 1], "preconditioned_times": 1000},
             "train": {"weighting": "edm", "change_share": 0.1, "size_bias": 0.5},
         }
-        config = preset("cpu").overlaid(base).resized(size, arm.levels).overlaid(arm.settings)
+        config = preset("cpu").overlaid(base, size, arm.levels).overlaid(arm.settings)
         self.config, self.process = config, config.build_process()
         self.net = network_of(config)
         train = config.train
