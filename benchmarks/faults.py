@@ -166,7 +166,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("posteriors", P, "posterior variance is σ_s²", ("sigma_s**2 * (1 - rho * m2)", "sigma_s**2 + 0 * m2")),
     _fault("destroyed modes", P, "destroyed modes carried over", ("np.where(kept, posterior_share(", "np.where(kept | True, posterior_share(")),
     _fault("admissible", P, "one per cent of slack", ("needed * (1 - _ROUNDING)", "needed * 0.99")),
-    _fault("admissible", P, "slack of 1e-8", ("_ROUNDING = 64 * np.finfo(np.float64).eps", "_ROUNDING = 1e-8")),
+    _fault("admissible", "process/timeline.py", "slack of 1e-8", ("_ROUNDING = 64 * np.finfo(np.float64).eps", "_ROUNDING = 1e-8")),
     _fault("priors", P, "prior with α_T C", ("covariance.affine(proc.alpha(proc.steps) ** 2, ", "covariance.affine(proc.alpha(proc.steps), ")),
     _fault("priors", P, "prior around m", ("Gaussian(self.alpha(t) * mean, law)", "Gaussian(1.0 * mean, law)")),
     # second order
