@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import itertools
@@ -152,7 +153,9 @@ def connect(device: str | None = None) -> Iterator[World]:
 _meetings = itertools.count()
 # Kept until the next is there. DDP's reducer, freed after `destroy_process_group`, would free the group while it holds
 # the GIL, and join a thread that may still need the GIL to free the last piece of its work: both would wait for ever.
+# And no longer than that: once the interpreter ends, that thread cannot have the GIL, and aborts the process.
 _newest_group: list[Any] = []
+atexit.register(_newest_group.clear)
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from ssdcore_torch.reports import _page
 from ssdcore_torch.reports._charts import line_chart
 from ssdcore_torch.reports._pictures import picture_of, strip
 from ssdcore_torch.training.log import log_lines
-from ssdcore_torch.training.pictures import draw_samples
+from ssdcore_torch.training.pictures import SAMPLER, draw_samples
 
 SAMPLES = 16
 CHAINS = 6
@@ -105,7 +105,7 @@ def _samples(run: OpenRun, drawn: Tensor, labels: Sequence[int] | None, steps: i
     for i, image in enumerate(drawn):
         caption = f"{i}" if classes is None else classes[i]
         figures.append(_page.captioned(_page.picture(picture_of(image), TILE, f"sample {caption}"), caption))
-    note = f"Drawn with the averaged weights of step {run.step:,} in {steps} ancestral steps, seed {run.config.seed}."
+    note = f"Drawn with the averaged weights of step {run.step:,} in {steps} {SAMPLER} steps, seed {run.config.seed}."
     return _page.tiles(figures) + _page.paragraph(note, note=True)
 
 

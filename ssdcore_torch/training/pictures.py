@@ -63,8 +63,9 @@ def draw_samples(
     n: int,
     on_step: StepRecorder | None = None,
 ) -> Tensor:
-    """n samples as a run's pictures show them: its seed, classes in turn, `SAMPLE_STEPS` steps, a bar."""
-    device, steps = device_of(net), min(SAMPLE_STEPS, process.steps)
+    """n samples as a run's pictures show them: its seed, classes in turn, `SAMPLE_STEPS` steps at least, a bar."""
+    device = device_of(net)
+    steps = min(max(SAMPLE_STEPS, len(process.shapes)), process.steps)  # a chain passes every size
     with drawing_bar(n, n, steps, on_step) as recorder:
         return generate(
             drawing_network(net, config.train.in_bfloat16(device.type)),
