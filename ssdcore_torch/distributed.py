@@ -136,7 +136,8 @@ def connect(device: str | None = None) -> Iterator[World]:
             print(
                 f"waiting for {size - 1} other processes, as WORLD_SIZE={size} in the environment says", file=sys.stderr
             )
-        store = dist.PrefixStore(f"meeting {next(_meetings)}", _store(rank, size))
+        place = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        store = next(_meetings(rank, size, place))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
         _newest_group[:] = [dist.group.WORLD]
     except (ValueError, RuntimeError, OSError) as error:
@@ -148,9 +149,6 @@ def connect(device: str | None = None) -> Iterator[World]:
     dist.destroy_process_group()
 
 
-# The store outlives a group, and Gloo writes the addresses of its sockets there: a second group under the same names
-# would read those of the first, and wait for ever.
-_meetings = itertools.count()
 # Kept until the next is there. DDP's reducer, freed after `destroy_process_group`, would free the group while it holds
 # the GIL, and join a thread that may still need the GIL to free the last piece of its work: both would wait for ever.
 # And no longer than that: once the interpreter ends, that thread cannot have the GIL, and aborts the process.
@@ -159,10 +157,14 @@ atexit.register(_newest_group.clear)
 
 
 @functools.cache
-def _store(rank: int, size: int) -> dist.Store:
-    """Where the processes leave each other their addresses: one for as long as this process lives."""
+def _meetings(rank: int, size: int, place: tuple[str, str]) -> Iterator[dist.Store]:
+    """Where the processes leave each other their addresses: a store for each meeting at this place.
+
+    All are in one, which is there for as long as this process lives. A second group under the names of the first would
+    read the addresses of its sockets, and wait for ever.
+    """
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=MEETING))
-    return store
+    return (dist.PrefixStore(f"meeting {meeting}", store) for meeting in itertools.count())
 
 
 MEETING = timedelta(minutes=10)  # all processes are to be there by then
