@@ -95,12 +95,12 @@ def class_captions(labels: Sequence[int] | None, names: Sequence[str]) -> list[s
 
 def _drawable(text: str) -> str:
     """The text in letters that Pillow's own font has: without accents that it lacks, "?" for what is left."""
-    font = ImageFont.load_default()
+    font, text = ImageFont.load_default(), printable(text)
     if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType
         return text.encode("latin-1", "replace").decode("latin-1")
     box = bytes(font.getmask("\U0010fffd"))  # drawn for every character that it lacks
     letters = []
-    for letter in printable(text):
+    for letter in text:
         plain = unicodedata.normalize("NFKD", letter)[0]
         letters.append(next((tried for tried in (letter, plain) if bytes(font.getmask(tried)) != box), "?"))
     return "".join(letters)

@@ -201,6 +201,12 @@ def test_a_grid_has_a_heading_and_the_names_of_classes():
     assert images.class_captions(None, ("a",)) is None
 
 
+@pytest.mark.parametrize("font", ["load_default", "load_default_imagefont"])  # with and without FreeType
+def test_names_on_a_grid_are_printable(font: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images.ImageFont, "load_default", getattr(images.ImageFont, font))
+    assert images.class_captions([0], ("a\x1b[2J",)) == ["a\\x1b[2J"]
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

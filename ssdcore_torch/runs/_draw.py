@@ -65,8 +65,8 @@ class Drawing:
     def __post_init__(self) -> None:
         sampler = Sampler.named(self.sampler)
         for name, least in (("steps", 1), ("seed", 0), ("batch_size", 1)):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, whole_number(name, value, least))
+            if name != "steps" or self.steps is not None:
+                object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.placement not in (None, "design", *PLACEMENTS):
