@@ -22,7 +22,7 @@ from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import Config, is_unnamed_data, unnamed_data
 from ssdcore_torch.data import EMBEDDED, called
 from ssdcore_torch.metrics import report as evaluation_report
-from ssdcore_torch.text import printable
+from ssdcore_torch.text import printable, sides
 
 FILES = (
     "config.json",
@@ -96,7 +96,7 @@ def model_card(run: OpenRun, config: Config, licence: str | None) -> str:
     if licence is not None:
         head = {"license": licence, **head}
     process = run.process
-    sizes = " → ".join("×".join(map(str, shape)) for shape in process.shapes)
+    sizes = " → ".join(sides(shape) for shape in process.shapes)
     parameters = sum(p.numel() for p in run.ema.parameters())
     classes = config.data.class_names or tuple(f"class {k}" for k in range(config.network.num_classes or 0))
     path = config.data.path
@@ -107,7 +107,7 @@ def model_card(run: OpenRun, config: Config, licence: str | None) -> str:
     kind = "its own operators (process.safetensors)" if settings.operators is not None else settings.degradation
     rows = [
         ("data", data),
-        ("size", "×".join(map(str, process.shape(0))) + f", {config.network.in_channels} channels"),
+        ("size", sides(process.shape(0)) + f", {config.network.in_channels} channels"),
         ("process", f"{kind}, {process.steps} steps, sizes {sizes}"),
         ("noise", settings.noise if settings.operators is None else "as in process.safetensors"),
         ("network", f"{type(run.ema).__name__}, {parameters / 1e6:.2f} M parameters"),

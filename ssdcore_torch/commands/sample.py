@@ -22,6 +22,7 @@ from ssdcore_torch.devices import memory_of
 from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.runs import Drawing, Run, draw_images, labels_of, load_run
 from ssdcore_torch.sampling import PLACEMENTS, SAMPLERS
+from ssdcore_torch.text import short_sides, sides
 
 CPU = torch.device("cpu")
 
@@ -133,7 +134,7 @@ def drawing_of(args: argparse.Namespace) -> Drawing:
 def check_count(run: Run, n: int, device: torch.device) -> None:
     """Raises ValueError for more images than fit the memory."""
     shape = run.process.shape(0)
-    what = f"{called(len(shape))} of {'×'.join(map(str, shape))}"
+    what = f"{called(len(shape))} of {sides(shape)}"
     size, room = 4 * n * run.config.network.in_channels * math.prod(shape), min(memory_of(device), memory_of(CPU))
     if size > room:
         raise ValueError(
@@ -161,8 +162,7 @@ def _grid(run: Run, drawn: Tensor, labels: list[int] | None, how: Drawing, steps
 def _drawn(run: Run, n: int) -> str:
     """How many of what were drawn."""
     shape = run.process.shape(0)
-    size = str(shape[0]) if len(set(shape)) == 1 and len(shape) == 2 else "×".join(map(str, shape))
-    return f"{n} {called(len(shape))} of {size}{' px' if len(shape) == 2 else ''}"
+    return f"{n} {called(len(shape))} of {short_sides(shape)}{' px' if len(shape) == 2 else ''}"
 
 
 def _run(args: argparse.Namespace, world: World) -> int:

@@ -28,6 +28,7 @@ from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.errors import out_of_memory
 from ssdcore_torch.processes import DEGRADATIONS, log_snr_file
 from ssdcore_torch.runs import Asked, Session, begin, configure, finish, load_run, naming, withdraw
+from ssdcore_torch.text import short_sides
 from ssdcore_torch.training import Logger, NotFiniteError, TensorBoard, Trainer, WeightsAndBiases, plan, replay
 
 
@@ -194,7 +195,7 @@ def session_of(args: argparse.Namespace, world: World) -> Session:
 
 def _describe(trainer: Trainer, out: Path) -> str:
     config, world = trainer.config, trainer.world
-    sizes = " → ".join(_side(size) for size in reversed(config.network.level_sizes))
+    sizes = " → ".join(short_sides(size) for size in reversed(config.network.level_sizes))
     parameters = sum(p.numel() for p in trainer.net.parameters())
     classes = "" if config.network.num_classes is None else f", {config.network.num_classes} classes"
     processes = "" if world.size == 1 else f" and {world.size - 1} more"
@@ -203,10 +204,6 @@ def _describe(trainer: Trainer, out: Path) -> str:
         f"sizes {sizes}, {parameters / 1e6:.2f} M parameters, {config.train.steps} steps of {config.train.batch_size} "
         f"on {world.device}{processes}; writing to {out}"
     )
-
-
-def _side(size: tuple[int, ...]) -> str:
-    return str(size[0]) if len(set(size)) == 1 and len(size) == 2 else "×".join(map(str, size))
 
 
 def _command(world: World, *arguments: object) -> str:

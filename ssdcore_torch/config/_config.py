@@ -14,7 +14,7 @@ from ssdcore_torch.config._tree import flat_settings, once, overlay, read_as
 from ssdcore_torch.denoisers import FlexiUNetConfig, NetworkConfig
 from ssdcore_torch.denoisers.unet import level_sizes
 from ssdcore_torch.processes import ProcessConfig
-from ssdcore_torch.text import printable
+from ssdcore_torch.text import printable, sides
 
 LARGEST_SEED = 2**63 - 1
 LARGEST_SIZE = 16_384
@@ -139,7 +139,7 @@ class Config:
         """
         sizes = self.network.level_sizes
         if schedule.sizes != sizes:
-            given, wanted = (", ".join("×".join(map(str, size)) for size in some) for some in (schedule.sizes, sizes))
+            given, wanted = (", ".join(sides(size) for size in some) for some in (schedule.sizes, sizes))
             raise ValueError(f"the schedule has the sizes {given}, this network {wanted}; design one for these sizes")
         return self.overlaid(designed(schedule))
 

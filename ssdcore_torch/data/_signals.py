@@ -18,7 +18,7 @@ from ssdcore_torch.data._pixels import called
 from ssdcore_torch.data._sources import LEAST_UNPACKED, as_labels, check_labels, chosen_classes, fingerprint_of, some
 from ssdcore_torch.data._understood import labels_line
 from ssdcore_torch.data._where import EMBEDDED, check_given, is_address
-from ssdcore_torch.text import printable
+from ssdcore_torch.text import printable, sides
 
 log = logging.getLogger("ssdcore_torch")
 
@@ -170,7 +170,7 @@ class _Arrays:
             names = check_labels(labels, tuple(str(name) for name in self.names), self.source)
         rows = chosen_classes(labels, names, classes, len(images), self.source)
         images, labels = (images, labels) if len(rows) == len(images) else (images[rows], _of(labels, rows))
-        shape = "×".join(map(str, self.size))
+        shape = sides(self.size)
         low, high = images.min(), images.max()
         full = "0 to 255" if images.dtype == np.uint8 else "−1 to 1"
         said = f"{self.kind}: {len(images)} of {shape}, channels: {images.shape[-1]}, {images.dtype}, values from "

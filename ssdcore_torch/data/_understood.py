@@ -9,7 +9,7 @@ import numpy as np
 from ssdcore_torch.data._pixels import CHANNELS
 from ssdcore_torch.data._reading import Failure, Reader
 from ssdcore_torch.data._sources import Source, some
-from ssdcore_torch.text import printable
+from ssdcore_torch.text import printable, sides
 
 LOOKED_AT = 8  # pictures
 DARK = 32  # of 255: data whose brightest value is lower was stored with fewer bits than its files have
@@ -80,5 +80,5 @@ def _look(source: Source, reader: Reader, images: np.ndarray | None) -> tuple[st
     if not sizes:
         return "", low, high
     least, most = min(sizes), max(sizes)
-    extent = "×".join(map(str, least)) + ("" if least == most else f" to {most[0]}×{most[1]}")
+    extent = sides(least) + ("" if least == most else f" to {most[0]}×{most[1]}")
     return f"{len(reader)} of {extent} {' and '.join(sorted(modes))}", low, high

@@ -21,6 +21,7 @@ from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.reports import _page
 from ssdcore_torch.reports._charts import line_chart
 from ssdcore_torch.reports._pictures import picture_of, strip
+from ssdcore_torch.text import sides
 from ssdcore_torch.training.log import log_lines
 from ssdcore_torch.training.pictures import SAMPLER, draw_samples
 
@@ -84,7 +85,7 @@ def _draw(run: OpenRun) -> tuple[Tensor, list[Step]]:
 
 def _head(run: OpenRun) -> str:
     config = run.config
-    sizes = " → ".join("×".join(map(str, shape)) for shape in run.process.shapes)
+    sizes = " → ".join(sides(shape) for shape in run.process.shapes)
     parameters = sum(p.numel() for p in run.net.parameters())
     classes = config.network.num_classes
     facts = [
@@ -141,7 +142,7 @@ def _chain(chain: Sequence[Step]) -> str:
     contents = []
     for t, state, prediction in _spread(chain, MOST_FRAMES):
         rows = []
-        named = f"state, {'×'.join(map(str, state.shape[2:]))}"
+        named = f"state, {sides(state.shape[2:])}"
         for name, batch in ((named, state), ("prediction of the clean image", prediction)):
             shown = strip(batch[:CHAINS], tallest, widest)
             rows.append(_page.captioned(_page.picture(shown, shown.width * scale, name), name))

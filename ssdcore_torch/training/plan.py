@@ -13,6 +13,7 @@ from torch import Tensor
 from ssdcore.process import Path
 from ssdcore_torch.data import ImageBatch
 from ssdcore_torch.denoisers import asked, operations, shadow
+from ssdcore_torch.text import sides
 from ssdcore_torch.training.trainer import Trainer
 
 TIMED = 3  # steps of each path that are timed, after one that is not
@@ -56,7 +57,7 @@ class Plan:
         )
         rows = [f"{'path':>16} {'steps':>9} {'GFLOP per image':>15} {'s per step':>9}"]
         for plan in self.paths:
-            size, out = ("×".join(map(str, shape)) for shape in (plan.path.shape, plan.path.target_shape))
+            size, out = (sides(shape) for shape in (plan.path.shape, plan.path.target_shape))
             name = size if size == out else f"{size} → {out}"
             rows.append(f"{name:>16} {plan.share * self.steps:>9.0f} {plan.gflop:>15.3f} {plan.seconds:>9.3f}")
         return head + memory + "\n".join(rows)

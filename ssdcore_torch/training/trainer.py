@@ -23,7 +23,7 @@ from ssdcore_torch.distributed import World
 from ssdcore_torch.ema import Averages
 from ssdcore_torch.randomness import Purpose, keyed, torch_seed
 from ssdcore_torch.sampling import to_float
-from ssdcore_torch.text import printable
+from ssdcore_torch.text import printable, sides
 from ssdcore_torch.training.draws import Draw, StepNumbers
 from ssdcore_torch.training.graphs import StepGraphs
 from ssdcore_torch.training.parallel import PathNetworks
@@ -424,7 +424,7 @@ def _numbers(values: object, count: int) -> bool:
 
 
 def _name(path: Path) -> str:
-    return "→".join("×".join(map(str, size)) for size in (path.shape, path.target_shape))
+    return "→".join(sides(size) for size in (path.shape, path.target_shape))
 
 
 def _able(net: Any, setting: str, method: str) -> Any:
