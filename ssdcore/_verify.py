@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ssdcore import _plot
-from ssdcore.files import write_whole
+from ssdcore.files import write_atomically
 from ssdcore.operators import Blur, Functional, Identity, LinearOperator, Matrix, Resize, Separable
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(_table(result))
         if args.json:
-            write_whole(args.json, json.dumps(result, indent=1).encode())
+            write_atomically(args.json, lambda file: file.write_text(json.dumps(result, indent=1), encoding="utf-8"))
     if args.plot:
         from ssdcore import plotting
 

@@ -12,7 +12,7 @@ import stat
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -75,20 +75,60 @@ def read_text(path: str | os.PathLike[str], most: int = MOST_TEXT) -> str:
         raise ValueError(f"{os.fspath(path)} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file, all of it or nothing, replacing one of this name in one step; a link is replaced, not followed.
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
+    """`write(temporary)`, then put it in the place of `path`: a crash leaves the old file or the new, never a part.
 
-    The name in between is one that nobody can guess, and so nobody can have planted a link at.
+    A `path` that is a link is replaced, and what it points to left alone.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
+    temporary = temporary_beside(path)
     try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-        os.replace(temporary, target)
+        write_durably(temporary, write)
+        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the same folder, `.NAME.RANDOM.tmp`, that nobody can guess and so nobody can have planted a link at.
+
+    Make it exclusively, as `write_durably`, `mkdir` and `link` do.
+    """
+    name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:40]  # most systems take 255 bytes
+    return path.with_name(f".{name}.{secrets.token_hex(8)}.tmp")
+
+
+def write_durably(path: Path, write: Callable[[Path], object]) -> None:
+    """`write(path)` to a new file, readable by whom the user's mask lets, and on the disk when this returns.
+
+    Raises:
+        FileExistsError: If anything has this name, a link to nowhere included.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    os.close(descriptor)
+    write(path)
+    path.chmod(stat.S_IMODE(mode))  # safetensors makes files that only their owner may read
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """The names in a folder, too, must reach the disk: new files and renames."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def size_of(count: float) -> str:

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import array_api_compat
 import numpy as np
 
-from ssdcore.files import write_whole
-from ssdcore.operators.blur import spectral_basis
+from ssdcore._arrays import device_of, namespace_of, to_numpy, widest_dtype
+from ssdcore.files import write_atomically
 from ssdcore.process import LinearDiffusion
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def save(figure: Figure, path: str | os.PathLike[str], dpi: float = 150) -> None
     buffer = io.BytesIO()
     with rc_context({"svg.hashsalt": "ssdcore"}):  # else every id in the file is random
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=_UNDATED[kind])
-    write_whole(target, buffer.getvalue())
+    write_atomically(target, lambda file: file.write_bytes(buffer.getvalue()))
 
 
 # ---- curves
@@ -139,27 +140,41 @@ def schedules(processes: Mapping[str, LinearDiffusion]) -> Figure:
     return figure
 
 
-def radial_spectrum(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Power of images over spatial frequency: (frequencies in cycles per side, mean square of the cosine modes there).
+def radial_spectrum(images: Any, axes: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Power over spatial frequency: (frequencies 1, 2, …, min(h, w)/2 in cycles per shortest side, power there).
 
     ::
 
-        power(k/2) = mean of c_ij² over the modes with k − ½ <= √(i² + j²) < k + ½,   k = 1 … min(h, w) − 1
+        power(k) = mean of |DFT(w·(x − mean of x))|² / Σw² over the frequencies with round(|f|) = k
 
-    with c the orthonormal DCT-II of an image, so that white noise of standard deviation σ has the power σ² everywhere.
+    Each image is less its own mean and under a Hann window w, which keeps the jump between opposite edges out. White
+    noise of standard deviation σ has the power σ², except at 1 and 2, which the window mixes with the mean.
 
     Args:
-        images: (..., h, w), leading axes averaged over; floating point as they are, uint8 as byte/127.5 − 1
+        images: (..., h, w) of any array library, on any device, leading axes averaged over; uint8 as byte/127.5 − 1
+        axes: how many trailing axes are spatial: 1 for signals, 3 for volumes
     """
-    array = np.asarray(images)
-    if array.ndim < 2 or min(array.shape[-2:]) < 2 or array.size == 0:
-        raise ValueError(f"radial_spectrum: expected images (..., h, w) of at least 2×2 pixels, got {array.shape}")
-    values = array / 127.5 - 1 if array.dtype == np.uint8 else array.astype(np.float64)
-    rows, columns = (spectral_basis(n, "reflect")[0].value for n in array.shape[-2:])
-    power = ((rows.T @ values @ columns) ** 2).reshape(-1, *array.shape[-2:]).mean(axis=0)
-    ring = np.floor(np.hypot(*np.ogrid[: power.shape[0], : power.shape[1]]) + 0.5).astype(int)
-    whole = range(1, min(power.shape))
-    return np.array(whole) / 2, np.array([power[ring == k].mean() for k in whole])
+    array = images if array_api_compat.is_array_api_obj(images) else np.asarray(images)
+    if not 0 < axes <= array.ndim or 0 in array.shape:
+        raise ValueError(f"radial_spectrum: expected arrays with {axes} spatial axes, got the shape {array.shape}")
+    xp, size = namespace_of(array), tuple(array.shape[-axes:])
+    wide, spatial = widest_dtype(xp, array), tuple(range(-axes, 0))
+    if not xp.isdtype(array.dtype, "real floating"):
+        byte = array.dtype == xp.uint8
+        array = xp.astype(array, xp.float32)
+        array = array / 127.5 - 1 if byte else array
+    window = np.ones(())
+    for n in size:
+        window = window[..., None] * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / n) if n > 1 else np.ones(1))
+    array = array - xp.mean(array, axis=spatial, keepdims=True)
+    array = array * xp.asarray(window, dtype=array.dtype, device=device_of(array))
+    modes = xp.reshape(xp.abs(xp.fft.fftn(array, axes=spatial)) ** 2, (-1, *size))
+    power = to_numpy(xp.sum(modes, axis=0, dtype=wide)) / modes.shape[0] / np.sum(window**2)
+    # In cycles along the shortest side, so that all axes measure the same length.
+    along = np.meshgrid(*(np.fft.fftfreq(n) * min(size) for n in size), indexing="ij")
+    ring = np.rint(np.sqrt(sum(f**2 for f in along))).astype(int)
+    frequencies = np.arange(1, min(size) // 2 + 1)
+    return frequencies, np.array([power[ring == k].mean() for k in frequencies])
 
 
 def spectra(images: Mapping[str, Any], noise: Mapping[str, float] | None = None) -> Figure:

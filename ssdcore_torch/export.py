@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdcore_torch.checkpoint import write_atomically
+from ssdcore.files import write_atomically
 from ssdcore_torch.denoisers import FlexiUNet
 
 

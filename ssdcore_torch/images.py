@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ssdcore_torch.checkpoint import write_atomically
+from ssdcore.files import write_atomically
 from ssdcore_torch.sampling import to_bytes
 from ssdcore_torch.text import printable
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ssdcore.files import write_atomically
 from ssdcore_torch import FlexiUNet, FlexiUNetConfig, generate, load_run
 from ssdcore_torch.checkpoint import (
     RESUMABLE,
@@ -32,7 +33,6 @@ from ssdcore_torch.checkpoint import (
     save_state,
     save_tensors,
     was_saved,
-    write_atomically,
 )
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.sampling import fit_moments

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssdcore_torch.checkpoint import _files, load_tensors, save_tensors, write_atomically
+from ssdcore.files import temporary_beside, write_atomically, write_durably
+from ssdcore_torch.checkpoint import load_tensors, save_tensors
 
 
 def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
@@ -41,13 +42,13 @@ def test_a_link_planted_at_the_temporary_name_is_refused(tmp_path: Path) -> None
     planted = tmp_path / ".out.guessed.tmp"
     planted.symlink_to(mine)
     with pytest.raises(FileExistsError):
-        _files.write_durably(planted, lambda file: file.write_text("new"))
+        write_durably(planted, lambda file: file.write_text("new"))
     assert mine.read_text() == "precious"
 
 
 def test_temporary_names_cannot_be_guessed_and_fit_a_file_system(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
-    assert len({_files.temporary_beside(path) for _ in range(64)}) == 64
+    assert len({temporary_beside(path) for _ in range(64)}) == 64
     for name in ("x" * 255, "木" * 85):  # as long as a name may be
         write_atomically(tmp_path / name, lambda file: file.write_text("whole"))
         assert (tmp_path / name).read_text() == "whole"

@@ -295,10 +295,8 @@ def test_white_noise_is_flat_and_blur_lowers_detail() -> None:
     noise = torch.randint(0, 256, (600, 3, 16, 24), generator=generator, dtype=torch.uint8)
     power = metrics.radial_power(noise)
     assert len(power) == 8
-    # The variance of a pixel, times the window's sum of squares; the mean that each image loses is in no bin but the
-    # lowest two, which the window mixes.
-    window = torch.hann_window(16)[:, None] * torch.hann_window(24)
-    expected = (256**2 - 1) / 12 / 255**2 * window.square().sum().item()
+    # The variance of a pixel in [−1, 1]; the mean that each image loses is in no bin but the lowest two.
+    expected = (256**2 - 1) / 12 / 127.5**2
     assert torch.allclose(power[2:], torch.full_like(power[2:], expected), rtol=0.05)
     blurred = torch.nn.functional.avg_pool2d(noise.float(), 3, 1, 1).round().to(torch.uint8)
     ratio = metrics.radial_spectrum_ratio(blurred, noise)

@@ -136,35 +136,53 @@ def test_schedules_show_what_a_change_of_size_does_to_the_signal():
         assert matched - before == pytest.approx(2 * math.log(lost.get(t, 1.0) / regained.get(t, 1.0)), abs=1e-12)
 
 
-@pytest.mark.parametrize(("i", "j"), [(1, 0), (3, 4), (7, 7), (15, 0)])
-def test_radial_spectrum_puts_a_cosine_mode_at_its_frequency(i, j):
+@pytest.mark.parametrize(("i", "j"), [(3, 0), (3, 4), (0, 5)])
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_radial_spectrum_puts_a_wave_at_its_frequency(i, j, backend):
     n = 16
-    k = np.arange(n) + 0.5
-    mode = np.outer(np.cos(np.pi * i * k / n), np.cos(np.pi * j * k / n))
-    mode *= 3 / np.linalg.norm(mode)
-    frequencies, power = plotting.radial_spectrum(mode)
-    radius = math.floor(math.hypot(i, j) + 0.5)
-    ring = [abs(math.hypot(a, b) - radius) < 0.5 for a in range(n) for b in range(n)]
-    expected = np.where(frequencies == radius / 2, 9 / sum(ring), 0.0)
-    np.testing.assert_allclose(power, expected, atol=64 * n * np.finfo(float).eps)
+    turn = 2 * np.pi * np.arange(n) / n
+    wave = 3 * np.cos(i * turn[:, None] + j * turn + 0.7)
+    if backend == "torch":
+        wave = pytest.importorskip("torch").from_numpy(wave)
+    frequencies, power = plotting.radial_spectrum(wave)
+    assert frequencies.tolist() == list(range(1, 9))
+    # The window's transform is (−1/4, 1/2, −1/4) along each axis, about (i, j) and about (−i, −j).
+    line = {-1: -0.25, 0: 0.5, 1: -0.25}
+    modes = np.zeros((n, n))
+    for sign in (1, -1):
+        for a in line:
+            for b in line:
+                modes[(sign * i + a) % n, (sign * j + b) % n] += (3 / 2 * line[a] * line[b] * n**2) ** 2
+    modes /= (3 / 8 * n) ** 2
+    along = np.fft.fftfreq(n) * n
+    ring = np.rint(np.hypot(along[:, None], along))
+    expected = [modes[ring == k].mean() for k in frequencies]
+    np.testing.assert_allclose(power, expected, rtol=1e-12, atol=1e-10)
 
 
 def test_radial_spectrum_of_white_noise_is_its_variance():
     count, n = 400, 8
-    _, power = plotting.radial_spectrum(0.7 * np.random.default_rng(0).standard_normal((count, n, n)))
-    # a ring has at least 2 modes: a χ² of 2·count degrees of freedom, whose 6 standard deviations are 6·√(1/count)
-    np.testing.assert_allclose(power, 0.49, rtol=6 / math.sqrt(count))
+    noise = 0.7 * np.random.default_rng(0).standard_normal((count, n, n + 4))
+    _, power = plotting.radial_spectrum(noise)
+    # a ring has at least 8 frequencies, about 3 of them apart under the window
+    np.testing.assert_allclose(power[2:], 0.49, rtol=6 / math.sqrt(count))
+    np.testing.assert_allclose(plotting.radial_spectrum(noise.reshape(count, -1), 1)[1][2:].mean(), 0.49, rtol=0.02)
     bytes_ = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
-    np.testing.assert_allclose(plotting.radial_spectrum(bytes_)[1], plotting.radial_spectrum(bytes_ / 127.5 - 1)[1])
-    with pytest.raises(ValueError, match=r"at least 2×2 pixels, got \(5, 1\)"):
-        plotting.radial_spectrum(np.zeros((5, 1)))
+    floats = (bytes_ / 127.5 - 1).astype(np.float32)
+    np.testing.assert_allclose(plotting.radial_spectrum(bytes_)[1], plotting.radial_spectrum(floats)[1], rtol=1e-5)
+    np.testing.assert_allclose(
+        plotting.radial_spectrum(bytes_.tolist())[1] / 127.5**2, plotting.radial_spectrum(floats)[1], rtol=1e-5
+    )
+    for wrong, axes in ((np.zeros(5), 2), (np.zeros((0, 4, 4)), 2), (np.zeros((4, 4)), 0)):
+        with pytest.raises(ValueError, match=f"expected arrays with {axes} spatial axes, got the shape"):
+            plotting.radial_spectrum(wrong, axes)
 
 
 def test_spectra():
     (axes,) = plotting.spectra({"clean": IMAGES, "t = 50": MATCHED.clean(IMAGES, 50)}, {"t = 50": 0.5}).axes
     np.testing.assert_array_equal(curve(axes, "clean"), plotting.radial_spectrum(IMAGES))
     thin = [line for line in axes.get_lines() if line.get_linewidth() < 1 and len(line.get_xdata())]
-    assert [(line.get_ydata().tolist(), max(line.get_xdata())) for line in thin] == [([0.25] * 3, 1.5)]
+    assert [(line.get_ydata().tolist(), max(line.get_xdata())) for line in thin] == [([0.25] * 2, 2)]
     with pytest.raises(ValueError, match="no images named 'x'; they are clean"):
         plotting.spectra({"clean": IMAGES}, {"x": 1.0})
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from items import Items
 from torch import Tensor, nn
 
 import ssdcore as ssd
@@ -138,19 +139,10 @@ SHAPE = (5,)
 GOOD = np.linspace(-1, 1, 15, dtype=np.float32).reshape(3, 5)
 
 
-class Items:
-    """A map-style Dataset."""
-
-    classes = ("a", "b")
-
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
+def labelled() -> Items:
+    found = Items([(row, k % 2) for k, row in enumerate(GOOD)])
+    found.classes = ("a", "b")  # type: ignore[attr-defined]
+    return found
 
 
 @pytest.mark.parametrize(
@@ -174,7 +166,7 @@ def test_arrays_of_floats_are_taken_as_they_are(data):
 
 def test_labels_come_along_and_choose(tmp_path):
     np.savez(tmp_path / "x.npz", images=GOOD, labels=[0, 1, 0], class_names=["a", "b"])
-    given = [(GOOD, [0, 1, 0], ("a", "b")), Items([(row, k % 2) for k, row in enumerate(GOOD)]), tmp_path / "x.npz"]
+    given = [(GOOD, [0, 1, 0], ("a", "b")), labelled(), tmp_path / "x.npz"]
     for data in given:
         found = open_data(data, SHAPE, classes=("a",))
         assert found.class_names == ("a", "b")

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from items import Items
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 
 from ssdcore_torch.commands import evaluate, sample, train
 from ssdcore_torch.data import CHANNELS, Feed, ImageSet, ImageStream, load_images, open_images
@@ -41,17 +42,6 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-
-
-class Pairs(Dataset[Any]):
-    def __init__(self, items: list[Any]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
 
 
 # ---- channels and shapes
@@ -154,11 +144,11 @@ def test_datasets() -> None:
         [[x, k % 2] for k, x in enumerate(COLOURS)],
     ]
     for items in kinds:
-        found = load_images(Pairs(items), (10, 12))
+        found = load_images(Items(items), (10, 12))
         np.testing.assert_array_equal(found.images, COLOURS)
         assert (None if found.labels is None else found.labels.tolist()) in (None, [0, 1] * 3)
     assert "2 classes by its items" in found.understood[1]
-    told = Pairs([(x, 7) for x in COLOURS])
+    told = Items([(x, 7) for x in COLOURS])
     told.targets, told.classes = [0, 1, 1, 1, 1, 1], ["cat", "dog"]  # type: ignore[attr-defined]
     found = load_images(told, 8)
     assert (found.class_names, found.class_counts) == (("cat", "dog"), (1, 5))
@@ -190,12 +180,12 @@ class Endless(IterableDataset[Any]):
         (None, TypeError, "got NoneType"),
         (3, TypeError, "map-style Dataset"),
         (Endless(), TypeError, "map-style Dataset, with __len__"),
-        (Pairs([]), ValueError, "at least one item"),
-        (Pairs([{"image": 1}]), TypeError, "expected a PIL image .*got dict"),
-        (Pairs([torch.zeros(3, 8, 8)]), TypeError, "leave ToTensor and Normalize out"),
-        (Pairs([np.zeros((8, 8, 5), np.uint8)]), TypeError, r"got uint8 \(8, 8, 5\)"),
-        (Pairs([(COLOURS[0], 1), (COLOURS[1], None)]), TypeError, "item 1 has no class number"),
-        (Pairs([(COLOURS[0], 10**9)]), ValueError, "number the classes"),
+        (Items([]), ValueError, "at least one item"),
+        (Items([{"image": 1}]), TypeError, "expected a PIL image .*got dict"),
+        (Items([torch.zeros(3, 8, 8)]), TypeError, "leave ToTensor and Normalize out"),
+        (Items([np.zeros((8, 8, 5), np.uint8)]), TypeError, r"got uint8 \(8, 8, 5\)"),
+        (Items([(COLOURS[0], 1), (COLOURS[1], None)]), TypeError, "item 1 has no class number"),
+        (Items([(COLOURS[0], 10**9)]), ValueError, "number the classes"),
     ],
 )
 def test_other_objects_are_refused(data: Any, error: type[Exception], message: str) -> None:

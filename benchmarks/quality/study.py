@@ -30,8 +30,8 @@ from arms import SUITES, Suite
 from torch import Tensor
 
 import ssdcore as ssd
+from ssdcore.files import write_atomically
 from ssdcore_torch import FlexiUNet, checkpoint, load_run
-from ssdcore_torch.checkpoint import write_atomically
 from ssdcore_torch.config import Config
 from ssdcore_torch.data import ImageSet, ImageStream, open_images
 from ssdcore_torch.denoisers.unet import forward_flops

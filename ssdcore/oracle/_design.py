@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ssdcore._arrays import Shape, flushing
-from ssdcore.files import read_text, write_whole
+from ssdcore.files import read_text, write_atomically
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._law import as_covariance, sampler_error
 from ssdcore.oracle._times import optimal_times
@@ -264,7 +264,8 @@ class Schedule:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, replacing it in one step."""
         content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
-        write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        text = json.dumps(content, indent=1) + "\n"
+        write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], shape: Shape | None = None) -> Schedule:

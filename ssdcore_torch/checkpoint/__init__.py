@@ -23,8 +23,6 @@ from ssdcore_torch.checkpoint._files import (
     digest,
     load_tensors,
     save_tensors,
-    temporary_beside,
-    write_atomically,
 )
 from ssdcore_torch.checkpoint._layout import (
     check_folders,
@@ -104,7 +102,5 @@ __all__ = [
     "save_residuals",
     "save_state",
     "save_tensors",
-    "temporary_beside",
     "was_saved",
-    "write_atomically",
 ]

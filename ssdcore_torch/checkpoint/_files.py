@@ -1,13 +1,10 @@
-"""Files that are there as a whole or not at all, and reading what may be damaged."""
+"""Tensors and JSON in files, written whole, and reading what may be damaged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import secrets
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,65 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ssdcore
-from ssdcore.files import read_bytes
+from ssdcore.files import read_bytes, write_atomically
 from ssdcore_torch.text import printable
 
 Tensors = dict[str, Tensor]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(temporary)`, then put it in the place of `path`: a crash leaves the old file or the new, never a part.
-
-    A `path` that is a link is replaced, and what it points to left alone.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-    """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    temporary = temporary_beside(path)
-    try:
-        write_durably(temporary, write)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def temporary_beside(path: Path) -> Path:
-    """A name in the same folder, `.NAME.RANDOM.tmp`, that nobody can guess and so nobody can have planted a link at.
-
-    Make it exclusively, as `write_durably`, `mkdir` and `link` do.
-    """
-    name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:40]  # most systems take 255 bytes
-    return path.with_name(f".{name}.{secrets.token_hex(8)}.tmp")
-
-
-def write_durably(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(path)` to a new file, readable by whom the user's mask lets, and on the disk when this returns.
-
-    Raises:
-        FileExistsError: If anything has this name, a link to nowhere included.
-    """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    mode = os.fstat(descriptor).st_mode
-    os.close(descriptor)
-    write(path)
-    path.chmod(stat.S_IMODE(mode))  # safetensors makes files that only their owner may read
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """The names in a folder, too, must reach the disk: new files and renames."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Callable[[Path], None]:

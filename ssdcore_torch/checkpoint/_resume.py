@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdcore.files import read_text
-from ssdcore_torch.checkpoint._files import json_writer, read_json, write_atomically
+from ssdcore.files import read_text, write_atomically
+from ssdcore_torch.checkpoint._files import json_writer, read_json
 from ssdcore_torch.config import Config, differences
 from ssdcore_torch.text import printable
 

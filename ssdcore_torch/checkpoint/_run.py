@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import ssdcore as ssd
+from ssdcore.files import write_atomically
 from ssdcore_torch.checkpoint._files import (
     Tensors,
     check_finite,
@@ -21,7 +22,6 @@ from ssdcore_torch.checkpoint._files import (
     load_tensors,
     read_json,
     save_tensors,
-    write_atomically,
 )
 from ssdcore_torch.checkpoint._layout import PRIOR, RESIDUALS, checkpoints
 from ssdcore_torch.checkpoint._reading import check_prior, check_residuals, open_newest

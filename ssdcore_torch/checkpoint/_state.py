@@ -31,17 +31,15 @@ from typing import Any
 
 import torch
 
+from ssdcore.files import sync_folder, temporary_beside, write_durably
 from ssdcore_torch.checkpoint._files import (
     Tensors,
     check_finite,
     content_of,
     json_writer,
     load_tensors,
-    sync_folder,
-    temporary_beside,
     tensor_writer,
     versions,
-    write_durably,
 )
 from ssdcore_torch.checkpoint._layout import (
     FOLDER,

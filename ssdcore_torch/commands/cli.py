@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from PIL import Image
 
-from ssdcore_torch.checkpoint import temporary_beside
+from ssdcore.files import temporary_beside
 from ssdcore_torch.distributed import World, code_version
 from ssdcore_torch.errors import UserError, out_of_memory
 from ssdcore_torch.images import picture_format
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {printable(message)} (--help lists the options)\n")
 
 
-def whole_number(least: int, most: int = LARGEST_NUMBER) -> Callable[[str], int]:
+def integer(least: int, most: int = LARGEST_NUMBER) -> Callable[[str], int]:
     """An argparse type: an integer from `least` to `most`."""
 
     def read(text: str) -> int:

@@ -22,15 +22,15 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("official", type=Path, metavar="OFFICIAL", help="checkpoint, weights or their average (.pt or .safetensors)")
     add("--out", type=Path, required=True, metavar="RUN", help="run folder to write; must not exist yet")
-    add("--levels", type=cli.whole_number(1), help="image sizes it was trained at (default: what the file's name says)")
+    add("--levels", type=cli.integer(1), help="image sizes it was trained at (default: what the file's name says)")
     add("--factor", type=float, default=2.0, help="between those sizes (default: 2)")
-    add("--heads", type=cli.whole_number(1), default=4, help="attention heads (default: 4)")
+    add("--heads", type=cli.integer(1), default=4, help="attention heads (default: 4)")
     add(
         "--image-size",
-        type=cli.whole_number(1),
+        type=cli.integer(1),
         help="height and width of its images (default: what the file's name says, else the names of its layers)",
     )
-    add("--steps", type=cli.whole_number(2), default=1000, help="T of the linear noise schedule (default: 1000)")
+    add("--steps", type=cli.integer(2), default=1000, help="T of the linear noise schedule (default: 1000)")
     add("--schedule", choices=("equal", "convex", "sigmoid", "tanh"), default="convex", help="default: convex")
     add("--gamma", type=float, help="exponent of the schedule (default: 0.5 for convex)")
     add("--matched", action="store_true", help="scale-matched noise instead of the paper's")

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     add = options.add_argument
     add("run", type=Path, metavar="RUN", help="run folder")
     add("--width", type=float, required=True, help="relative width, of the length of training: 0.05, 0.1, …")
-    add("--step", type=cli.whole_number(1), help="after which step; one that has snapshots (default: the last)")
+    add("--step", type=cli.integer(1), help="after which step; one that has snapshots (default: the last)")
     add("--out", type=cli.new_file, required=True, metavar="FILE", help="safetensors file to write")
     cli.add_force(options)
     return options

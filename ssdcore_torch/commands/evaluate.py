@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ssdcore.files import write_atomically
 from ssdcore_torch import checkpoint, images, metrics
 from ssdcore_torch.commands import cli, sample
 from ssdcore_torch.distributed import World, connect
@@ -47,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--held-out", metavar="PATH", help="real images not trained on, to judge by how near samples come to training")
     add(
         "--n",
-        type=cli.whole_number(4),
+        type=cli.integer(4),
         help=f"samples, and real images (default: {USUAL} or all of the data; with --samples, all of these)",
     )
     add(
@@ -139,7 +140,7 @@ def write(report: Mapping[str, Any], pairs: Tensor, args: argparse.Namespace) ->
     picture = _picture(args)
     images.save(images.grid(to_float(pairs), columns=8, title=PAIRS), picture)
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    checkpoint.write_atomically(args.out, lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(args.out, lambda file: file.write_text(text, encoding="utf-8"))
     n, data, about = report["n"], report["data"], report["samples"]
     what = about.get("samples") or f"{about['run']}, step {about['step']}, {about['sampler']}, {about['steps']} steps"
     print(

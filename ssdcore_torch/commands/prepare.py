@@ -39,14 +39,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="take only these files of FOLDER: one name per line, as of a split",
     )
-    add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
+    add("--size", type=cli.integer(1), metavar="PX", help="height and width of the images")
     add("--channels", type=int, choices=(1, 3, 4), default=3, help="1: grey, 3: RGB, 4: RGBA (default: 3)")
     add("--out", type=Path, metavar="SHARDS", required=True, help="folder to make; continued if it was begun")
-    add("--per-shard", type=cli.whole_number(1), default=8192, metavar="N", help="pictures per shard (default: 8192)")
-    add("--seed", type=cli.whole_number(0), default=0, metavar="N", help="of the order in the shards (default: 0)")
+    add("--per-shard", type=cli.integer(1), default=8192, metavar="N", help="pictures per shard (default: 8192)")
+    add("--seed", type=cli.integer(0), default=0, metavar="N", help="of the order in the shards (default: 0)")
     add(
         "--workers",
-        type=cli.whole_number(0),
+        type=cli.integer(0),
         metavar="N",
         help="processes (default: one for each core but one, at most 8)",
     )

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("run", type=Path, metavar="RUN", help="run folder")
-    add("--n", type=cli.whole_number(1), default=64, help="number of images (default: 64)")
+    add("--n", type=cli.integer(1), default=64, help="number of images (default: 64)")
     add(
         "--label",
         action="append",
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def add_sampling_options(options: argparse.ArgumentParser) -> None:
     """What says how the images of a run are drawn: for `open_run` and `drawing_of`."""
     add = options.add_argument
-    add("--steps", type=cli.whole_number(1), help="sampling steps: network evaluations per image (default: 100)")
+    add("--steps", type=cli.integer(1), help="sampling steps: network evaluations per image (default: 100)")
     add(
         "--sampler",
         choices=list(SAMPLERS),
@@ -91,7 +91,7 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
     )
     add(
         "--seed",
-        type=cli.whole_number(0, cli.LARGEST_SEED),
+        type=cli.integer(0, cli.LARGEST_SEED),
         default=0,
         help="image i depends on the seed and i alone (default: 0)",
     )
@@ -113,7 +113,7 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
         help="steps exact to second moments: put back the variance that predictions leave open, as measured at the end "
         "of training",
     )
-    add("--batch-size", type=cli.whole_number(1), default=64, help="images through the network at once (default: 64)")
+    add("--batch-size", type=cli.integer(1), default=64, help="images through the network at once (default: 64)")
 
 
 def drawing_of(args: argparse.Namespace) -> Drawing:

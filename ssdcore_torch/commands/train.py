@@ -47,9 +47,9 @@ def parser() -> argparse.ArgumentParser:
         help="images: a folder, an .npz or .npy file, tar shards, hf:NAME of a Hugging Face dataset (default: the "
         "preset's)",
     )
-    add("--size", type=cli.whole_number(1), metavar="PX", help="height and width of the images")
+    add("--size", type=cli.integer(1), metavar="PX", help="height and width of the images")
     add("--channels", type=int, choices=CHANNELS, help="1: grey, 3: RGB, 4: RGBA (default: the preset's, 3)")
-    add("--levels", type=cli.whole_number(1), metavar="N", help="resolution levels, each half the size of the last")
+    add("--levels", type=cli.integer(1), metavar="N", help="resolution levels, each half the size of the last")
     add("--schedule", type=Path, metavar="FILE", help="resolution schedule that `python -m ssdcore design --out` wrote")
     add("--conditional", action="store_true", help="learn the data's class labels, to sample a class of your choice")
     add(
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"noise schedule, {', '.join(ssd.NoiseSchedule.names())}, or a file of log-SNR values, one per step "
         "(default: the preset's, linear)",
     )
-    add("--steps", type=cli.whole_number(1), metavar="N", help="optimizer steps of the whole training")
+    add("--steps", type=cli.integer(1), metavar="N", help="optimizer steps of the whole training")
     add(
         "--minutes",
         type=cli.positive,
@@ -72,11 +72,11 @@ def parser() -> argparse.ArgumentParser:
         help="instead of --steps: as many steps as take so long at the speed measured before the first. Their number, "
         "and with it the learning rate's decay, is fixed then: if the machine gets busier, training takes longer",
     )
-    add("--batch-size", type=cli.whole_number(1), metavar="N", help="images per step, over all processes")
+    add("--batch-size", type=cli.integer(1), metavar="N", help="images per step, over all processes")
     add("--lr", type=cli.positive, metavar="RATE", help="learning rate")
     add(
         "--seed",
-        type=cli.whole_number(0, cli.LARGEST_SEED),
+        type=cli.integer(0, cli.LARGEST_SEED),
         metavar="N",
         help="of weights, order, times and noise (default: 0)",
     )
@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--replay",
-        type=cli.whole_number(0),
+        type=cli.integer(0),
         metavar="STEP",
         help="with --resume: go to this step, look at it, save nothing",
     )

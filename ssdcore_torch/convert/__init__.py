@@ -8,8 +8,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from ssdcore.files import temporary_beside
 from ssdcore_torch import checkpoint
-from ssdcore_torch.checkpoint import temporary_beside
 from ssdcore_torch.config import CONVERTED, Config, DataConfig, ProcessConfig, preset, unnamed_data
 from ssdcore_torch.denoisers.unet import FlexiUNet
 from ssdcore_torch.locks import lock_folder, unlock_folder

@@ -178,7 +178,7 @@ def _describe(
         for images in progress(image_batches(data, indices, batch_size), len(indices), "reading", world):
             digest.update(images.contiguous().numpy().data)
     return {
-        "format": "ssdcore reference 1",
+        "format": "ssdcore reference 2",
         "images": len(data),
         "measured": len(indices),
         "size": list(next(image_batches(data, indices[:1], 1)).shape[2:]),

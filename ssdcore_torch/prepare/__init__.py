@@ -43,8 +43,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ssdcore.files import open_regular, read_bytes, unlimited_pixels
-from ssdcore_torch.checkpoint import digest, write_atomically
+from ssdcore.files import open_regular, read_bytes, unlimited_pixels, write_atomically
+from ssdcore_torch.checkpoint import digest
 from ssdcore_torch.data._folders import FolderSource
 from ssdcore_torch.data._images import FEW, LEAST_READ, check_share
 from ssdcore_torch.data._manifest import INDEX, MANIFEST, MOST_MANIFEST, Index, Manifest, Shard

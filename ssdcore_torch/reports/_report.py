@@ -14,7 +14,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ssdcore_torch.checkpoint import OpenRun, write_atomically
+from ssdcore.files import write_atomically
+from ssdcore_torch.checkpoint import OpenRun
 from ssdcore_torch.config import PRESETS, differences, preset
 from ssdcore_torch.images import class_captions, viewed
 from ssdcore_torch.metrics import report as evaluation_report

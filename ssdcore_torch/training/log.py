@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from ssdcore_torch.checkpoint import write_atomically
+from ssdcore.files import write_atomically
 
 Figures = Mapping[str, Any]
 LONGEST = 1 << 20  # bytes of a line that is read; a longer one is not a line of figures

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ssdcore.files import write_atomically
 from ssdcore_torch import checkpoint, ema, images
 from ssdcore_torch.config import flat_settings
 from ssdcore_torch.data import ImageBatch
@@ -256,8 +257,8 @@ def _profiler(folder: Path, device: torch.device) -> torch.profiler.profile:
     def keep(profile: torch.profiler.profile) -> None:
         folder.mkdir(exist_ok=True)
         table = profile.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=30)
-        checkpoint.write_atomically(folder / "trace.json", lambda file: profile.export_chrome_trace(str(file)))
-        checkpoint.write_atomically(folder / "table.txt", lambda file: file.write_text(table, encoding="utf-8"))
+        write_atomically(folder / "trace.json", lambda file: profile.export_chrome_trace(str(file)))
+        write_atomically(folder / "table.txt", lambda file: file.write_text(table, encoding="utf-8"))
 
     schedule = torch.profiler.schedule(wait=waits - 2, warmup=2, active=traced, repeat=1)
     return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
