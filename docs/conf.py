@@ -7,11 +7,14 @@ the build, and because its pages need no network: formulas become MathML when th
 from __future__ import annotations
 
 import sys
+from inspect import Signature
 from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
 from docutils import nodes
+from sphinx.util.inspect import signature as sphinx_signature
+from sphinx.util.inspect import stringify_signature
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -67,7 +70,8 @@ suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]  # attributes of 
 
 
 def _mathml(latex: str, display: str) -> str:
-    return str(latex2mathml.converter.convert(latex, display=display))
+    # ∼ is a relation, with room around it, and ~ is not
+    return str(latex2mathml.converter.convert(latex, display=display)).replace("&#x0007E;", "&#x0223C;")
 
 
 def _inline(self: Any, node: nodes.math) -> None:
@@ -85,5 +89,16 @@ def _block(self: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _class_signature(app: Any, what: str, name: str, found: Any, options: Any, signature: str, returns: str) -> Any:
+    """Classes that are made through a `__new__` of anything show what their `__init__` takes."""
+    if what != "class" or not signature.startswith("(*args"):
+        return None
+    if found.__init__ is object.__init__ or getattr(found, "_is_protocol", False):
+        return "", None
+    own = sphinx_signature(found.__init__, bound_method=True).replace(return_annotation=Signature.empty)
+    return stringify_signature(own, unqualified_typehints=True), None
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", _class_signature)
     app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))

@@ -17,6 +17,7 @@ PAGES = {
     "changelog.md": ROOT / "CHANGELOG.md",
     "figures.md": ROOT / "benchmarks" / "README.md",
     "quality.md": ROOT / "benchmarks" / "quality" / "README.md",
+    "security.md": ROOT / "SECURITY.md",
     "machine-checked.md": ROOT / "proofs" / "README.md",
 }
 """Pages that are files of the repository."""

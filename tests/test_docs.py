@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import re
 import shlex
@@ -9,12 +10,20 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-MADE = {"proofs.md", "changelog.md", "figures.md", "quality.md", "machine-checked.md"}  # when the site is built
+MADE = {
+    "proofs.md",
+    "changelog.md",
+    "figures.md",
+    "quality.md",
+    "machine-checked.md",
+    "security.md",
+}  # when the site is built
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page.name not in MADE)
 # these train a network for a few steps
 TRAINING = {"guides/train-on-your-images.md", "guides/train-your-network.md", "guides/restore.md"}
@@ -84,11 +93,35 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path):
     made = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path / "site")]
     ran = subprocess.run(made, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-4000:]
-    pages = list((tmp_path / "site").rglob("*.html"))
+    pages = list((tmp_path / "site").resolve().rglob("*.html"))
     assert len(pages) > len(PAGES)
     for page in pages:  # a reader without a network sees everything
         loaded = re.findall(
             r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)", page.read_text(encoding="utf-8")
         )
         assert not [address for address in loaded if "canonical" not in address], page
+    assert not dangling(pages)
     shutil.rmtree(tmp_path / "site")
+
+
+def dangling(pages: list[Path]) -> set[tuple[str, str]]:
+    """(page, link) of links within the site to a file or heading that is not there."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    anchors = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in texts.items()}
+    found = set()
+    for page, text in texts.items():
+        for link in map(html.unescape, re.findall(r'<(?:a|img|link|script)\b[^>]+?(?:href|src)="([^"]*)"', text)):
+            if re.match(r"[a-z]+:", link):
+                continue
+            path, _, heading = link.partition("#")
+            target = (page.parent / unquote(path.partition("?")[0])).resolve() if path else page
+            if not target.exists() or (heading and target in anchors and unquote(heading) not in anchors[target]):
+                found.add((page.name, link))
+    return found
+
+
+def test_a_dangling_link_is_seen(tmp_path: Path):
+    page = tmp_path.resolve() / "a.html"
+    links = ["#here", "#there", "b.html?v=1", "http://x", ""]
+    page.write_text('<p id="here">' + "".join(f'<a class="x" href="{link}">' for link in links), encoding="utf-8")
+    assert dangling([page]) == {("a.html", "#there"), ("a.html", "b.html?v=1")}
