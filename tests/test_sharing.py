@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -151,3 +152,24 @@ def test_what_the_hub_does_not_have_or_take(run: Run, hub: Hub, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"ssdcore\[hub\]"):
         run.push("me/x")
+
+
+@pytest.mark.slow
+def test_the_code_of_the_page_on_sharing_runs(
+    run: Run, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnxscript", "tensorboard"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.path, tmp_path / "runs" / "mine")
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "share.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\{code-block\} python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"share.md, example {number}", "exec"), names)
+        if number == 2:
+            assert names["images"].shape == (16, 3, 8, 8)
+            names["run"] = Run.open("runs/mine", device="cpu")
+    assert (tmp_path / "network.pt2").stat().st_size > 0
+    assert (tmp_path / "network.onnx").stat().st_size > 0

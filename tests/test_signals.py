@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,14 @@ def test_commands_draw_and_evaluate_signals_of_a_network_that_a_folder_can_make(
     evaluating = ["--n", "4", "--steps", "2", "--device", "cpu", "--cache", str(tmp_path / "cache")]
     assert evaluate_command.main([str(out), *evaluating]) == 0
     assert (out / "evaluation.png").stat().st_size > 0
+    told = json.loads((out / "evaluation.json").read_text())["figures"]
+    assert (
+        sample_command.main([str(out), "--n", "4", "--steps", "2", "--device", "cpu", "--out", str(out / "y.npz")]) == 0
+    )
+    theirs = ["--samples", str(out / "y.npz"), "--data", str(tmp_path / "signals.npz"), *evaluating[4:]]
+    assert evaluate_command.main([*theirs, "--out", str(out / "theirs.json")]) == 0
+    found = json.loads((out / "theirs.json").read_text())["figures"]
+    assert found["frechet"] == pytest.approx(told["frechet"], rel=1e-3)
 
 
 SHAPE = (5,)

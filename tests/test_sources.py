@@ -165,7 +165,12 @@ class Endless(IterableDataset[Any]):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (COLOURS.astype(np.float32), ValueError, "dtype uint8 or uint16, got float32"),
+        (COLOURS.astype(np.float32), ValueError, r"dtype uint8 or uint16, got float32; for values in \[0, 1\]"),
+        (
+            COLOURS.astype(np.float32) - 1,
+            ValueError,
+            r"got float32; for values in \[−1, 1\] .* a process over \(1, h, w\)",
+        ),
         (COLOURS.transpose(0, 3, 1, 2), ValueError, r"put the channels last"),
         (COLOURS[0, 0], ValueError, r"expected images shaped \(n, h, w\)"),
         (COLOURS[:0], ValueError, r"got \(0, 10, 12, 3\)"),

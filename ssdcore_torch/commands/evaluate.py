@@ -37,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("run", type=Path, metavar="RUN", nargs="?", help="run folder")
-    add("--samples", type=Path, metavar="FOLDER_OR_NPZ", help="evaluate these images instead of a run's")
+    add(
+        "--samples",
+        type=Path,
+        metavar="FOLDER_OR_NPZ",
+        help="evaluate these images instead of a run's, or signals or volumes in an array, as `sample` writes it",
+    )
     add("--compare", type=Path, nargs="+", metavar="REPORT", help="print the figures of reports side by side instead")
     add(
         "--data",

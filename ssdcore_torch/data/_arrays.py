@@ -67,10 +67,13 @@ class MemorySource(Source):
 def _check_images(images: np.ndarray, source: str) -> np.ndarray:
     """The images as (n, h, w, 1, 3 or 4)."""
     if images.dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"{source}: expected images of dtype uint8 or uint16, got {images.dtype}; "
-            "for values in [0, 1] save (255 * images).round().astype('uint8')"
-        )
+        advice = "for values in [0, 1] save (255 * images).round().astype('uint8')"
+        if images.dtype.kind == "f" and images.size and images.min() < 0:
+            advice = (
+                "for values in [−1, 1] save (127.5 * (images + 1)).round().astype('uint8'), or keep the floats, of "
+                "latents or fields, by a process over (1, h, w) and data shaped (n, 1, h, w, channels)"
+            )
+        raise ValueError(f"{source}: expected images of dtype uint8 or uint16, got {images.dtype}; {advice}")
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)) or images.size == 0:
         last = images.ndim == 4 and images.shape[1] in (1, 3, 4)
         advice = "; put the channels last: images.transpose(0, 2, 3, 1)" if last else ""

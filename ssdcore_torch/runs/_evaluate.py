@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import ssdcore
+from ssdcore.files import ArrayFile, only_images
 from ssdcore_torch import metrics
 from ssdcore_torch.arguments import whole_number
 from ssdcore_torch.checkpoint import OpenRun
@@ -165,9 +166,9 @@ def evaluate_files(
     trust_features: bool = False,
     batch_size: int = 64,
 ) -> Evaluated:
-    """The images at `path` against real ones; as `evaluate_run`. n None: all of them."""
-    size = _size_of(path)
-    found = _open(DataConfig(str(path)), size, 3, world)
+    """The images at `path` against real ones, or signals or volumes in an array; as `evaluate_run`. n None: all."""
+    size, channels = _shape_of(path)
+    found = _open(DataConfig(str(path)), size, channels, world)
     if found.skipped and world.leader:
         name, reason = found.skipped[0]
         log.warning("left out %d files of %s: %s (%s)", len(found.skipped), path, name, reason)
@@ -177,7 +178,7 @@ def evaluate_files(
         return metrics.Samples(share, metrics.image_batches(found, np.array(share), batch_size))
 
     about = {"samples": str(path), "images": len(found)}
-    subject = _Subject(size, 3, len(found), DataConfig(data), samples, about)
+    subject = _Subject(size, channels, len(found), DataConfig(data), samples, about)
     return _evaluate(subject, world, n, features, held_out, cache, trust_features, batch_size, None)
 
 
@@ -263,6 +264,19 @@ def _labels(config: Config, reference: metrics.Reference, n: int) -> Tensor | No
     labels = reference.labels[:n]
     config.check_conditions(labels.unique().tolist(), 1)
     return labels
+
+
+def _shape_of(path: Path) -> tuple[tuple[int, ...], int]:
+    """(size, channels) of the samples: of pictures (height, width), and 3; of signals and volumes as their array says.
+
+    Signals and volumes are arrays as `save_array` writes them, channels last: of floats, or over three axes or more.
+    """
+    if path.suffix in (".npy", ".npz") and path.is_file():
+        arrays = ArrayFile(path, DataConfig.memory_gib * 2**30)
+        found = arrays[only_images(arrays, path)[0]]
+        if found.ndim > 4 or (found.ndim == 3 and found.dtype.kind == "f"):
+            return found.shape[1:-1], found.shape[-1]
+    return _size_of(path), 3
 
 
 def _size_of(path: Path) -> tuple[int, int]:

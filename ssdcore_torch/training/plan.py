@@ -105,7 +105,7 @@ def saved_bytes(net: Any, path: Path, recompute: bool = False) -> int:
     """Bytes that one image's forward pass keeps for the backward pass in float32, found on shapes alone.
 
     Args:
-        recompute: as `FlexiUNet.checkpoint_activations` does: what is kept until a block is computed again
+        recompute: as the network's `checkpoint_activations` does: what is kept until a block is computed again
     """
     sizes = list(net.sizes)
     kept: dict[int, int] = {}
