@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -62,6 +63,26 @@ def test_messages_and_docstrings_are_in_plain_english(package: str) -> None:
         for line, text in strings(ast.parse(file.read_text(encoding="utf-8")))
         for match in ARCHAIC.finditer(text)
     ]
+    assert not found, "\n".join(found)
+
+
+PROSE = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "CONTRIBUTING.md")),
+    *(page for folder in ("guides", "api") for page in (ROOT / "docs" / folder).glob("*.md")),
+    *(ROOT / "docs" / name for name in ("index.md", "install.md", "tour.md", "theory.md", "reproduce.md", "faq.md")),
+    *(ROOT / "notebooks").glob("*.ipynb"),
+    *(ROOT / "benchmarks").rglob("*.md"),
+]
+
+
+def test_pages_and_notebooks_are_in_plain_english() -> None:
+    found = []
+    for file in sorted(PROSE):
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".ipynb":
+            text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+        text = " ".join(text.split())
+        found += [f"{file.name}: {text[max(0, m.start() - 30) : m.end() + 20]}" for m in ARCHAIC.finditer(text)]
     assert not found, "\n".join(found)
 
 

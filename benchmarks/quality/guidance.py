@@ -2,15 +2,15 @@
 
     python benchmarks/quality/make_garments.py DATA --size 28
     python benchmarks/quality/garment_features.py DATA/train.npz DATA/test.npz DATA/features.pt
-    python benchmarks/quality/guidance.py --data DATA --out FOLDER      # again: goes on where it stopped
+    python benchmarks/quality/guidance.py --data DATA --out FOLDER      # again: continues
     python benchmarks/quality/guidance.py --data DATA --out FOLDER --rows FILE.json     # keeps the rows
 
 Both arms train with the preset "cpu" at 28 px, batch 16, on one thread, for steps that take the same processor seconds:
 the paths of both are timed in turns, once, before anything is trained. Then, for each weight of guidance, the same
 number of samples of each class: how many of them a classifier of the real training images takes for their class, and
 the Fréchet distance to the test images in the classifier's features. Each arm draws with as many multistep steps as
-make the operations of a sample about equal without guidance; guidance doubles them. A run that is stopped goes on from
-its newest checkpoint; each row is kept when it is there.
+make the operations of a sample about equal without guidance; guidance doubles them. A stopped run continues from its
+newest checkpoint; each row is kept when it is there.
 """
 
 from __future__ import annotations
