@@ -162,7 +162,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("posteriors", GAINS, "η for η²", ("(1 - eta) * (1 + eta) + eta**2 * (rho * squared)", "(1 - eta) + eta * (rho * squared)")),
     _fault("posteriors", P, "ρ is a ratio of deviations", ("rho = (sigma_s / sigma_t) ** 2", "rho = sigma_s / sigma_t")),
     _fault("posteriors", P, "lift by ρ Rᵀ", ("unscaled, rho * ratio if lift is None", "unscaled, rho if lift is None")),
-    _fault("posteriors", P, "innovation with α_s", ("-step.alpha_t, operator(clean)", "-step.alpha_s, operator(clean)")),
+    _fault("posteriors", P, "innovation with α_s", ("-step.alpha_t, clean)", "-step.alpha_s, clean)")),
     _fault("posteriors", P, "posterior variance is σ_s²", ("sigma_s**2 * (1 - rho * m2)", "sigma_s**2 + 0 * m2")),
     _fault("destroyed modes", P, "destroyed modes carried over", ("np.where(kept, posterior_share(", "np.where(kept | True, posterior_share(")),
     _fault("admissible", P, "one per cent of slack", ("needed * (1 - _ROUNDING)", "needed * 0.99")),

@@ -90,6 +90,11 @@ def computing_dtype(xp: Namespace, dtype: Any) -> Any:
     return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
 
 
+def cast(xp: Namespace, x: Array, dtype: Any) -> Array:
+    """`x` in `dtype`: itself where it has it."""
+    return x if x.dtype == dtype else xp.astype(x, dtype)
+
+
 def widest_dtype(xp: Namespace, x: Array) -> Any:
     """float64 where the library, as set up, and the device of `x` have it; else the dtype of `x`."""
     if array_api_compat.is_jax_array(x):
@@ -215,7 +220,7 @@ class Constant(Keyed):
     _held._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def like(self, xp: Namespace, x: Array) -> Array:
-        return self.on(xp, x.dtype, device_of(x))
+        return self._held(self._trace_key, xp, x.dtype, device_of(x))[0]
 
 
 def digest(value: np.ndarray) -> bytes:
@@ -409,10 +414,36 @@ def once_per_trace(prepare: Callable[P, R]) -> Callable[P, R]:
 def matmul_axis(xp: Namespace, matrix: Array, x: Array, axis: int) -> Array:
     """matrix (m, n) times `x` along the negative `axis` of length n."""
     if axis == -1:
+        if isinstance(x, np.ndarray) and x.ndim > 2:  # one large product, not one for each item
+            return (x.reshape(-1, x.shape[-1]) @ matrix.T).reshape(*x.shape[:-1], len(matrix))
         return x @ matrix.T
     if axis == -2:
         return matrix @ x
     return xp.moveaxis(xp.moveaxis(x, axis, -1) @ matrix.T, -1, axis)
+
+
+def add_matmul_axis(xp: Namespace, base: Array, scale: float, matrix: Array, x: Array, axis: int) -> Array:
+    """base + scale · matrix x along the negative `axis`: a new array, in the product's own pass where that can be."""
+    m, n = matrix.shape
+    if _is_torch(x) and axis >= -2 and base.ndim == x.ndim and base.dtype == x.dtype:
+        if axis == -1 and base.shape[:-1] == x.shape[:-1]:
+            flat = base.reshape(-1, m).addmm(x.reshape(-1, n), matrix.T, alpha=scale)
+            return flat.reshape(base.shape)
+        if axis == -2 and base.shape[:-2] == x.shape[:-2] and base.shape[-1] == x.shape[-1]:
+            stack = x.reshape(-1, n, x.shape[-1])
+            matrices = matrix.expand(stack.shape[0], m, n)
+            return base.reshape(-1, m, x.shape[-1]).baddbmm(matrices, stack, alpha=scale).reshape(base.shape)
+    return combined(xp, base, 1.0, matmul_axis(xp, scale * matrix, x, axis))
+
+
+def combined(xp: Namespace, base: Array, scale: float, y: Array) -> Array:
+    """base + scale · y where `y` is an array of our own, written over if that can be: large temporaries cost most."""
+    if isinstance(y, np.ndarray) and base.shape == y.shape:
+        if scale != 1:
+            y *= scale
+        y += base
+        return y
+    return add_scaled(xp, base, scale, y)
 
 
 def add_scaled(xp: Namespace, x: Array, scale: float, y: Array) -> Array:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace, device_of, digest, matmul_axis
+from ssdcore._arrays import Array, Constant, Namespace, add_matmul_axis, combined, device_of, digest, matmul_axis
 from ssdcore._keyed import Keyed
 
 _EPS = float(np.finfo(np.float64).eps)
 # A matrix along an axis this long or longer is applied block by block if its band makes that cheaper.
 _BAND_MIN_LENGTH = 192
 _BAND_BLOCK = 16
+_BLOCK = 256  # columns at once where all of them would take much memory
 # From this length on a cosine or Fourier basis is applied by fast transforms, and band matrices are never made dense.
 LONG = 1024
 # The singular value decomposition of one axis is taken up to this rank: seconds, and a few hundred megabytes.
@@ -94,21 +95,62 @@ def _index(xp: Namespace, constant: Constant, x: Array) -> Array:
     return constant.on(xp, xp.int32, device_of(x))
 
 
-Basis = Constant | FastBasis  # orthonormal columns (n, k)
+class RaisedBasis(Keyed):
+    """The orthonormal columns Aᵀ U / s (n, k) of a banded A = U diag(s) Vᵀ: quicker to apply, and smaller, than V.
+
+    `value` is the dense matrix, made when it is asked for.
+    """
+
+    def __init__(self, matrix: AxisMatrix, u: Constant, s: np.ndarray) -> None:
+        self._matrix, self._u, self._inverse = matrix, u, Constant(1 / s)
+        matrix.precompute()  # cached properties hold a lock, which torch.compile cannot trace
+
+    def __repr__(self) -> str:
+        return f"RaisedBasis{self.shape}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._matrix.shape[1], self._u.shape[1]
+
+    @functools.cached_property
+    def value(self) -> np.ndarray:
+        made: np.ndarray = self.synthesise(np, np.eye(self.shape[1]), -2)
+        made.flags.writeable = False
+        return made
+
+    def key(self) -> bytes:
+        return self._matrix.digest
+
+    def analyse(self, xp: Namespace, x: Array, axis: int) -> Array:
+        """Basisᵀ x along the negative `axis`."""
+        return self._along(xp, x, axis) * analyse_axis(xp, self._u, self._matrix.apply(xp, x, axis), axis)
+
+    def synthesise(self, xp: Namespace, z: Array, axis: int) -> Array:
+        """Basis z along the negative `axis`."""
+        return self._matrix.T.apply(xp, synthesise_axis(xp, self._u, self._along(xp, z, axis) * z, axis), axis)
+
+    def _along(self, xp: Namespace, x: Array, axis: int) -> Array:
+        return xp.reshape(self._inverse.like(xp, x), (-1, *(1,) * (-1 - axis)))
+
+
+Basis = Constant | FastBasis | RaisedBasis  # orthonormal columns (n, k)
 
 
 def analyse_axis(xp: Namespace, basis: Basis, x: Array, axis: int) -> Array:
     """Basisᵀ x along the negative `axis`."""
-    if isinstance(basis, FastBasis):
+    if not isinstance(basis, Constant):
         return basis.analyse(xp, x, axis)
     return matmul_axis(xp, basis.like(xp, x).T, x, axis)
 
 
-def synthesise_axis(xp: Namespace, basis: Basis, z: Array, axis: int) -> Array:
-    """Basis z along the negative `axis`."""
-    if isinstance(basis, FastBasis):
-        return basis.synthesise(xp, z, axis)
-    return matmul_axis(xp, basis.like(xp, z), z, axis)
+def synthesise_axis(xp: Namespace, basis: Basis, z: Array, axis: int, base: Array | None = None) -> Array:
+    """Basis z along the negative `axis`; added to `base`."""
+    if not isinstance(basis, Constant):
+        x = basis.synthesise(xp, z, axis)
+        return x if base is None else combined(xp, base, 1.0, x)
+    if base is None:
+        return matmul_axis(xp, basis.like(xp, z), z, axis)
+    return add_matmul_axis(xp, base, 1.0, basis.like(xp, z), z, axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,29 +178,53 @@ def _by_gram(matrix: np.ndarray) -> AxisSVD | None:
     number is below four (its square enters the error); else None."""
     m, n = matrix.shape
     wide = matrix if m <= n else matrix.T
-    values, u = _eigh(wide @ wide.T)
-    values, u = values[::-1], np.ascontiguousarray(u[:, ::-1])
-    if values[-1] <= values[0] / 16:
+    u = _well_conditioned(wide @ wide.T)
+    if u is None:
         return None
-    s = np.linalg.norm(wide.T @ u, axis=0)
-    v = (wide.T @ u) / s
+    v = wide.T @ u
+    s = np.linalg.norm(v, axis=0)
+    v /= s
     return AxisSVD(Constant(u), s, Constant(v)) if m <= n else AxisSVD(Constant(v), s, Constant(u))
 
 
+def _by_band(matrix: AxisMatrix) -> AxisSVD | None:
+    """`_by_gram` without a dense product: the band makes the Gram matrix, and raises its eigenvectors when asked to."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    if min(wide.shape) < _BAND_MIN_LENGTH or wide.band is None:
+        return None
+    u = _well_conditioned((wide.band @ wide.band.T).dense())
+    if u is None:
+        return None
+    blocks = (u[:, i : i + _BLOCK] for i in range(0, u.shape[1], _BLOCK))
+    s = np.concatenate([np.linalg.norm(wide.T.apply(np, block, -2), axis=0) for block in blocks])
+    left = Constant(u)
+    right = RaisedBasis(wide, left, s)
+    return AxisSVD(left, s, right) if wide is matrix else AxisSVD(right, s, left)
+
+
+def _well_conditioned(gram: np.ndarray) -> np.ndarray | None:
+    """The eigenvectors, of falling eigenvalues; None where the least is below a sixteenth of the largest."""
+    values, u = _eigh(gram)
+    return None if values[-1] <= values[0] / 16 else u
+
+
 def _eigh(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, rising, and eigenvectors; by halves where reversing rows and columns changes nothing."""
+    """Eigenvalues, falling, and eigenvectors; by halves where reversing rows and columns changes nothing."""
     n = len(gram)
     if n % 2 or np.abs(gram - gram[::-1, ::-1]).max() > n * _EPS * np.abs(gram).max():
-        return np.linalg.eigh(gram)
+        values, vectors = np.linalg.eigh(gram)
+        return values[::-1], np.ascontiguousarray(vectors[:, ::-1])
     h = n // 2
     block, corner = gram[:h, :h], gram[:h, h:][:, ::-1]
-    parts = []
-    for sign in (1.0, -1.0):
-        values, half = np.linalg.eigh(block + sign * corner)
-        parts.append((values, np.concatenate([half, sign * half[::-1]]) / math.sqrt(2)))
-    values = np.concatenate([part[0] for part in parts])
-    order = np.argsort(values)
-    return values[order], np.concatenate([part[1] for part in parts], axis=1)[:, order]
+    even, odd = (np.linalg.eigh(block + sign * corner) for sign in (1.0, -1.0))
+    values = np.concatenate([even[0], odd[0]])
+    order = np.argsort(values)[::-1]
+    place = np.argsort(order)
+    vectors = np.empty((n, n))
+    for sign, (_, half), columns in ((1.0, even, place[:h]), (-1.0, odd, place[h:])):
+        vectors[:h, columns] = half / math.sqrt(2)
+        vectors[h:, columns] = half[::-1] * (sign / math.sqrt(2))
+    return values[order], vectors
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,7 +454,7 @@ class AxisMatrix:
         if self._transpose is not None and "svd" in self._transpose.__dict__:
             other = self._transpose.svd
             return AxisSVD(other.v, other.s, other.u)
-        return AxisSVD.of(self.constant.value)
+        return _by_band(self) or AxisSVD.of(self.constant.value)
 
     @property
     def has_svd(self) -> bool:
@@ -467,9 +533,26 @@ class AxisMatrix:
             return self.form.apply(xp, x, axis)
         if not self.bands:
             return matmul_axis(xp, self.constant.like(xp, x), x, axis)
-        index: list[object] = [slice(None)] * x.ndim
+        return self._by_bands(xp, x, axis)
+
+    def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array, axis: int) -> Array:
+        """base + scale · the matrix times `x` along the negative `axis`, a new array."""
+        if self._is_fast or self.bands:
+            return combined(xp, base, scale, self.apply(xp, x, axis))
+        return add_matmul_axis(xp, base, scale, self.constant.like(xp, x), x, axis)
+
+    def _by_bands(self, xp: Namespace, x: Array, axis: int) -> Array:
+        index: list[slice] = [slice(None)] * x.ndim
         parts = []
         for block, low, high in self.bands:
             index[axis] = slice(low, high)
-            parts.append(matmul_axis(xp, block.like(xp, x), x[tuple(index)], axis))
-        return xp.concat(parts, axis=x.ndim + axis)
+            parts.append((block.like(xp, x), x[tuple(index)]))
+        if isinstance(x, np.ndarray) and axis >= -2:  # each into its place
+            y = np.empty((*x.shape[:axis], self.shape[0], *x.shape[x.ndim + axis + 1 :]), x.dtype)
+            row = 0
+            for matrix, piece in parts:
+                index[axis] = slice(row, row := row + len(matrix))
+                left, right = (matrix, piece) if axis == -2 else (piece, matrix.T)
+                np.matmul(left, right, out=y[tuple(index)])
+            return y
+        return xp.concat([matmul_axis(xp, *part, axis) for part in parts], axis=x.ndim + axis)

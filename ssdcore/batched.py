@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssdcore import _pytrees
-from ssdcore._arrays import Array, Constant, Namespace, Shape, namespace_of
+from ssdcore._arrays import Array, Constant, Namespace, Shape, cast, namespace_of
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.spectral import Modes
 
@@ -45,13 +45,13 @@ class BatchedCovariance(Covariance, static=False):
         if self.modes.complete:
             return self.modes.synthesise(xp, values * self.modes.analyse(xp, x))
         of_modes = xp.reshape(rest, (*rest.shape[: rest.ndim - len(self.shape)], *(1,) * len(self.modes.counts)))
-        return rest * x + self.modes.synthesise(xp, (values - of_modes) * self.modes.analyse(xp, x))
+        return self.modes.synthesise(xp, (values - of_modes) * self.modes.analyse(xp, x), rest * x)
 
     @staticmethod
     def _power(xp: Namespace, variance: Array, x: Array, power: float) -> Array:
         if isinstance(variance, (np.ndarray, np.generic)):
             return Constant(np.asarray(variance, dtype=np.float64) ** power).like(xp, x)
-        return xp.astype(variance, x.dtype, copy=False) ** power
+        return cast(xp, variance, x.dtype) ** power
 
     @property
     def singular(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from ssdcore._arrays import (
     Array,
     Constant,
+    cast,
     check_same_backend,
     check_trailing,
     computing_dtype,
@@ -95,8 +96,8 @@ def general_posterior(
     if covariance_t.log_determinant() == -np.inf:
         raise ValueError("general_posterior: the marginal covariance at time t is singular")
     dtype = computing_dtype(xp, x_t.dtype)
-    centre = xp.astype(mean_s, dtype, copy=False)
-    innovation = xp.astype(x_t, dtype, copy=False) - operator(centre)
+    centre = cast(xp, mean_s, dtype)
+    innovation = cast(xp, x_t, dtype) - operator(centre)
     spectral = _in_operator_modes(operator, covariance_s, covariance_t)
     if spectral is not None:
         s, (p, p_rest), (q, _) = spectral
@@ -105,7 +106,7 @@ def general_posterior(
         assert decomposition is not None  # what _in_operator_modes found it in
         with full_precision(x_t):
             raised = decomposition.lift(xp, innovation, Constant(p * s / q).like(xp, innovation))
-        mean = xp.astype(centre + raised, x_t.dtype, copy=False)
+        mean = cast(xp, centre + raised, x_t.dtype)
         return Gaussian(mean, Covariance.of_modes(operator, np.maximum(p - p**2 * s**2 / q, 0.0), p_rest))
     m, sigma_s, sigma_t = operator.as_matrix(), covariance_s.as_matrix(), covariance_t.as_matrix()
     _check_admissible(
@@ -118,7 +119,7 @@ def general_posterior(
     if least < 0:
         posterior = posterior + (-least) * np.eye(len(posterior))  # rounding: the joint Gaussian is admissible
     gain_operator = Matrix(gain_matrix, operator.out_shape, operator.in_shape)
-    mean = xp.astype(centre + gain_operator(innovation), x_t.dtype, copy=False)
+    mean = cast(xp, centre + gain_operator(innovation), x_t.dtype)
     return Gaussian(mean, Covariance.dense(posterior, operator.in_shape))
 
 

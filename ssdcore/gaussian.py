@@ -17,6 +17,7 @@ from ssdcore._arrays import (
     Constant,
     Namespace,
     Shape,
+    cast,
     check_same_backend,
     check_trailing,
     computing_dtype,
@@ -210,8 +211,8 @@ class Covariance(Static, abc.ABC):
         check_trailing(x, self.shape, "Covariance")
         self._prepared(power)
         with full_precision(x):
-            y = self.apply_power(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False), power)
-            return xp.astype(y, x.dtype, copy=False)
+            y = self.apply_power(xp, cast(xp, x, computing_dtype(xp, x.dtype)), power)
+            return cast(xp, y, x.dtype)
 
 
 _POWERS = {1.0: "itself", 0.5: "root", -1.0: "inverse"}
@@ -531,7 +532,7 @@ class Gaussian:
     def _mahalanobis(xp: Namespace, x: Array, y: Array, covariance: Covariance) -> Array:
         """(x − y)ᵀ C⁻¹ (x − y) in the computing dtype: half precision would lose it in the difference and the sum."""
         dtype = computing_dtype(xp, x.dtype)
-        difference = xp.astype(x, dtype, copy=False) - xp.astype(y, dtype, copy=False)
+        difference = cast(xp, x, dtype) - cast(xp, y, dtype)
         with full_precision(x):
             product = difference * covariance.solve(difference)
             return xp.sum(product, axis=tuple(range(-len(covariance.shape), 0)))

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace, Shape, add_scaled, add_to, full_precision, real_namespace
-from ssdcore.operators import AxisOperator, LinearOperator
+from ssdcore._arrays import Array, Constant, Namespace, Shape, add_to, cast, full_precision, real_namespace
+from ssdcore.operators import LinearOperator
 from ssdcore.spectral import Decomposition
 
 _SMALL = 64  # up to this length of an axis, dense products with its modes are the quickest way
@@ -37,8 +37,8 @@ class Lift:
         operator: R, with fewer elements on its output side and a known decomposition
         sigma: σ_s
         gain: ρ α_t/α_s: what Rᵀ is multiplied with
-        weights: σ_s ρ (α_t/α_s)² h(λ), for the coefficients of R z in the output modes of R, or times ± r for those
-            of z in the input modes where that takes less work than R and its output modes
+        weights: −σ_s (α_t/α_s) h(λ), for the coefficients of R z in the output modes of R, or times ± r for those of
+            z in the input modes where that takes less work than R and its output modes
     """
 
     operator: LinearOperator
@@ -57,7 +57,7 @@ class Lift:
         if decomposition is None:
             return None
         kept = np.maximum(1 - rho * (ratio * decomposition.singular_values) ** 2, 0.0)
-        weights = sigma * rho * ratio**2 / (1 + np.sqrt(kept))
+        weights = -sigma * ratio / (1 + np.sqrt(kept))
         small = max(decomposition.input.grid) <= _SMALL
         if small:
             weights = weights * decomposition.sign * decomposition.singular_values
@@ -65,7 +65,7 @@ class Lift:
 
     def mean(self, xp: Namespace, centre: Array, innovation: Array) -> Array:
         """α_s c + ρ Mᵀ (x_t − α_t R c), `centre` being α_s c."""
-        return centre + self.operator.apply_adjoint(xp, self.gain * innovation)
+        return self.operator.add_adjoint(xp, centre, self.gain, innovation)
 
     def draw(self, xp: Namespace, centre: Array, innovation: Array, noise: Array) -> Array:
         """The mean and the symmetric root of the covariance times `noise`."""
@@ -74,11 +74,8 @@ class Lift:
             coefficients = self.decomposition.input.analyse(xp, noise)
         else:
             coefficients = modes.analyse(xp, self.operator.apply(xp, noise))
-        taken = modes.synthesise(xp, weights * coefficients)
-        raised = self.operator.apply_adjoint(xp, self.gain * innovation - taken)
-        if not isinstance(self.operator, AxisOperator):  # what a user's operator returns is not ours to write to
-            return add_scaled(xp, raised + centre, self.sigma, noise)
-        return add_to(xp, add_to(xp, raised, 1.0, centre), self.sigma, noise)
+        lowered = modes.synthesise(xp, weights * coefficients, innovation)
+        return add_to(xp, self.operator.add_adjoint(xp, centre, self.gain, lowered), self.sigma, noise)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +105,11 @@ class LiftedLaw:
         xp = real_namespace(self.like, "posterior")
         with full_precision(self.like):
             mean = self.lift.mean(xp, self.centre, self.innovation)
-            return xp.astype(mean, self.like.dtype, copy=False)
+            return cast(xp, mean, self.like.dtype)
 
     def draw(self, noise: Array) -> Array:
         xp = real_namespace(self.like, "posterior")
         with full_precision(self.like):
-            noise = xp.astype(noise, self.centre.dtype, copy=False)
+            noise = cast(xp, noise, self.centre.dtype)
             drawn = self.lift.draw(xp, self.centre, self.innovation, noise)
-            return xp.astype(drawn, self.like.dtype, copy=False)
+            return cast(xp, drawn, self.like.dtype)

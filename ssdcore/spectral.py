@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, device_of, to_numpy, widest_dtype
+from ssdcore._arrays import Array, ArrayKind, Constant, Namespace, Shape, cast, device_of, to_numpy, widest_dtype
 from ssdcore.axes import AxisMatrix, AxisSVD, Basis, analyse_axis, synthesise_axis
 
 
@@ -63,27 +63,27 @@ class Modes:
         """Coefficients Vᵀ x, ``(*batch, *counts)``."""
         if not self.factors:
             return x
-        z = xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
+        z = x if self.shape == self.grid else xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
         for i, factor in enumerate(self.factors):
             z = analyse_axis(xp, factor, z, i - len(self.grid))
         return z
 
-    def synthesise(self, xp: Namespace, z: Array) -> Array:
-        """V z, ``(*batch, *shape)``."""
+    def synthesise(self, xp: Namespace, z: Array, base: Array | None = None) -> Array:
+        """V z, ``(*batch, *shape)``; base + V z, a new array, where a base of those axes is given."""
         if not self.factors:
-            return z
-        batch = z.shape[: z.ndim - len(self.grid)]
-        for i, factor in enumerate(self.factors):
+            return z if base is None else base + z
+        for i, factor in enumerate(self.factors[:-1]):
             z = synthesise_axis(xp, factor, z, i - len(self.grid))
-        return xp.reshape(z, (*batch, *self.shape))
+        if base is not None and self.shape != self.grid:
+            base = xp.reshape(base, (*base.shape[: base.ndim - len(self.shape)], *self.grid))
+        z = synthesise_axis(xp, self.factors[-1], z, -1, base)
+        return z if self.shape == self.grid else xp.reshape(z, (*z.shape[: z.ndim - len(self.grid)], *self.shape))
 
     def scale(self, xp: Namespace, x: Array, values: Array, rest: Array | float) -> Array:
         """Multiply the coefficient of each mode by `values` and whatever is orthogonal to all modes by `rest`."""
         if self.complete:
             return self.synthesise(xp, values * self.analyse(xp, x))
-        scaled = rest * x
-        scaled += self.synthesise(xp, (values - rest) * self.analyse(xp, x))  # in place: large temporaries cost most
-        return scaled
+        return self.synthesise(xp, (values - rest) * self.analyse(xp, x), rest * x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +237,7 @@ class _LanczosStep:
         wide = widest_dtype(xp, self.beta)
         like = {"dtype": wide, "device": device_of(self.beta)}
         diagonal, off_diagonal = (
-            [xp.astype(part, wide, copy=False) for part in parts] for parts in (self.diagonal, self.off_diagonal)
+            [cast(xp, part, wide) for part in parts] for parts in (self.diagonal, self.off_diagonal)
         )
         tridiagonal = xp.stack(diagonal, axis=-1)[:, :, None] * xp.eye(k, **like)
         if k > 1:
@@ -308,7 +308,7 @@ def lanczos_function(
             estimate = xp.maximum(xp.sqrt(xp.sum(change * change, axis=-1)), residual)
             error = float(to_numpy(xp.max(estimate / xp.where(size > 0, size, xp.ones_like(size)))))
         if error <= tolerance:
-            coefficients = xp.astype(coefficients, x.dtype, copy=False)
+            coefficients = cast(xp, coefficients, x.dtype)
             return xp.reshape(xp.sum(coefficients[:, :, None] * state.basis, axis=1), x.shape)
         if last:
             break

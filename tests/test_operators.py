@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ssdcore as ssd
+from ssdcore._arrays import namespace_of
 
 EPS = np.finfo(np.float64).eps
 RNG_SEED = 7
@@ -56,6 +57,32 @@ def test_apply_adjoint_and_norm_agree_with_the_dense_matrix(name):
     assert op.T.norm() == pytest.approx(op.norm(), rel=1e3 * EPS)
     assert np.sort(op.singular_values().ravel())[-1] == pytest.approx(op.norm(), rel=1e3 * EPS)
     assert op.T.T.in_shape == op.in_shape
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "convolution"])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_products_are_added_to_a_base_that_stays_as_it_was(name, library):
+    op = OPERATORS[name] if name in OPERATORS else ssd.Resize((96, 96), (48, 48))
+    convert = np.asarray if library == "numpy" else pytest.importorskip("torch").from_numpy
+    if name == "functional" and library == "torch":
+        pytest.skip("its functions are numpy's")
+    r = rng()
+    xp = namespace_of(convert(r.standard_normal(1)))
+    for add, apply, ins, outs in (
+        (op.add_applied, op, op.in_shape, op.out_shape),
+        (op.add_adjoint, op.T, op.out_shape, op.in_shape),
+    ):
+        for batch, base_batch in (((3, 2), (3, 2)), ((2,), (3, 1)), ((3, 2), (2,)), ((), ())):
+            x = r.standard_normal((*batch, *ins)).astype(np.float32)
+            base = r.standard_normal((*base_batch, *outs)).astype(np.float32)
+            given = convert(x.copy()), convert(base.copy())
+            expected = base + -0.7 * np.asarray(apply(convert(x)))
+            got = np.asarray(add(xp, given[1], -0.7, given[0]))
+            bound = 64 * np.finfo(np.float32).eps * np.abs(expected).max() * math.sqrt(math.prod(ins))
+            np.testing.assert_allclose(got, expected, atol=bound, rtol=0)
+            assert got.dtype == np.float32
+            for array, before in zip(given, (x, base)):
+                np.testing.assert_array_equal(np.asarray(array), before)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import ssdcore as ssd
-from ssdcore._arrays import Memo
-from ssdcore.axes import AxisSVD, Band, FastBasis, Stencil
+from ssdcore._arrays import Constant, Memo
+from ssdcore.axes import AxisSVD, Band, FastBasis, RaisedBasis, Stencil
 from ssdcore.operators.blur import spectral_basis
 
 EPS = np.finfo(np.float64).eps
@@ -309,6 +309,25 @@ def test_a_decomposition_by_the_gram_matrix_is_as_exact_as_one_of_the_matrix():
         for factor in (svd.u.value, svd.v.value):
             np.testing.assert_allclose(factor.T @ factor, np.eye(k), atol=n * EPS)
         np.testing.assert_allclose((svd.u.value * svd.s) @ svd.v.value.T, a, atol=n * EPS)
+
+
+@pytest.mark.parametrize(("n", "m"), [(512, 256), (256, 512), (402, 201), (600, 200)])
+def test_a_decomposition_by_the_band_raises_its_modes_instead_of_holding_them(n, m):
+    svd = ssd.Resize((n,), (m,)).axis_matrices()[0].svd
+    raised, held = (svd.v, svd.u) if m < n else (svd.u, svd.v)
+    assert isinstance(raised, RaisedBasis)
+    assert isinstance(held, Constant)
+    for factor in (svd.u.value, svd.v.value):
+        np.testing.assert_allclose(factor.T @ factor, np.eye(min(n, m)), atol=n * EPS)
+    assert (np.diff(svd.s) <= n * EPS).all()
+    np.testing.assert_allclose((svd.u.value * svd.s) @ svd.v.value.T, ssd.Resize((n,), (m,)).as_matrix(), atol=n * EPS)
+    x, z = rng().standard_normal((2, *raised.shape[:1], 3)), rng().standard_normal((2, raised.shape[1], 3))
+    for axis in (-2, -1):
+        x, z = (x, z) if axis == -2 else (np.swapaxes(x, -1, -2), np.swapaxes(z, -1, -2))
+        dense = raised.value if axis == -2 else raised.value.T
+        product = (dense.T @ x, dense @ z) if axis == -2 else (x @ dense.T, z @ dense)
+        np.testing.assert_allclose(raised.analyse(np, x, axis), product[0], atol=n * EPS)
+        np.testing.assert_allclose(raised.synthesise(np, z, axis), product[1], atol=n * EPS)
 
 
 def test_long_signals_need_no_dense_matrix():

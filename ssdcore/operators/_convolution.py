@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace
+from ssdcore._arrays import Array, Constant, Namespace, add_to
 from ssdcore.axes import AxisMatrix, Stencil
 
-_MIN_LENGTH = 64  # below it matrix products win
+_MIN_LENGTH = 96  # below it matrix products win
 
 
 class Convolution:
@@ -58,6 +58,14 @@ class Convolution:
 
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return self._run(xp, y * self.scale.like(xp, y), self.outs, self._backward)
+
+    def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array) -> Array:
+        y = self._run(xp, x, self.ins, self._forward)
+        return base.addcmul(y, self.scale.like(xp, x), value=scale)
+
+    def add_adjoint(self, xp: Namespace, base: Array, scale: float, y: Array) -> Array:
+        raised = self.apply_adjoint(xp, scale * y)
+        return add_to(xp, raised, 1.0, base) if raised.shape == base.shape else base + raised
 
     def _run(self, xp: Namespace, x: Array, trailing: tuple[int, ...], convolve: Callable[..., Array]) -> Array:
         batch = x.shape[: x.ndim - len(trailing)]

@@ -43,6 +43,8 @@ class LinearOperator(LinearMap):
         decompose()             its `Decomposition` M = U diag(s) Vᵀ, called once; default: by axes if separable, dense
                                 if small, else None. With one, norms, spectral functions, posteriors at any eta and
                                 their densities are exact at any size; without, they use Lanczos iteration
+        add_applied(xp, base, scale, x), add_adjoint(xp, base, scale, y)
+                                base + scale · M x and base + scale · Mᵀ y, where the sum can go into the product
         axis_matrices()         one `AxisMatrix` an axis if separable; then subclass ``ssd.operators.AxisOperator``,
                                 which implements everything else
         after(inner)            one operator equal to ``self @ inner``, or None where no structure is gained
@@ -203,6 +205,12 @@ class Transpose(LinearOperator):
 
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         return self.op.apply(xp, y)
+
+    def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array) -> Array:
+        return self.op.add_adjoint(xp, base, scale, x)
+
+    def add_adjoint(self, xp: Namespace, base: Array, scale: float, y: Array) -> Array:
+        return self.op.add_applied(xp, base, scale, y)
 
     def precompute(self) -> None:
         self.op.precompute()

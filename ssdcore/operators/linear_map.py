@@ -16,6 +16,8 @@ from ssdcore._arrays import (
     ArrayKind,
     Namespace,
     Shape,
+    add_scaled,
+    cast,
     check_trailing,
     computing_dtype,
     flushing,
@@ -48,6 +50,14 @@ class LinearMap(Static, abc.ABC):
     @abc.abstractmethod
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         """Mᵀ y, for y of trailing shape out_shape: what a subclass implements. To apply it, call ``op.T``."""
+
+    def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array) -> Array:
+        """base + scale · M x, a new array: overridden where the sum takes no pass of its own."""
+        return add_scaled(xp, base, scale, self.apply(xp, x))
+
+    def add_adjoint(self, xp: Namespace, base: Array, scale: float, y: Array) -> Array:
+        """base + scale · Mᵀ y, a new array: overridden where the sum takes no pass of its own."""
+        return add_scaled(xp, base, scale, self.apply_adjoint(xp, y))
 
     def axis_matrices(self) -> tuple[AxisMatrix, ...] | None:
         """One matrix per axis if the operator is separable, else None."""
@@ -113,8 +123,8 @@ class LinearMap(Static, abc.ABC):
         check_trailing(x, self.in_shape, self)
         self._prepared()
         with full_precision(x):
-            y = apply(xp, xp.astype(x, computing_dtype(xp, x.dtype), copy=False))
-            return xp.astype(y, x.dtype, copy=False)
+            y = apply(xp, cast(xp, x, computing_dtype(xp, x.dtype)))
+            return cast(xp, y, x.dtype)
 
     def norm(self) -> float:
         """The largest singular value ‖M‖.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import abc
 import functools
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssdcore._arrays import Array, Namespace
+from ssdcore._arrays import Array, Namespace, Shape
 from ssdcore.axes import AxisMatrix
 from ssdcore.operators._convolution import Convolution
 from ssdcore.operators.base import LinearOperator
@@ -29,16 +29,18 @@ class AxisOperator(LinearOperator):
 
     @functools.cached_property
     def _axis_order(self) -> tuple[int, ...]:
-        """The axes in the order to apply them: those that shrink the array most first."""
-        shrinks = [m / n for n, m in zip(self.in_shape, self.out_shape)]
-        return tuple(sorted(range(len(shrinks)), key=shrinks.__getitem__))
+        return _axis_order(self.in_shape, self.out_shape)
+
+    @functools.cached_property
+    def _adjoint_order(self) -> tuple[int, ...]:
+        return _axis_order(self.out_shape, self.in_shape)
 
     @functools.cached_property
     def _convolution(self) -> Convolution | None:
         return Convolution.of(self.axis_matrices())
 
     def precompute(self) -> None:
-        _ = self._axis_order, self._convolution
+        _ = self._axis_order, self._adjoint_order, self._convolution
         for axis in self.axis_matrices():
             axis.precompute()
 
@@ -47,10 +49,23 @@ class AxisOperator(LinearOperator):
             return self._convolution.apply(xp, x)
         return _apply_axes(xp, self.axis_matrices(), self._axis_order, x)
 
+    def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array) -> Array:
+        if self._convolution is not None and Convolution.serves(xp, x):
+            return self._convolution.add_applied(xp, base, scale, x)
+        return _apply_axes(xp, self.axis_matrices(), self._axis_order, x, base, scale)
+
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
         if self._convolution is not None and Convolution.serves(xp, y):
             return self._convolution.apply_adjoint(xp, y)
-        return _apply_axes(xp, tuple(axis.T for axis in self.axis_matrices()), reversed(self._axis_order), y)
+        return _apply_axes(xp, self._transposed_axes(), self._adjoint_order, y)
+
+    def add_adjoint(self, xp: Namespace, base: Array, scale: float, y: Array) -> Array:
+        if self._convolution is not None and Convolution.serves(xp, y):
+            return self._convolution.add_adjoint(xp, base, scale, y)
+        return _apply_axes(xp, self._transposed_axes(), self._adjoint_order, y, base, scale)
+
+    def _transposed_axes(self) -> tuple[AxisMatrix, ...]:
+        return tuple(axis.T for axis in self.axis_matrices())
 
     def held_bytes(self) -> int:
         return sum(axis.held_bytes() for axis in self.axis_matrices())
@@ -85,10 +100,28 @@ def _product(outer: tuple[AxisMatrix, ...] | None, inner: tuple[AxisMatrix, ...]
     return Separable([b @ a for b, a in zip(outer, inner)])
 
 
-def _apply_axes(xp: Namespace, axes: tuple[AxisMatrix, ...], order: Iterable[int], x: Array) -> Array:
-    for i in order:
+def _axis_order(ins: Shape, outs: Shape) -> tuple[int, ...]:
+    """The axes in the order to apply them: those that shrink the array most first; of equals the last one last, whose
+    product is the quickest for a large array."""
+    shrinks = [m / n for n, m in zip(ins, outs)]
+    return tuple(sorted(range(len(shrinks)), key=shrinks.__getitem__))
+
+
+def _apply_axes(
+    xp: Namespace,
+    axes: tuple[AxisMatrix, ...],
+    order: tuple[int, ...],
+    x: Array,
+    base: Array | None = None,
+    scale: float = 1.0,
+) -> Array:
+    """The matrices along their axes; with a `base`, base + scale times that."""
+    for i in order[:-1]:
         x = axes[i].apply(xp, x, i - len(axes))
-    return x
+    last = order[-1]
+    if base is None:
+        return axes[last].apply(xp, x, last - len(axes))
+    return axes[last].add_applied(xp, base, scale, x, last - len(axes))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

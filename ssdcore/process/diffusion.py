@@ -13,6 +13,7 @@ from ssdcore._arrays import (
     Array,
     Shape,
     add_scaled,
+    cast,
     check_same_backend,
     check_trailing,
     computing_dtype,
@@ -256,11 +257,11 @@ class LinearDiffusion(Timeline):
             )
         dtype = computing_dtype(xp, x0.dtype)
         with full_precision(x0):
-            clean, noise = (xp.astype(x, dtype, copy=False) for x in (clean, noise))
+            clean, noise = (cast(xp, x, dtype) for x in (clean, noise))
             if not isinstance(time, int):
                 cp, *both = levels(self, time, dtype)
                 alpha, sigma = (level_of(xp, cp, level, clean, shape) for level in both)
-            return xp.astype(alpha * clean + sigma * noise, x0.dtype, copy=False)
+            return cast(xp, alpha * clean + sigma * noise, x0.dtype)
 
     def marginal(self, x0: Array, t: Any) -> Gaussian:
         """q(x_t | x_0) = N(alpha_t R_{0→t} x_0, sigma_t² I).
@@ -376,9 +377,9 @@ class LinearDiffusion(Timeline):
         xp = real_namespace(x_t, "posterior: x_t")
         real_namespace(clean_s, "posterior: clean_s")
         dtype = computing_dtype(xp, x_t.dtype)
-        clean = xp.astype(clean_s, dtype, copy=False)
+        clean = cast(xp, clean_s, dtype)
         with full_precision(x_t):
-            innovation = add_scaled(xp, xp.astype(x_t, dtype, copy=False), -step.alpha_t, operator(clean))
+            innovation = operator.add_applied(xp, cast(xp, x_t, dtype), -step.alpha_t, clean)
             if isinstance(lift, Lift):
                 law = LiftedLaw(lift, alpha_s * clean, innovation, x_t)
                 if clean_covariance is None:
@@ -392,7 +393,7 @@ class LinearDiffusion(Timeline):
                 mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
             if not isinstance(lift, Lift):
                 mean = add_scaled(xp, mean, alpha_s, clean)
-            mean = xp.astype(mean, x_t.dtype, copy=False)
+            mean = cast(xp, mean, x_t.dtype)
         if clean_covariance is None:
             return Gaussian(mean, step.covariance)
         return Gaussian(mean, self.kept(steps.widened_posterior, s, t, float(eta), clean_covariance))

@@ -12,6 +12,7 @@ from ssdcore._arrays import (
     Constant,
     Namespace,
     Shape,
+    cast,
     check_trailing,
     computing_dtype,
     device_of,
@@ -93,7 +94,7 @@ def onto(xp: Namespace, values: Array, x: Array) -> Array:
     """`values` in the library, dtype and device of `x`."""
     if isinstance(values, (np.ndarray, np.generic)):
         return Constant(np.asarray(values)).like(xp, x)
-    return xp.astype(values, x.dtype, copy=False)
+    return cast(xp, values, x.dtype)
 
 
 def level_of(xp: Namespace, cp: Namespace, numbers: Array, x: Array, shape: Shape) -> Array:
@@ -110,12 +111,12 @@ def degraded(proc: Timeline, xp: Namespace, x0: Array, times: Times, shape: Shap
     modes = degradations.modes
     if modes is not None:
         cp, index = originals(proc, times)
-        wide = xp.astype(x0, computing_dtype(xp, x0.dtype), copy=False)
+        wide = cast(xp, x0, computing_dtype(xp, x0.dtype))
         response = degradations.response(cp, index * 0, index, np.float64 if cp is np else wide.dtype)
         with full_precision(x0):
             diagonal = onto(xp, spread(cp, response, x0.ndim - len(shape), len(shape)), wide)
             result = modes.scale(xp, wide, diagonal, 0.0)
-            return xp.astype(result, x0.dtype, copy=False)
+            return cast(xp, result, x0.dtype)
     stages = {stage: k for k, stage in enumerate(sorted(first))}
     images = {k: proc.operator(0, first[stage]) for stage, k in stages.items()}
     if known is not None:
@@ -306,12 +307,12 @@ def posterior(
     xp = real_namespace(x_t, "posterior: x_t")
     dtype = computing_dtype(xp, x_t.dtype)
     with full_precision(x_t):
-        state, clean = (xp.astype(x, dtype, copy=False) for x in (x_t, clean_s))
+        state, clean = (cast(xp, x, dtype) for x in (x_t, clean_s))
         degraded_clean = between.apply(step, xp, clean)
         innovation = state - level_of(xp, cp, step.levels[2], state, between.output.shape) * degraded_clean
         lifted = between.lift(step, xp, gain, innovation)
         mean = level_of(xp, cp, step.levels[0], clean, between.modes.shape) * clean + lifted
-        mean = xp.astype(mean, x_t.dtype, copy=False)
+        mean = cast(xp, mean, x_t.dtype)
     rest = step.levels[1] ** 2
     if clean_covariance is not None:
         return _widened(step, mean, values, rest, alpha_s - alpha_t * gain * r, clean_covariance)
@@ -359,9 +360,9 @@ def transition(proc: Timeline, x_s: Array, s: Times, t: Times) -> Gaussian:
     values = cp.clip(sigma_t**2 - sigma_s**2 * (ratio * step.response()) ** 2, 0.0, None)
     xp = real_namespace(x_s, "transition: x_s")
     with full_precision(x_s):
-        moved = between.apply(step, xp, xp.astype(x_s, computing_dtype(xp, x_s.dtype), copy=False))
+        moved = between.apply(step, xp, cast(xp, x_s, computing_dtype(xp, x_s.dtype)))
         scale = signal_ratio(cp, step.levels[0], step.levels[2])
-        mean = xp.astype(level_of(xp, cp, scale, moved, between.output.shape) * moved, x_s.dtype, copy=False)
+        mean = cast(xp, level_of(xp, cp, scale, moved, between.output.shape) * moved, x_s.dtype)
     turned = replace(step, between=replace(between, modes=between.output, output=between.modes))
     return turned.law(mean, values, step.levels[3] ** 2)
 
@@ -373,9 +374,9 @@ def marginal(proc: Timeline, x0: Array, t: Times) -> Gaussian:
     check_items(t, x0, proc.shape(0), "marginal")
     xp = real_namespace(x0, "marginal: x0")
     clean = degraded(proc, xp, x0, t, shape)
-    wide = xp.astype(clean, computing_dtype(xp, x0.dtype), copy=False)
+    wide = cast(xp, clean, computing_dtype(xp, x0.dtype))
     cp, alpha, sigma = levels(proc, t, wide.dtype)
     with full_precision(x0):
-        mean = xp.astype(level_of(xp, cp, alpha, wide, shape) * wide, x0.dtype, copy=False)
+        mean = cast(xp, level_of(xp, cp, alpha, wide, shape) * wide, x0.dtype)
     variance = spread(cp, column(cp, sigma**2, len(shape)), mean.ndim - len(shape), len(shape))
     return Gaussian(mean, BatchedCovariance(Modes(shape, shape, ()), variance, variance))
