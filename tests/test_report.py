@@ -96,6 +96,8 @@ def test_everything_stands_in_one_file(page: str):
         assert heading in parsed.texts
     assert "cats" in texts
     assert "train.clip" in texts
+    assert {"[[8, 8], [4, 4]]", "[[16, 16], [8, 8], [4, 4]]"} <= set(parsed.texts)  # as config.json has them
+    assert "data.class_names" not in texts  # nobody sets them
     assert "step 20" in texts
     assert "step 30" not in texts  # that file is no picture
     assert parsed.tags.count("polyline") >= 3

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssdcore.files import write_atomically
 from ssdcore_torch.checkpoint import OpenRun
-from ssdcore_torch.config import PRESETS, differences, preset
+from ssdcore_torch.config import PRESETS, flat_settings, preset
 from ssdcore_torch.images import class_captions, viewed
 from ssdcore_torch.metrics import report as evaluation_report
 from ssdcore_torch.reports import _page
@@ -214,15 +214,22 @@ def _quality(folder: Path, log: Sequence[Mapping[str, Any]]) -> str:
     return "".join(parts)
 
 
+OF_THE_DATA = ("data.class_names", "data.class_counts")
+"""What stands in config.json and nobody sets."""
+
+
 def _settings(run: OpenRun) -> str:
     config = run.config
     if config.preset not in PRESETS:
         return _page.code([config.to_json().rstrip()])
-    rows = []
-    for line in differences(config, preset(config.preset, config.data.path)):
-        name, _, values = line.partition(": ")
-        ours, _, usual = values.partition(" instead of ")
-        rows.append((name, ours, usual))
+    ours, usual = (
+        flat_settings(json.loads(each.to_json())) for each in (config, preset(config.preset, config.data.path))
+    )
+    rows = [
+        (name, *(json.dumps(each[name], ensure_ascii=False) if name in each else "" for each in (ours, usual)))
+        for name in {**ours, **usual}
+        if name not in OF_THE_DATA and (name not in ours or name not in usual or ours[name] != usual[name])
+    ]
     if not rows:
         return _page.paragraph(f"All as preset {config.preset} has them.")
     return _page.table(("setting", "this run", f"preset {config.preset}"), rows)
