@@ -25,6 +25,7 @@ sys.path.insert(0, str(FOLDER))
 
 import arms  # noqa: E402
 import diagnose  # noqa: E402
+import guidance  # noqa: E402
 import report  # noqa: E402
 import study  # noqa: E402
 
@@ -129,3 +130,30 @@ def test_a_run_goes_on_where_its_slice_ended_and_is_reported(files: tuple[Path, 
     table = report.table(rows)
     assert table.count("\n") == 5
     assert f"{rows['3 levels'][0]['lite0']['frechet']:.3g}" in table
+
+
+def test_the_table_of_guidance_is_that_of_its_rows() -> None:
+    rows = json.loads((FOLDER / "results" / "guidance28.json").read_text(encoding="utf-8"))
+    lines = guidance.table(rows).splitlines()
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [line for line in lines if line.startswith("|") and line not in page] == []
+    assert {row["guidance"] for row in rows} == set(guidance.SCALES)
+
+
+@pytest.mark.slow
+def test_what_guidance_is_measured_with_trains_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(40) % 10)
+    monkeypatch.setattr("ssdcore_torch.training.pictures.SAMPLES", 2)
+    monkeypatch.setattr("ssdcore_torch.training.pictures.SAMPLE_STEPS", 2)
+    monkeypatch.setattr(guidance, "ARMS", {"3 levels": (3, 3)})
+    run = guidance.trained(tmp_path, "3 levels", 2, str(tmp_path / "train.npz"))
+    assert run.step == 2
+    assert guidance.trained(tmp_path, "3 levels", 2, "nothing").step == 2
+    judge = lambda samples, labels: {"agreement": float((labels == torch.arange(4)).all()), "frechet": 1.0}  # noqa: E731
+    for _ in range(2):  # the second finds the row
+        guidance.measure(run, "3 levels", 2.0, tmp_path, 4, judge)  # type: ignore[arg-type]
+        judge = None  # type: ignore[assignment]
+    row = json.loads((tmp_path / "3-levels-2.json").read_text())
+    assert row["agreement"] == 1
+    assert row["sample_gflop"] > 0

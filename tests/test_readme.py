@@ -30,13 +30,14 @@ def test_every_python_example_runs_in_order(tmp_path: Path, monkeypatch: pytest.
 def test_every_file_that_the_readme_links_exists():
     text = README.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
-    assert links
+    links += re.findall(r'<img src="([^"]+)"', text)
+    assert len([link for link in links if link.endswith((".png", ".gif"))]) >= 3
     assert not [link for link in links if not (README.parent / link).exists()]
 
 
 def test_every_command_of_the_package_takes_the_options_shown():
     pytest.importorskip("torch")
-    text = README.read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8").replace("\\\n", " ")  # a command over several lines
     shown = re.findall(r"-m (?:-- )?ssdcore_torch\.(\w+)((?: [^`\n#&]+)?)", text)
     assert {name for name, _ in shown} >= {"train", "sample", "evaluate", "ema", "convert", "prepare"}
     for name, options in shown:

@@ -2,8 +2,8 @@
 
     python benchmarks/quality/garment_features.py TRAIN.npz TEST.npz OUT.pt
 
-Trained once, before anything is compared, on the real training images alone (three epochs, one seed, some minutes on
-one core). OUT.pt is a TorchScript program from uint8 images (n, 3, h, w) to 64 features (n, 64), which
+Trained once, before anything is compared, on the real training images alone, at their size (three epochs, one seed,
+some minutes on one core). OUT.pt is a TorchScript program from uint8 images (n, 3, h, w) to 64 features (n, 64), which
 `python -m ssdcore_torch.evaluate --features OUT.pt --trust-features` takes, too; `OUT.pt` with the suffix .classes.pt
 gives the 10 logits. Prints its accuracy on the test images.
 """

@@ -88,7 +88,8 @@ def trained(out: Path, name: str, steps: int, images: str) -> Run:
             "train": {"steps": steps, "batch_size": BATCH, "save_every": 200},
         }
         run = Run.create(folder, images, "cpu", SIZE, ARMS[name][0], settings, conditional=True, device="cpu")
-    if run.step < run.config.train.steps:
+    saved = (folder / "model.safetensors").exists()
+    if not saved or run.step < run.config.train.steps:
         run.train()
     return run
 
