@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                                     # ours alone
     python benchmarks/speed.py --peer CHECKOUT                     # beside the paper's code, a git checkout of it
-    python benchmarks/speed.py --peer CHECKOUT --out speed.json    # and the figures as JSON, after every section
+    python benchmarks/speed.py --peer CHECKOUT --out speed.json    # and the figures as JSON, each when measured
 
 Without a CUDA device it measures a small model in float32 on two threads (or OMP_NUM_THREADS), in under six minutes on
 an idle machine; on a busy one a thread that waits for a core costs many times its share. With a CUDA device it measures
@@ -32,7 +32,7 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,17 +118,9 @@ def main() -> None:
     rows: list[Row] = []
     started = time.perf_counter()
     missing = dict.fromkeys(args.only or sections, "no time")
-    for name in tuple(missing):
-        since = time.perf_counter() - started
-        if since <= 60 * args.minutes:
-            print(f"# {name}, {since:.0f} s", file=sys.stderr, flush=True)
-            try:
-                rows += sections[name](bench)
-                del missing[name]
-            except Exception as error:  # what the other sections measure is worth keeping
-                traceback.print_exc()
-                missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            free(device)
+
+    def save() -> dict[str, Any]:
+        """What there is, in case what comes next ends the process; -> all of it but the rows."""
         head = {
             "device": device_name(device),
             "date": datetime.date.today().isoformat(),
@@ -138,9 +130,24 @@ def main() -> None:
             "minutes": round((time.perf_counter() - started) / 60, 1),
             "not measured": missing,
         }
-        if args.out is not None:  # now, in case a later section ends the process
+        if args.out is not None:
             args.out.write_text(json.dumps({**head, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
-    print(to_markdown(head, rows))
+        return head
+
+    for name in tuple(missing):
+        since = time.perf_counter() - started
+        if since <= 60 * args.minutes:
+            print(f"# {name}, {since:.0f} s", file=sys.stderr, flush=True)
+            try:
+                for measured in sections[name](bench):
+                    rows.append(measured)
+                    save()
+                del missing[name]
+            except Exception as error:  # what the other sections measure is worth keeping
+                traceback.print_exc()
+                missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            free(device)
+    print(to_markdown(save(), rows))
     if any(reason != "no time" for reason in missing.values()):
         raise SystemExit(1)
 
@@ -215,7 +222,7 @@ def row(what: str, unit: str, figures: list[float], *, less_is_better: bool = Fa
     return Row(what, unit, ours, peer, ratio)
 
 
-def training(bench: Bench, model: Model, batch_size: int) -> list[Row]:
+def training(bench: Bench, model: Model, batch_size: int) -> Iterator[Row]:
     """Images a second, and on CUDA peak memory of a full-size step."""
     process = model.process()
     paths, shares = common_paths(process)
@@ -231,13 +238,12 @@ def training(bench: Bench, model: Model, batch_size: int) -> list[Row]:
             peaks.append(bench.peak(lambda side=side, full=full: side.train_step(full)))
         side.__dict__.clear()
         free(bench.device)
-    rows = [row(f"train {model}, batch {batch_size}", "images/s", speeds)]
+    yield row(f"train {model}, batch {batch_size}", "images/s", speeds)
     if peaks:
-        rows.append(row(f"its peak memory at {model.size} px", "GiB", peaks, less_is_better=True))
-    return rows
+        yield row(f"its peak memory at {model.size} px", "GiB", peaks, less_is_better=True)
 
 
-def sampling(bench: Bench, model: Model, count: int) -> list[Row]:
+def sampling(bench: Bench, model: Model, count: int) -> Iterator[Row]:
     """Images a second of one batch."""
     speeds = []
     for side in bench.sides(model):
@@ -249,24 +255,23 @@ def sampling(bench: Bench, model: Model, count: int) -> list[Row]:
         speeds.append(count / (time.perf_counter() - started))
         side.__dict__.clear()
         free(bench.device)
-    return [row(f"sample {model}, {model.sampling_steps} steps, batch {count}", "images/s", speeds)]
+    yield row(f"sample {model}, {model.sampling_steps} steps, batch {count}", "images/s", speeds)
 
 
-def recomputation(bench: Bench, model: Model, batch_size: int) -> list[Row]:
+def recomputation(bench: Bench, model: Model, batch_size: int) -> Iterator[Row]:
     """Peak memory and speed of full-size steps that recompute activations."""
     torch.manual_seed(0)
     side = Ours(model, bench.device, compiled=False)
     side.net.checkpoint_activations()
     batch = draw(model.process().paths[0], batch_size)
     speed = batch_size / bench.seconds(lambda: side.train_step(batch))
-    rows = [Row(f"train {model}, batch {batch_size}, {model.size} px steps recomputed", "images/s", speed, None, None)]
+    yield Row(f"train {model}, batch {batch_size}, {model.size} px steps recomputed", "images/s", speed, None, None)
     if bench.device.type == "cuda":
         peak = bench.peak(lambda: side.train_step(batch))
-        rows.append(Row("its peak memory", "GiB", peak, None, None))
-    return rows
+        yield Row("its peak memory", "GiB", peak, None, None)
 
 
-def default_preset(bench: Bench) -> list[Row]:
+def default_preset(bench: Bench) -> Iterator[Row]:
     """The `cpu` preset as `python -m ssdcore_torch.train` runs it without options."""
     config = preset("cpu")
     process, train = config.build_process(), config.train
@@ -274,18 +279,16 @@ def default_preset(bench: Bench) -> list[Row]:
     images = np.random.default_rng(0).integers(0, 256, (train.batch_size, config.size, config.size, 3), dtype=np.uint8)
     trainer = Trainer(config, ImageSet(images, None, (), "noise"), World(0, 1, 0, bench.device))
     seconds = sum(path.share * path.seconds for path in plan(trainer).paths)
+    yield Row(f"train preset cpu, batch {train.batch_size}", "images/s", train.batch_size / seconds, None, None)
     generate(trainer.net, process, 64, steps=10)
     started = time.perf_counter()
     generate(trainer.net, process, 64, steps=100)
     bench.synchronise()
     elapsed = time.perf_counter() - started
-    return [
-        Row(f"train preset cpu, batch {train.batch_size}", "images/s", train.batch_size / seconds, None, None),
-        Row("sample preset cpu, 100 steps, batch 64", "images/s", 64 / elapsed, None, None),
-    ]
+    yield Row("sample preset cpu, 100 steps, batch 64", "images/s", 64 / elapsed, None, None)
 
 
-Section = Callable[[Bench], list[Row]]
+Section = Callable[[Bench], Iterable[Row]]
 
 
 def cuda_sections() -> dict[str, Section]:

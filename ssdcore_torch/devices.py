@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ssdcore_torch.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def open_device(name: str | None) -> torch.device:
@@ -23,6 +27,7 @@ def open_device(name: str | None) -> torch.device:
         torch.backends.cudnn.benchmark = True  # few sizes, each many times
     elif device.type == "cpu":
         _use_available_cores()
+        _keep_freed_memory()
     return device
 
 
@@ -60,6 +65,21 @@ def _find_device(name: str | None) -> torch.device:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise UserError(f"--device {name} cannot be used ({reason}); leave it out, or take --device cpu") from error
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what tensors free, for the next ones, where the user has not said how it should allocate.
+
+    By itself it returns tensors of megabytes to the system, which clears their pages again at the next step: a fifth of
+    a training step's time. The most memory in use stays the same.
+    """
+    told = any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ
+    if sys.platform != "linux" or told:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have none
+        mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that it takes
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def _use_available_cores() -> None:

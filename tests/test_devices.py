@@ -17,7 +17,7 @@ from test_speed_paths import TINY, distance, process, run, tolerance
 from test_training import tiny_config, tiny_data
 from test_unet import CONFIGS, random_net
 
-from ssdcore_torch import FlexiUNet, checkpoint, generate
+from ssdcore_torch import FlexiUNet, checkpoint, devices, generate
 from ssdcore_torch.distributed import World
 from ssdcore_torch.sampling._walk import Noise
 from ssdcore_torch.training import Trainer
@@ -156,3 +156,56 @@ def test_waiting_threads_sleep_soon_unless_told_otherwise(given: dict[str, str],
     code = f"import {first}, ssdcore_torch, os; print(os.environ.get('GOMP_SPINCOUNT'))"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+ALLOCATES = """
+import resource, sys, torch
+from ssdcore_torch.devices import open_device
+
+open_device("cpu")
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        kept = [torch.ones(2**20) for _ in range(8)]
+        del kept
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what glibc does")
+def test_memory_of_tensors_is_used_again_unless_the_user_says_how_to_allocate() -> None:
+    def faults(**more: str) -> int:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"}
+        command = [sys.executable, "-c", ALLOCATES]
+        done = subprocess.run(command, env={**kept, **more}, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    pages = 5 * 8 * 2**22 // os.sysconf("SC_PAGE_SIZE")
+    assert faults() < pages / 10
+    assert faults(MALLOC_TRIM_THRESHOLD_="131072", MALLOC_MMAP_THRESHOLD_="131072") > pages / 10
+
+
+@pytest.mark.parametrize("told", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_the_allocator_is_told_unless_the_user_has_done_so(told: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, option: int, value: int) -> int:
+            asked.append((option, value))
+            return 1
+
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    if told is not None:
+        monkeypatch.setenv(told, "1")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Library())
+    devices.open_device("cpu")
+    assert asked == ([(-3, 2**25), (-1, 2**30)] if told is None else [])
+    monkeypatch.setattr(sys, "platform", "win32")
+    asked.clear()
+    devices.open_device("cpu")
+    assert asked == []
