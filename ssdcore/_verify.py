@@ -184,18 +184,18 @@ def run(args: argparse.Namespace) -> int:
         print(f"verify: not installed: {', '.join(absent)}", file=sys.stderr)
         return 2
     tally = Tally()
-    # jax first: compiling for it takes longer than all else together
-    jobs = [(name, kind, args.thorough) for name in sorted(present, key="jax".__ne__) for kind in _KINDS]
+    # jax first, and all of it in one process, which compiles what the kinds share once: longer than all else together
+    jobs = [(name, args.thorough) for name in sorted(present, key="jax".__ne__)]
     if len(present) > 1:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(2, mp_context=context, initializer=_one_thread_each) as pool:
-            parts = [pool.submit(check_backend, *job) for job in jobs]
-            parts.append(pool.submit(check_golden))
-            proofs = pool.submit(prove_all).result()
-            tallies = [part.result() for part in parts]
+            parts = [pool.submit(check_kinds, *job) for job in jobs]
+            golden, proving = pool.submit(check_golden), pool.submit(prove_all)
+            tallies = [*(tally for part in parts for tally in part.result()), golden.result()]
+            proofs = proving.result()
     else:
         proofs = prove_all()
-        tallies = [*(check_backend(*job) for job in jobs), check_golden()]
+        tallies = [*(tally for job in jobs for tally in check_kinds(*job)), check_golden()]
     for part in sorted(tallies, key=lambda part: part.kind):
         tally.merge(part)
     result = _result(tally, proofs, present, absent, time.monotonic() - start, args.thorough)
@@ -267,6 +267,11 @@ def check_backend(name: str, kind: str, thorough: bool) -> Tally:
             if thorough:
                 _check_thoroughly(tally, label, module, device)
     return tally
+
+
+def check_kinds(name: str, thorough: bool) -> list[Tally]:
+    """`check_backend` of every kind."""
+    return [check_backend(name, kind, thorough) for kind in _KINDS]
 
 
 def check_golden() -> Tally:

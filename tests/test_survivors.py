@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import ssdcore as ssd
+from ssdcore._arrays import Memo
+from ssdcore.axes import AxisMatrix
+from ssdcore.multistep import extrapolation_weight
+from ssdcore.oracle._design import _Search
+from ssdcore.placement import spread_times
+from ssdcore.sampling import Sampler
 from ssdcore.spectral import lanczos_function
 
 EPS = float(np.finfo(np.float64).eps)
@@ -681,3 +689,267 @@ def test_what_is_without_signal_or_variance_makes_no_warning() -> None:
 def test_functions_of_the_other_sign_keep_their_modes() -> None:
     op = ssd.Matrix(np.random.default_rng(20).standard_normal((4, 4))).gram_operator(lambda e: -1 - e)
     assert op.decomposition() is not None
+
+
+# ---- long axes
+
+
+def _reconstructed(matrix: np.ndarray) -> np.ndarray:
+    svd = AxisMatrix(matrix).svd
+    assert (np.diff(svd.s) <= 64 * EPS).all()
+    return svd.u.value * svd.s @ svd.v.value.T
+
+
+def test_a_well_conditioned_matrix_is_decomposed_whatever_its_form() -> None:
+    """Square, wide, tall, and of even size unchanged by reversal: the quick ways, by the smaller Gram matrix."""
+    n = 192
+    values = np.linspace(1.0, 0.5, n)
+    left, right = (np.linalg.qr(np.random.default_rng(seed).standard_normal((n, n)))[0] for seed in (0, 1))
+    square = left * values @ right.T
+    tall = np.concatenate([square, square])
+    periodic = np.eye(n) + 0.01 * np.cos(2 * np.pi * np.subtract.outer(np.arange(n), np.arange(n)) / n)
+    for matrix in (square, tall, tall.T, periodic):
+        np.testing.assert_allclose(_reconstructed(matrix), matrix, atol=64 * n * EPS)
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "periodic"])
+@pytest.mark.parametrize("n", [1024, 1025])
+def test_cosines_and_sines_are_the_modes_of_a_long_blur(n: int, boundary: str) -> None:
+    op, j = ssd.Blur((n,), 2.0, boundary), np.arange(n)
+    for k in (0, 1, n // 3 - 1, n // 3 + 1, n // 2 - 1, n // 2):
+        if boundary == "reflect":
+            waves, omega = [np.cos(np.pi * (j + 0.5) * k / n)], np.pi * k / n
+        else:
+            waves = [np.cos(2 * np.pi * j * k / n), np.sin(2 * np.pi * j * k / n)]
+            omega = 2 * np.pi * k / n
+        for wave in waves:
+            np.testing.assert_allclose(op(wave), math.exp(-2 * omega**2) * wave, atol=64 * EPS * math.sqrt(n))
+
+
+def test_long_resizes_compose_in_their_order_and_equal_themselves() -> None:
+    outer, inner = ssd.Resize((1024,), (512,), "bicubic"), ssd.Resize((1536,), (1024,), "lanczos3")
+    both, again = outer @ inner, ssd.Resize((1024,), (512,), "bicubic") @ inner
+    x = np.random.default_rng(0).standard_normal(1536)
+    np.testing.assert_allclose(both(x), outer(inner(x)), atol=64 * EPS)
+    assert both == again
+    assert both != outer @ ssd.Resize((1536,), (1024,), "bicubic")
+
+
+# ---- what is kept, and numbers of other libraries
+
+
+def test_a_memo_finds_what_it_shelved_of_numbers_and_of_objects() -> None:
+    memo, thing = Memo(), object()
+    for key in ((1, 2.5), (1, thing)):
+        made = object()
+        name = memo.shelve(memo.entry(math.hypot, *key), made)
+        assert memo.kept(name) is made
+
+
+def test_numbers_in_arrays_of_any_library_are_numbers() -> None:
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    x = np.random.default_rng(0).standard_normal(8)
+    for width in (np.array(1.5), np.float32(1.5), torch.tensor(1.5), jnp.asarray(1.5)):
+        np.testing.assert_array_equal(ssd.Blur((8,), width)(x), ssd.Blur((8,), 1.5)(x))
+    with pytest.raises(TypeError, match="requires a gradient"):
+        ssd.Blur((8,), torch.tensor(1.5, requires_grad=True))
+
+
+@pytest.mark.parametrize("times", [[1, 5], [0, -1], [[1, 2], [3, 9]]])
+def test_any_time_of_an_array_outside_the_process_is_refused(times: list[int]) -> None:
+    with pytest.raises(ValueError, match="outside the process"):
+        square_chain().alpha(np.array(times))
+
+
+# ---- noise
+
+
+def test_two_times_without_signal_may_stand_at_the_end() -> None:
+    """Without a division of zero by zero on the way."""
+    noise = ssd.NoiseSchedule([1.0, 0.5, 0.0, 0.0], [0.0, 0.5, 1.0, 1.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        proc = ssd.LinearDiffusion.identity((2,), noise)
+    np.testing.assert_array_equal(proc.transition(np.ones(2), 2, 3).mean, np.zeros(2))
+
+
+def test_a_schedule_shows_the_noise_of_its_ends() -> None:
+    text = repr(ssd.NoiseSchedule.from_log_snr([2 * math.log(4.0), -2 * math.log(8.0)]))
+    assert "0.25" in text and "8" in text and "infinity" not in text  # noqa: PT018
+    assert "infinity" in repr(ssd.NoiseSchedule.rectified_flow(4))
+
+
+def test_nothing_is_extrapolated_from_a_plateau() -> None:
+    """Where u → t changes nothing, a difference of predictions tells no slope."""
+    noise = ssd.NoiseSchedule([1.0, 0.9, 0.8, 0.8], [0.0, 0.3, 0.6, 0.6])
+    assert extrapolation_weight(ssd.LinearDiffusion.identity((2,), noise), 1, 2, 3) == 0.0
+
+
+# ---- posteriors
+
+
+def test_what_is_left_open_outside_the_modes_at_arrays_of_pairs() -> None:
+    """A C with a rest, in the modes of the degradation: at each pair what the pair alone gives."""
+    proc = ssd.LinearDiffusion.identity((4,), NOISE)
+    law = ssd.Covariance.isotropic((4,), 0.3)
+    x_t, clean = np.random.default_rng(2).standard_normal((2, 2, 4))
+    s, t = np.array([1, 2]), np.array([2, 4])
+    together = proc.posterior(x_t, clean, s, t, clean_covariance=law).covariance
+    for k in range(2):
+        alone = proc.posterior(x_t[k], clean[k], int(s[k]), int(t[k]), clean_covariance=law).covariance
+        np.testing.assert_allclose(together(x_t)[k], alone(x_t[k]), atol=16 * EPS)
+
+
+def test_one_clean_image_serves_a_batch_of_states_at_a_change_of_size() -> None:
+    proc = ssd.LinearDiffusion.resize((8, 4), NOISE, ssd.ResolutionSchedule.equal(4, 2))
+    rng = np.random.default_rng(4)
+    t = next(t for t in range(1, 5) if proc.shape(t) != proc.shape(t - 1))
+    states, clean = rng.standard_normal((5, 4, 2)), rng.standard_normal((8, 4))
+    noise = rng.standard_normal((5, 8, 4))
+    law = proc.posterior(states, clean, t - 1, t)
+    each = [proc.posterior(x, clean, t - 1, t) for x in states]
+    drawn = law.sample(noise)
+    assert drawn.shape == (5, 8, 4)
+    with pytest.raises(ValueError, match="noise"):
+        law.sample(noise[0])  # of one image
+    for k, alone in enumerate(each):
+        np.testing.assert_allclose(law.mean[k], alone.mean, atol=16 * EPS)
+        np.testing.assert_allclose(drawn[k], alone.sample(noise[k]), atol=16 * EPS)
+    clean = rng.standard_normal((5, 8, 4))
+    law = proc.posterior(states[0], clean, t - 1, t)
+    np.testing.assert_allclose(
+        law.sample(noise)[3], proc.posterior(states[0], clean[3], t - 1, t).sample(noise[3]), atol=16 * EPS
+    )
+
+
+def test_a_change_of_size_at_traced_times() -> None:
+    jax = pytest.importorskip("jax")
+    proc = ssd.LinearDiffusion.resize((8, 4), NOISE, ssd.ResolutionSchedule.equal(4, 2))
+    t = next(t for t in range(1, 5) if proc.shape(t) != proc.shape(t - 1))
+    rng = np.random.default_rng(5)
+    x_t, clean = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 4, 2), (2, 8, 4)))
+    pairs = np.array([t - 1] * 2), np.array([t] * 2)
+    traced = jax.jit(lambda x, c, s, t: proc.posterior(x, c, s, t).mean)(x_t, clean, *pairs)
+    np.testing.assert_allclose(traced, proc.posterior(x_t, clean, t - 1, t).mean, atol=32 * EPS32)
+
+
+def test_a_decomposition_of_negative_functions_has_their_sign() -> None:
+    op = ssd.Resize((6,), (3,))
+    x = np.random.default_rng(6).standard_normal(6)
+    gram = op.as_matrix().T @ op.as_matrix()
+    found = op.decomposition().of_gram(lambda values: -1.0 - values)
+    assert found is not None
+    applied = found.input.synthesise(np, found.sign * found.singular_values * found.input.analyse(np, x))
+    np.testing.assert_allclose(applied, -x - gram @ x, atol=32 * EPS)
+    assert op.decomposition().of_gram(lambda values: values - values.max() / 2) is None
+
+
+# ---- sampling
+
+
+def test_which_steps_draw_noise() -> None:
+    proc = ssd.LinearDiffusion.resize((4,), NOISE, ssd.ResolutionSchedule.equal(4, 2))
+    change = next(t for t in range(1, 5) if proc.shape(t) != proc.shape(t - 1))
+    assert [k for k in range(1, 5) if Sampler(0.0).takes_noise(proc, k)] == [change]
+    assert [k for k in range(1, 5) if Sampler(0.0).takes_noise(proc, k, second_moments=True)] == [2, 3, 4]
+    assert [k for k in range(1, 5) if Sampler(0.5).takes_noise(proc, k)] == [2, 3, 4]
+
+
+def test_a_deterministic_scan_asks_for_no_noise() -> None:
+    """Within a size at eta = 0 the law has none; at a change it is drawn for that step alone."""
+    jax = pytest.importorskip("jax")
+    noise = ssd.NoiseSchedule.linear(30)
+    proc = ssd.LinearDiffusion.resize((8,), noise, ssd.ResolutionSchedule.equal(30, 2))
+    asked = []
+
+    def normal(shape):  # type: ignore[no-untyped-def]
+        asked.append(shape)
+        return jax.numpy.zeros(shape)
+
+    def denoise(x, t, s):  # type: ignore[no-untyped-def]
+        return (
+            0.5 * x if x.shape[-1] == 8 or not isinstance(s, int) or proc.shape(s) == (4,) else jax.numpy.ones((3, 8))
+        )
+
+    ssd.sampling.sample(denoise, proc, jax.numpy.ones((3, 4)), normal, eta=0.0)
+    assert asked == [(3, 8)]
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_scans_of_steps_of_uneven_length(order: int) -> None:
+    """The weight of each extrapolation is that of its own three times."""
+    jax = pytest.importorskip("jax")
+    proc = ssd.LinearDiffusion.identity((4,), ssd.NoiseSchedule.linear(40))
+    times, x = (2, 5, 6, 11, 13, 20, 27, 40), np.random.default_rng(7).standard_normal((2, 4))
+    expected = ssd.sampling.sample(lambda x, t, s: 0.5 * x + 0.1, proc, x, np.zeros, times, 0.0, order)
+    found = ssd.sampling.sample(
+        lambda x, t, s: 0.5 * x + 0.1, proc, jax.numpy.asarray(x, dtype="float32"), jax.numpy.zeros, times, 0.0, order
+    )
+    np.testing.assert_allclose(found, expected, atol=64 * EPS32)
+
+
+def test_scans_of_covariances_that_share_no_modes_or_are_unknown_at_some_times() -> None:
+    jax = pytest.importorskip("jax")
+    proc = ssd.LinearDiffusion.identity((4,), ssd.NoiseSchedule.cosine(12))
+    x = np.random.default_rng(8).standard_normal((2, 4))
+    full = np.random.default_rng(9).standard_normal((4, 4)) / 4
+    dense = ssd.Covariance.dense(full @ full.T + 0.01 * np.eye(4), (4,))
+    spectral = ssd.Covariance.cosine(0.1 / (1 + np.arange(4)))
+    for law in (lambda t, s: dense, lambda t, s: spectral if t % 2 else None, lambda t, s: spectral):
+        expected = ssd.sampling.sample(lambda x, t, s: 0.5 * x, proc, x, np.ones, clean_covariance=law)
+        found = ssd.sampling.sample(
+            lambda x, t, s: 0.5 * x, proc, jax.numpy.asarray(x, dtype="float32"), jax.numpy.ones, clean_covariance=law
+        )
+        np.testing.assert_allclose(found, expected, atol=256 * EPS32)
+
+
+# ---- placement and designs
+
+
+def test_goals_are_met_from_the_noisy_end() -> None:
+    """Goals 7, 4.6, 4.2, 3.8, 3.4 and 1: each in turn takes the nearest time that is free, 2 the last of them."""
+    noise = ssd.NoiseSchedule.from_log_snr([10.0, 9.9, 9.8, 0.0, -9.8, -9.9, -10.0])
+    assert spread_times(noise, 6, "log_snr") == (1, 2, 3, 4, 5, 7)
+
+
+def test_no_single_time_of_the_best_can_be_moved_with_gain() -> None:
+    """Where the last state's noise is far from 1, so that it matters where the chain starts."""
+    noise, data = ssd.NoiseSchedule.edm(12), ssd.Covariance.cosine(4.0 / (1 + np.arange(4.0)) ** 2)
+    proc = ssd.LinearDiffusion.identity((4,), noise)
+    best = ssd.oracle.optimal_times((4,), noise, data, 3, eta=0.0)
+    least = ssd.oracle.sampler_error(proc, data, best, eta=0.0)
+    for k in range(2):
+        low, high = (best[k - 1] if k else 0), best[k + 1]
+        for t in range(low + 1, high):
+            moved = [*best[:k], t, *best[k + 1 :]]
+            assert ssd.oracle.sampler_error(proc, data, moved, eta=0.0) >= (1 - 2e-4) * least
+
+
+@pytest.mark.parametrize(("steps", "levels"), [(3, 3), (4, 4), (4, 2), (12, 4)])
+def test_a_search_starts_from_convex_shapes_at_the_times_on_or_after_theirs(steps: int, levels: int) -> None:
+    grid = spread_times(ssd.NoiseSchedule.linear(100), steps)
+    for gamma in (0.1, 0.5, 1.0, 3.0):
+        found = _Search(steps, levels).convex(grid, 100, gamma)
+        assert all(a < b for a, b in pairwise((0, *found, steps)))
+        starts = ssd.ResolutionSchedule.convex(100, levels, gamma).starts
+        first = [next(k for k, t in enumerate(grid) if t >= start) for start in starts]
+        if all(a < b for a, b in pairwise((0, *first, steps))):  # nothing to push apart
+            assert list(found) == first
+
+
+def test_a_design_is_ancestral_unless_asked() -> None:
+    for callable_ in (ssd.oracle.design_levels, ssd.oracle.Schedule):
+        assert inspect.signature(callable_).parameters["order"].default == 1
+
+
+def test_schedule_files_are_read_back_and_others_refused(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    schedule = ssd.oracle.Schedule(((8, 8), (4, 4)), (50,), "linear", 100, True, "bilinear", (10, 50, 100))
+    schedule.save(tmp_path / "a.json")
+    assert ssd.oracle.Schedule.load(tmp_path / "a.json") == schedule
+    (tmp_path / "b.json").write_text("[1]")
+    with pytest.raises(ValueError, match="expected a JSON object"):
+        ssd.oracle.Schedule.load(tmp_path / "b.json")
+    with pytest.raises(ValueError, match="expected \\(4, 4\\)"):
+        ssd.oracle.Schedule.load(tmp_path / "a.json", (4, 4))
+    with pytest.raises(ValueError, match="unknown noise 'none'"):
+        ssd.oracle.Schedule(((8, 8),), (), "none", 100, True, "bilinear", (100,))

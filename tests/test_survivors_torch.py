@@ -12,9 +12,13 @@ import ssdcore as ssd
 
 torch = pytest.importorskip("torch")
 
+from perfect import GaussianDenoiser  # noqa: E402
+
+from ssdcore_torch import restoration  # noqa: E402
 from ssdcore_torch.diffusion import Batch, Objective  # noqa: E402
+from ssdcore_torch.ema import Averages, exponent, mixture  # noqa: E402
 from ssdcore_torch.randomness import Purpose, philox, sample_noise  # noqa: E402
-from ssdcore_torch.sampling import generate  # noqa: E402
+from ssdcore_torch.sampling import decode, encode, generate  # noqa: E402
 from ssdcore_torch.sampling._residuals import ResidualSpectra  # noqa: E402
 from ssdcore_torch.sampling._walk import Walk  # noqa: E402
 
@@ -182,3 +186,87 @@ def test_channels_come_from_the_network_where_the_prior_has_none() -> None:
     net = ThreeChannels()
     generate(net, proc, 2, steps=2, seed=0)
     assert set(net.counts) == {2}
+
+
+def test_a_share_in_a_tensor_is_that_number() -> None:
+    net = torch.nn.Linear(3, 2)
+    numbers, tensors = Averages(net, [0.5, 0.9]), Averages(net, [0.5, 0.9])
+    with torch.no_grad():
+        net.weight += 1.0
+    numbers.follow(net, [0.25, 0.5])
+    tensors.follow(net, [torch.tensor(0.25), torch.tensor(0.5)])
+    for one, other in zip(numbers.network.parameters(), tensors.network.parameters()):
+        assert torch.equal(one, other)
+
+
+def test_how_far_a_mixture_s_profile_is_from_the_one_asked_for() -> None:
+    """‖p* − Σ xᵢ pᵢ‖ / ‖p*‖ by quadrature, p(τ) = (γ + 1) τ^γ / t^(γ+1) up to t."""
+    kept, width, step = [(0.1, 60), (0.1, 100), (0.2, 100)], 0.15, 100
+    weights, distance = mixture(kept, width, step)
+    nodes, quadrature = np.polynomial.legendre.leggauss(200)
+
+    def profile(width: float, end: float, tau: np.ndarray) -> np.ndarray:
+        gamma = exponent(width)
+        return np.where(tau <= end, (gamma + 1) * tau**gamma / end ** (gamma + 1), 0.0)
+
+    squares = np.zeros(2)
+    for low, high in ((0.0, 0.6), (0.6, 1.0)):
+        tau = low + (high - low) * (nodes + 1) / 2
+        wanted = profile(width, 1.0, tau)
+        rest = wanted - sum(x * profile(w, t / step, tau) for x, (w, t) in zip(weights, kept))
+        squares += (high - low) / 2 * np.array([quadrature @ rest**2, quadrature @ wanted**2])
+    assert distance == pytest.approx(math.sqrt(squares[0] / squares[1]), rel=1e-6)
+
+
+def test_losses_are_the_same_under_autocast() -> None:
+    """What the network is given and compared with is in the precision of x_0."""
+    proc = ssd.LinearDiffusion.blur((6, 6), NOISE, [0.0, 1.0, 2.0, 3.0, 4.0])
+    objective = Objective(proc)
+    x0 = torch.from_numpy(np.random.default_rng(0).standard_normal((4, 3, 6, 6))).float()
+    (path,) = objective.paths
+    batch = Batch(path, np.array([1, 2, 3, 4]))
+    noise, seen = torch.ones(batch.noise_shape(3)), []
+
+    def net(x: torch.Tensor, t: torch.Tensor, out_level: int) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    plain = objective.losses(net, x0, batch, noise, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = objective.losses(net, x0, batch, noise, 0)
+    assert torch.equal(*seen)
+    assert torch.equal(plain, cast)
+
+
+def test_paths_are_alike_where_all_their_times_are() -> None:
+    assert Objective(ssd.LinearDiffusion.resize((8,), NOISE, ssd.ResolutionSchedule.equal(4, 4))).alike
+    two = ssd.NoiseSchedule.from_log_snr([1.0, -1.0])
+    assert not Objective(ssd.LinearDiffusion.blur((4,), two, [0.0, 1.0, 2.0])).alike
+    assert Objective(ssd.LinearDiffusion.blur((4,), two, [0.0, 1.0, 1.0])).alike
+
+
+def test_where_conjugate_gradients_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one step on diag(1, 2) from (1, 1) the residual is (1, −1)/3."""
+    monkeypatch.setattr(restoration, "_MAX_ITERATIONS", 1)
+    matrix = torch.diag(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    with pytest.raises(ssd.ConvergenceError, match=r"relative residual 3\.3e-01, above 1e-10"):
+        restoration.conjugate_gradients(lambda v: v @ matrix, torch.ones(1, 2, dtype=torch.float64), 1)
+
+
+def test_images_of_no_known_law_are_white_around_zero() -> None:
+    law = restoration._law(ssd.LinearDiffusion.identity((3, 2), NOISE), None, torch.device("cpu"))
+    assert torch.equal(law.mean, torch.zeros((3, 2), dtype=torch.float64))
+    np.testing.assert_array_equal(law.covariance.as_matrix(), np.eye(6))
+
+
+def test_the_size_may_change_at_the_second_time_of_an_encoding() -> None:
+    noise, levels = ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.equal(1000, 2)
+    proc = ssd.LinearDiffusion.resize((4, 4), noise, levels)
+    net = GaussianDenoiser(proc, np.eye(16))
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 1, 4, 4)))
+    times = (450, *levels.starts, *range(520, 1001, 20))
+    code = encode(net, proc, images, times=times)
+    assert [state.shape[2:] for state in (code.state, *code.details)] == [(2, 2), (4, 4)]
+    again = encode(net, proc, images, seed=0, times=times, batch_size=1)
+    torch.testing.assert_close(again.state, code.state)
+    torch.testing.assert_close(decode(net, proc, code, batch_size=1), decode(net, proc, code))

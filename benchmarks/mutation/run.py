@@ -12,7 +12,7 @@ changed lines, quickest first, until one fails. Mutants are in a random order th
 first n are a fair sample of all. A name holds as long as the function's code does, and with it the result in
 results.jsonl. One that runs on for ever is killed by time.
 
-Why a survivor is equivalent, where it is, is written in reasons.json.
+Why a survivor is equivalent, or else lives on, is written in reasons.json; the first word tells which.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def summary(rows: Sequence[tuple[Mutant, dict[str, Any]]], total: int) -> str:
     """The report as Markdown. The score is the share of killed among those that are not equivalent."""
     why = reasons()
     alive = [(mutant, row) for mutant, row in rows if row["status"] in ("survived", "untouched")]
-    equivalent = {mutant.name for mutant, _ in alive if mutant.name in why}
+    equivalent = {mutant.name for mutant, _ in alive if why.get(mutant.name, "").startswith("equivalent")}
     killed = len(rows) - len(alive)
     later = sum(row["first"] in ("survived", "untouched") for _, row in rows) - len(alive)
     golden = sum(row["by"].startswith("golden::") for _, row in rows)
@@ -323,9 +323,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command == "contexts":
         collect_contexts(args.package or list(TESTS))
     elif args.command == "run":
-        known, why = latest(), reasons()
+        known, same = latest(), {name for name, reason in reasons().items() if reason.startswith("equivalent")}
         if args.survivors:
-            alive = {name for name, row in known.items() if row["status"] in ("survived", "untouched")} - why.keys()
+            alive = {name for name, row in known.items() if row["status"] in ("survived", "untouched")} - same
             chosen = [mutant for mutant in all_mutants(args.package) if mutant.name in alive]
         else:
             chosen = [mutant for mutant in all_mutants(args.package) if mutant.name not in known]

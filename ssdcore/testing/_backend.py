@@ -7,7 +7,7 @@ import math
 import random
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,13 @@ class Backend:
             values = np.array(values).astype(np.dtype(self.dtype))
             return self.xp.asarray(values, dtype=self.dtype, device=self.device)
         return self.xp.asarray(np.array(values, dtype=np.float64), dtype=self.dtype, device=self.device)
+
+    def shape_of(self, call: Callable[[Any], Array], x: Any) -> tuple[int, ...]:
+        """The shape of call(x). jax traces it, where it can: else it compiles every operation for each new shape."""
+        if "jax" in self.xp.__name__:
+            with contextlib.suppress(Exception):  # of what cannot be traced
+                return tuple(sys.modules["jax"].eval_shape(call, x).shape)
+        return tuple(call(x).shape)
 
     def at(self, dtype_name: str) -> Backend:
         return Backend(self.xp, dtype_name, self.device)

@@ -179,11 +179,11 @@ class OperatorContext:
 def shapes(c: OperatorContext) -> Iterator[Measurement]:
     for name, op in c.sides():
         for batch in BATCHES:
-            got, expected = tuple(op(c.random((*batch, *op.in_shape))).shape), (*batch, *op.out_shape)
+            got, expected = c.backend.shape_of(op, c.random((*batch, *op.in_shape))), (*batch, *op.out_shape)
             yield exact(got == expected, f"{name} of batch {batch}: shape {got}, expected {expected}")
         for batch in ((), (0,)):
             expected = (*batch, *op.in_shape)
-            got = tuple(op.gram_function(lambda e: 1 + e, c.random(expected)).shape)
+            got = c.backend.shape_of(functools.partial(op.gram_function, lambda e: 1 + e), c.random(expected))
             yield exact(got == expected, f"f({name}ᵀ{name}) of batch {batch}: shape {got}, expected {expected}")
 
 

@@ -333,7 +333,7 @@ def batch_items(c: ProcessContext) -> Iterator[Measurement]:
     s, t = c.main_pair
     for name, (call, trailing) in c.calls().items():
         for batch in ((), (0,)):
-            shape = tuple(call(c.inputs(batch)).shape)
+            shape = c.backend.shape_of(call, c.inputs(batch))
             yield exact(shape == (*batch, *trailing), f"{name} of batch {batch}: {shape}, not {(*batch, *trailing)}")
         together = to_numpy(call(inputs))
         for i, j in np.ndindex(2, 3):

@@ -11,6 +11,7 @@ M_s→t, Σ_s and Σ_t the marginal covariances, Σ_t|s the transition's, μ_s =
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 try:
@@ -91,10 +92,10 @@ def prove(name: str, variant: str | None = None) -> Proof:
     >>> ssd.theorems.prove("isotropic_posterior", "plus_sign").holds
     False
     """
-    derive, variants = _find(name)
+    variants = _find(name)[1]
     if variant is not None and variant not in variants:
         raise ValueError(f"{name} has no false variant {variant!r}; expected one of {', '.join(variants)}")
-    return derive(variant)
+    return _derived(name, variant)
 
 
 def compare(name: str, seed: int = 0) -> tuple[Comparison, ...]:
@@ -107,6 +108,11 @@ def compare(name: str, seed: int = 0) -> tuple[Comparison, ...]:
     True
     """
     return comparisons(name, prove(name).formulas, seed)
+
+
+@functools.cache  # there are some fifty, which nothing changes
+def _derived(name: str, variant: str | None) -> Proof:
+    return _find(name)[0](variant)
 
 
 def _find(name: str) -> tuple[Callable[[str | None], Proof], tuple[str, ...]]:

@@ -9,6 +9,7 @@ and the same example refutes a false statement.
 
 from __future__ import annotations
 
+import functools
 import re
 import textwrap
 from collections.abc import Mapping
@@ -33,6 +34,10 @@ _MINIMUM = sp.Float("1e-12")
 _MAX_REWRITES = 5000
 
 
+# How many verdicts on equations are kept: a false variant shares most of its steps with the theorem.
+_CHECKS_KEPT = 4096
+
+
 class SizeMismatch(ValueError):
     """A product or a sum of matrices whose sizes do not fit."""
 
@@ -53,7 +58,7 @@ class Given:
 
     rules: tuple[tuple[MatrixExpr, MatrixExpr], ...] = ()
     symmetric: tuple[MatrixExpr, ...] = ()
-    example: Mapping[Any, Any] = field(default_factory=dict)
+    example: Mapping[Any, Any] = field(default_factory=dict, hash=False)  # a dict; equal hypotheses compare it
 
     def __post_init__(self) -> None:
         for symbol in self.symmetric:
@@ -105,6 +110,7 @@ def is_zero(value: Any) -> bool:
     return all(_scalar_is_zero(sp.sympify(entry)) for entry in entries)
 
 
+@functools.lru_cache(_CHECKS_KEPT)
 def _scalar_is_zero(value: sp.Expr) -> bool:
     expanded = sp.expand(value)
     if expanded == 0:
@@ -116,6 +122,11 @@ def _scalar_is_zero(value: sp.Expr) -> bool:
     if expanded.has(sp.cos, sp.sin) and sp.expand(expanded.rewrite(sp.exp)) == 0:
         return True
     return not _counterexample(expanded, "=") and bool(sp.simplify(expanded) == 0)
+
+
+def _frozen(value: Any) -> Any:
+    """An explicit matrix that can be looked up."""
+    return sp.ImmutableMatrix(value) if isinstance(value, sp.MatrixBase) else value
 
 
 def _has_sign(value: sp.Expr, attribute: str) -> bool:
@@ -233,6 +244,7 @@ def _blocks(expr: MatrixExpr) -> list[MatrixExpr]:
     return list(collapsed.blocks) if isinstance(collapsed, sp.BlockMatrix) else [collapsed]
 
 
+@functools.lru_cache(_CHECKS_KEPT)
 def _check_matrices(left: MatrixExpr, right: MatrixExpr, given: Given) -> str:
     """The empty string if left = right under the hypotheses, else what is left over."""
     parts = zip(_blocks(left), _blocks(right), strict=True) if left.has(sp.BlockMatrix) else [(left, right)]
@@ -249,6 +261,7 @@ def _check_matrices(left: MatrixExpr, right: MatrixExpr, given: Given) -> str:
     return f"left - right = {words}; {refuted}"
 
 
+@functools.lru_cache(_CHECKS_KEPT)
 def _check_scalars(left: Any, right: Any, relation: str) -> str:
     """The same for scalars and explicit matrices; a sign must follow from the symbols' assumptions."""
     difference = left - right
@@ -315,7 +328,7 @@ class Step:
                 raise ValueError(f"step {self.claim!r}: an identity over matrix symbols needs its `given`")
             return _check_matrices(left, right, self.given)
         if self.relation in ("=", ">=", ">"):
-            return _check_scalars(left, right, self.relation)
+            return _check_scalars(_frozen(left), _frozen(right), self.relation)
         raise ValueError(f"relation must be '=', '>=', '>' or 'free of', got {self.relation!r}")
 
     def shows(self, formula: Any) -> bool:

@@ -296,6 +296,10 @@ def designs(_: Any) -> Iterator[Measurement]:
     yield from agree("design: cost", found.cost, 4 * steps_above + 2 * (5 - steps_above))
     yield from agree("design: error", found.error, errors[start], 2**14)
     yield from holds("design: times", found.times == grid)
+    eight = Covariance.cosine(floats(reals([Fraction(1, 2**k) for k in range(8)])))
+    short = oracle.design_levels((8,), base, eight, levels=3, steps=3, tolerance=1e9, times=(2, 5, 8))
+    yield from holds("design: a step on each level", short.levels.starts == (5, 8))
+    yield from agree("design: cost of a step on each level", short.cost, 8 + 4 + 2)
 
 
 def fits(_: Any) -> Iterator[Measurement]:
@@ -313,6 +317,12 @@ def fits(_: Any) -> Iterator[Measurement]:
             modes = kron(*(np.stack([cosine_mode(n, k) for k in range(n)], axis=1) for n in (2, 3)))
             kept = (modes * np.array([m @ covariance @ m for m in modes.T])) @ modes.T
             yield from agree("cosine fit: covariance", found.covariance.as_matrix(), kept, 64)
+    byte = np.array([[[0, 51]], [[102, 255]], [[204, 34]]], dtype=np.uint8)
+    values = reals([[Fraction(2 * int(b), 255) - 1 for b in row] for row in byte.reshape(3, 2)])
+    off = values - values.sum(axis=0) / 3
+    of_bytes = oracle.fit(byte, "dense")
+    yield from agree("fit of bytes: mean", of_bytes.mean.ravel(), values.sum(axis=0) / 3, 16)
+    yield from agree("fit of bytes: covariance", of_bytes.covariance.as_matrix(), off.T @ off / 3, 64)
     rows, columns = (np.einsum(e, images - mean, images - mean) for e in ("ncij,nckj->ik", "ncij,ncik->jk"))
     product = kron(rows, columns) / np.trace(rows) / 10
     yield from agree("separable fit", oracle.fit(floats(images), "separable").covariance.as_matrix(), product, 64)

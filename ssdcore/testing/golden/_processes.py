@@ -23,6 +23,7 @@ from ssdcore.testing.golden._exact import (
     function_of,
     holds,
     integers,
+    inverse,
     kron,
     real,
     reals,
@@ -338,6 +339,23 @@ def arrays_of_times(_: Any) -> Iterator[Measurement]:
                 where = f"{what}, {before[i]} from {after[i]} of an array, eta {eta}"
                 yield from agree(f"{where}: mean", law.mean[i], mean, 256)
                 yield from agree(f"{where}: covariance", found[i], covariance, 256)
+        left_open = Covariance.isotropic((4,), 0.75)
+        regular = proc.posterior(floats(x), floats(clean), s, t)
+        wider = proc.posterior(floats(x), floats(clean), s, t, clean_covariance=left_open)
+        roots = np.stack([regular.covariance.root(unit) for unit in units], axis=-1)
+        found = np.stack([wider.covariance(unit) for unit in units], axis=-1)
+        densities = regular.log_prob(floats(x_s))
+        for i in range(3):
+            mean, covariance = model.posterior(x[i], clean[i], before[i], after[i], 1)
+            d = ALPHA[before[i]] * eye(4) - ALPHA[after[i]] * model.gain(before[i], after[i], 1) @ model.operator(
+                before[i], after[i]
+            )
+            where = f"{what}, {before[i]} from {after[i]} of an array"
+            yield from agree(f"{where}: open prediction", found[i], covariance + 0.75 * d @ d.T, 1024)
+            yield from agree(f"{where}: root", roots[i], function_of(covariance, REAL.sqrt), 256)
+            off = x_s[i] - mean
+            exponent = off @ inverse(covariance) @ off + np.trace(function_of(2 * REAL.pi * covariance, REAL.log))
+            yield from agree(f"{where}: log density", densities[i], -exponent / 2, 1024)
         x0 = integers(3, 4, seed=5)
         law = proc.marginal(floats(x0), t)
         for i in range(3):
