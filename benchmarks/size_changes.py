@@ -13,7 +13,7 @@ of its own blurring process.
 Data: 16 x 16, variance of cosine mode (i, j) proportional to (1 + √(i² + j²))^-2.5, mean pixel variance ¼. The jumps
 are those of the papers and their public code, named below, written afresh; everything else (noise schedule, the steps
 after the jump, the perfect prediction) is the same for all, so this compares jumps, not systems. UDPM changes size at
-each of a few large steps; here its rule is applied to one small step. 
+each of a few large steps; here its rule is applied to one small step.
 """
 
 from __future__ import annotations
