@@ -36,6 +36,14 @@ def one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_verify, "check_golden", lambda: _verify.Tally("golden"))
 
 
+@pytest.fixture
+def one_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are shipped are checked in test_conformance.py."""
+    monkeypatch.setattr(_verify, "shipped_operators", lambda: {"identity": ssd.Identity((6, 4))})
+    for name in ("_other_shapes", "shipped_processes"):
+        monkeypatch.setattr(_verify, name, dict)
+
+
 @pytest.mark.slow
 def test_numpy_passes_and_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
     path = tmp_path / "verify.json"
@@ -99,10 +107,9 @@ def test_a_library_that_is_consistent_and_wrong_is_exit_1(
     assert "linear, 30 steps" in text or "linear, 1000 steps" in text
 
 
-@pytest.mark.usefixtures("one_proof")
+@pytest.mark.usefixtures("one_proof", "one_operator")
 def test_a_theorem_that_does_not_hold_is_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_verify, "prove_all", lambda: [{**PROOF, "holds": False, "passed": False}])
-    monkeypatch.setattr(_verify, "shipped_processes", dict)
     assert main(["verify", "--backend", "numpy"]) == 1
 
 
@@ -113,10 +120,9 @@ def test_no_measurement_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["verify", "--backend", "numpy"]) == 1
 
 
-@pytest.mark.usefixtures("one_proof")
+@pytest.mark.usefixtures("one_proof", "one_operator")
 def test_missing_backends_are_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_verify, "BACKENDS", {"numpy": "numpy", "cupy": "no_such_module"})
-    monkeypatch.setattr(_verify, "shipped_processes", dict)
     assert main(["verify"]) == 0
     assert "backend cupy: skipped, not installed" in capsys.readouterr().out
     assert main(["verify", "--backend", "cupy"]) == 2
