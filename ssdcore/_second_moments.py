@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from ssdcore._arrays import Array, Constant, Namespace, Shape, namespace_of
 from ssdcore.gaussian import Covariance, SpectralCovariance
 from ssdcore.operators import LinearOperator
-from ssdcore.spectral import lanczos_function
+from ssdcore.spectral import Modes, lanczos_function
 
 # A covariance over at most so many elements is decomposed as a dense matrix (a second at most).
 _DENSE_MAX = 1024
@@ -51,11 +51,84 @@ class SumCovariance(Covariance):
         raise ValueError("the log-determinant needs the whole spectrum, and this covariance is too large for it")
 
     def as_matrix(self) -> np.ndarray:
-        n = math.prod(self.shape)
-        if n > 4096:
-            raise ValueError(f"Covariance: a dense matrix over {n} elements is too large to build")
-        basis = np.eye(n).reshape(n, *self.shape)
-        return np.ascontiguousarray(self._apply(basis).reshape(n, n).T)
+        return _matrix_of(self)
+
+
+def _matrix_of(covariance: Covariance) -> np.ndarray:
+    n = covariance.size
+    if n > 4096:
+        raise ValueError(f"Covariance: a dense matrix over {n} elements is too large to build")
+    return np.ascontiguousarray(covariance(np.eye(n).reshape(n, *covariance.shape)).reshape(n, n).T)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BornCovariance(Covariance):
+    """P C P, P the projection onto what an operator R destroys: the part of C in the modes that a change of size adds.
+
+    `root` is P C^(1/2), a root that is not symmetric, which costs no decomposition: noise of it has this covariance.
+
+    Attributes:
+        modes: the input modes V of R
+        destroyed: 1 for modes of V whose singular value is 0, else 0; all that V does not span is destroyed, too
+        inner: C
+    """
+
+    modes: Modes
+    destroyed: Constant
+    inner: Covariance
+
+    @staticmethod
+    def of(clean: Covariance, operator: LinearOperator) -> Covariance:
+        """P C P; C itself where it has been taken already, and zero where R destroys nothing."""
+        decomposition = operator.decomposition()
+        if decomposition is None:
+            raise ValueError(
+                f"second moments of a multistep step need the singular vectors of {operator}, which is too large for a "
+                "decomposition; leave them out, or take an operator with structure (Separable, Blur, a smaller Matrix)"
+            )
+        destroyed = (decomposition.singular_values == 0).astype(np.float64)
+        if decomposition.input.complete and not destroyed.any():
+            return Covariance.isotropic(clean.shape, 0.0)
+        if isinstance(clean, BornCovariance) and clean.modes == decomposition.input:
+            return clean
+        return BornCovariance(decomposition.input, Constant(destroyed), clean)
+
+    @property
+    def shape(self) -> Shape:  # type: ignore[override]
+        return self.modes.shape
+
+    def __repr__(self) -> str:
+        return f"Covariance({self.shape}, {self.inner!r} in the modes that are born)"
+
+    def _project(self, xp: Namespace, x: Array) -> Array:
+        return self.modes.scale(xp, x, self.destroyed.like(xp, x), 1.0)
+
+    def precompute(self, power: float) -> None:
+        self.inner.precompute(power)
+
+    def apply_power(self, xp: Namespace, x: Array, power: float) -> Array:
+        inner = self._project(xp, x) if power == 1 else x
+        return self._project(xp, self.inner.apply_power(xp, inner, power))
+
+    def added_to(self, base: Covariance, scale: float) -> Covariance | None:
+        """base + scale · P C P as one of these, where base is a variance in the born modes alone; else None."""
+        if not (isinstance(base, SpectralCovariance) and isinstance(self.inner, SpectralCovariance)):
+            return None
+        if base.modes != self.modes or not np.array_equal(base.values, base.rest * self.destroyed.value):
+            return None
+        return BornCovariance(self.modes, self.destroyed, self.inner.affine(scale, base.rest))
+
+    def held_bytes(self) -> int:
+        return self.inner.held_bytes()
+
+    def key(self) -> Hashable:
+        return self.modes, self.destroyed, self.inner
+
+    def log_determinant(self) -> float:
+        return -math.inf
+
+    def as_matrix(self) -> np.ndarray:
+        return _matrix_of(self)
 
 
 def widened(
@@ -74,6 +147,8 @@ def widened(
         gain: the singular values r of R -> D in its input modes, α_s − α_t b r
         clean: C, over operator.in_shape
     """
+    if isinstance(clean, BornCovariance) and (total := clean.added_to(base, alpha_s**2)) is not None:
+        return total
     decomposition = operator.decomposition()
     if decomposition is None:
         # −α_t b r at r = 1; at eta = 1, which alone goes without singular vectors, it grows as r²
@@ -97,8 +172,8 @@ def widened(
     def spread(xp: Namespace, x: Array) -> Array:
         return modes.scale(xp, x, held.like(xp, x), alpha_s)
 
-    total = SumCovariance(base, clean, spread)
-    if total.size > _DENSE_MAX:
-        return total
-    matrix = total.as_matrix()
-    return Covariance.dense((matrix + matrix.T) / 2, total.shape)
+    summed = SumCovariance(base, clean, spread)
+    if summed.size > _DENSE_MAX:
+        return summed
+    matrix = summed.as_matrix()
+    return Covariance.dense((matrix + matrix.T) / 2, summed.shape)

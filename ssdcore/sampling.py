@@ -54,7 +54,7 @@ import numpy as np
 from ssdcore._arrays import Array, check_trailing, real_namespace
 from ssdcore.batched import BatchedCovariance
 from ssdcore.gaussian import Covariance, SpectralCovariance
-from ssdcore.multistep import extrapolated, extrapolation_weight
+from ssdcore.multistep import born_covariance, extrapolated, extrapolation_weight
 from ssdcore.placement import PLACEMENTS, Placement, sampling_times
 from ssdcore.process import LinearDiffusion
 
@@ -117,14 +117,15 @@ class Sampler:
         """As many times of the process, placed as this sampler does."""
         return sampling_times(proc, steps, self.placement)
 
-    def check_second_moments(self) -> None:
-        """Raises ValueError for a sampler that draws nothing, so that no covariance can be put back."""
-        if self.order == 2:
-            raise ValueError("second moments are for steps by the posterior: expected order = 1, got 2")
+    def puts_back(self, chain: LinearDiffusion, k: int) -> bool:
+        """Whether the step k → k − 1 takes what its prediction leaves open: at order 2 only a change of size does."""
+        return k > 1 and (self.order == 1 or chain.shape(k) != chain.shape(k - 1))
 
     def takes_noise(self, chain: LinearDiffusion, k: int, second_moments: bool = False) -> bool:
         """Whether the step k → k − 1 of a chain draws any: never the last, and at eta = 0 only a change of size."""
-        return k > 1 and (self.eta > 0 or second_moments or chain.shape(k) != chain.shape(k - 1))
+        if k == 1:
+            return False
+        return self.eta > 0 or chain.shape(k) != chain.shape(k - 1) or (second_moments and self.puts_back(chain, k))
 
     def step(
         self,
@@ -140,8 +141,12 @@ class Sampler:
 
         Args:
             previous: the prediction of the step before, None at the first; of no effect at order 1
+            clean_covariance: what the prediction leaves open. At order 2 a change of size draws the modes that it adds
+                with it, and the others take none (`ssdcore.multistep.born_covariance`)
         """
         known = previous if self.order == 2 else None
+        if self.order == 2 and clean_covariance is not None:
+            clean_covariance = born_covariance(chain, k - 1, k, clean_covariance)
         return step(
             chain, x, prediction, k - 1, k, normal, self.eta, previous=known, u=k + 1, clean_covariance=clean_covariance
         )
@@ -178,7 +183,8 @@ def step(
         previous: ``(*batch, *shape(t))`` what was predicted in the step u → t before. With eta = 0 the step is then the
             second-order multistep one (`ssdcore.multistep.extrapolated`), DPM-Solver++(2M) within a size
         u: the time of the state that `previous` was predicted from
-        clean_covariance: what the prediction leaves open (theory of exact second moments, see `posterior`)
+        clean_covariance: what the prediction leaves open (see `posterior`); in a second-order step only what of it is
+            in the modes that a change of size adds (`ssdcore.multistep.born_covariance`)
 
     >>> proc = ssd.LinearDiffusion.identity((2,), ssd.NoiseSchedule.cosine(10))
     >>> ssd.sampling.step(proc, np.ones(2), np.zeros(2), 4, 5, np.ones, eta=0.0).round(3)
@@ -188,6 +194,8 @@ def step(
         if u is None:
             raise ValueError("step: `previous` is known, so `u`, the time that it was predicted at, must be, too")
         prediction = extrapolated(proc, s, t, u, prediction, previous)
+        if clean_covariance is not None:
+            clean_covariance = born_covariance(proc, s, t, clean_covariance)
     if isinstance(s, int) and s == 0:
         check_trailing(prediction, proc.shape(0), "step: prediction for s = 0")
         return prediction
@@ -224,8 +232,9 @@ def sample(
         eta: 1 ancestral (theorem 3) … 0 deterministic where the size is kept (DDIM)
         order: 2: second-order multistep, DPM-Solver++(2M) carried across changes of size; for eta = 0
         clean_covariance: clean_covariance(t, s) -> Covariance over shape(s) of what the prediction leaves open, or
-            None. Each step then has the mean *and covariance* of the true one (`LinearDiffusion.posterior`). For order
-            1
+            None. At order 1 each step then has the mean *and covariance* of the true one (`LinearDiffusion.posterior`);
+            at order 2 it is asked for at changes of size, for the modes that they add
+            (`ssdcore.multistep.born_covariance`)
 
     Raises:
         ValueError: For times, eta or order outside their range, and for arrays of other shapes than their times
@@ -241,8 +250,6 @@ def sample(
     """
     chain = proc if times is None else proc.respace(times)
     sampler = Sampler(float(eta), order)
-    if clean_covariance is not None:
-        sampler.check_second_moments()
     real_namespace(x_T, "sample: x_T")
     check_trailing(x_T, chain.shape(chain.steps), f"sample: x_T at t = {chain.times[-1]}")
     if not callable(denoise):
@@ -272,7 +279,7 @@ class _Walk:
         return prediction
 
     def covariance(self, k: int) -> Covariance | None:
-        if self.clean_covariance is None or k == 1:
+        if self.clean_covariance is None or not self.sampler.puts_back(self.chain, k):
             return None
         return self.clean_covariance(self.original[k], self.original[k - 1])
 

@@ -31,15 +31,17 @@ class GaussianDenoiser:
         self.calls = 0
 
     @functools.cache  # noqa: B019 - lives as long as a test
-    def resize(self, level: int) -> np.ndarray:
-        t = next(t for t in range(self.proc.steps + 1) if self.proc.shape(t) == self.shapes[level])
+    def degradation(self, t: int) -> np.ndarray:
         pixels = torch.eye(len(self.mean), dtype=torch.float64).reshape(-1, *self.shapes[0])
         return self.proc.clean(pixels, t).flatten(1).T.numpy()
+
+    def resize(self, level: int) -> np.ndarray:
+        return self.degradation(next(t for t in range(self.proc.steps + 1) if self.proc.shape(t) == self.shapes[level]))
 
     @functools.cache  # noqa: B019
     def gain(self, t: int, out_level: int) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = self.proc.alpha(t), self.proc.sigma(t)
-        low, high = self.resize(self.shapes.index(self.proc.shape(t))), self.resize(out_level)
+        low, high = self.degradation(t), self.resize(out_level)
         total = alpha**2 * low @ self.covariance @ low.T + sigma**2 * np.eye(len(low))
         gain = np.linalg.solve(total, alpha * low @ self.covariance @ high.T).T
         return tuple(torch.from_numpy(a) for a in (gain, alpha * low @ self.mean, high @ self.mean))
@@ -52,7 +54,7 @@ class GaussianDenoiser:
 
     def start(self, chain: ssd.LinearDiffusion) -> ssd.Gaussian:
         """The exact law of x_T over one channel."""
-        low = self.resize(len(self.shapes) - 1)
+        low = self.degradation(self.proc.steps)
         mean = torch.from_numpy(low @ self.mean).reshape(1, *self.shapes[-1])
         return chain.prior(mean, low @ self.covariance @ low.T)
 

@@ -1,5 +1,6 @@
 """`ssdcore.sampling`: the loop has the law that the oracle computes, in numpy, torch and jax; steps exact to second moments."""
 
+import itertools
 import math
 
 import numpy as np
@@ -81,7 +82,7 @@ def probed(proc, times, **options):
 
     x0 = ssd.sampling.sample(Gaussian(proc), proc, x_T, normal, times, **options)
     # all of the noise was asked for, but at deterministic steps, whose law has none
-    assert at[0] == count or (options["eta"] == 0 and "clean_covariance" not in options)
+    assert at[0] == count or (options["eta"] == 0 and ("clean_covariance" not in options or options["order"] == 2))
     return x0.T @ x0
 
 
@@ -105,6 +106,111 @@ def test_second_moments_give_the_law_of_the_oracle_and_the_data(name, eta):
     state = proc.operator(0, TIMES[0]).as_matrix()
     seen = proc.alpha(2) ** 2 * state @ COVARIANCE.as_matrix() @ state.T + proc.sigma(2) ** 2 * np.eye(len(state))
     np.testing.assert_allclose(drawn, last.gain[2, 0] @ seen @ last.gain[2, 0].T, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_second_moments_of_multistep_give_the_law_of_the_oracle(name):
+    """Only changes of size draw anything, the modes that they add with what the prediction leaves open of them."""
+    proc, asked = PROCESSES[name], []
+
+    def covariance(t, s):
+        asked.append((t, s))
+        return Gaussian(proc).covariance(t, s)
+
+    options = {"eta": 0.0, "order": 2}
+    drawn = probed(proc, TIMES, clean_covariance=covariance, **options)
+    law = ssd.oracle.sampler_law(proc, COVARIANCE, TIMES, **options, second_moments=True)
+    np.testing.assert_allclose(drawn, law.covariance.as_matrix(), atol=1e-11)
+    changes = [(t, s) for s, t in itertools.pairwise(TIMES) if proc.shape(s) != proc.shape(t)]
+    assert asked == changes[::-1]
+    without = probed(proc, TIMES, **options)
+    assert np.array_equal(drawn, without) == (not changes)
+    if changes:  # the variance that it lacks otherwise comes back
+        gap = [abs(np.trace(x) - SPECTRUM.sum()) for x in (drawn, without)]
+        assert gap[0] < gap[1]
+
+
+def ideal(size, to):
+    """The resize that keeps the low cosine modes alone, all alike."""
+    rows = []
+    for n in (size, to):
+        k, i = np.meshgrid(np.arange(to), np.arange(n), indexing="ij")
+        rows.append(np.cos(np.pi * (i + 0.5) * k / n) * np.where(k == 0, 1, math.sqrt(2)) / math.sqrt(n))
+    return ssd.Matrix(rows[1].T @ rows[0] * math.sqrt(to / size))
+
+
+def test_second_order_holds_across_changes_of_size_with_second_moments():
+    """Half the step, a quarter of the error in the covariance, as at one size; without, a floor remains."""
+    steps, changes = 3000, (150, 400)
+    base = ssd.NoiseSchedule.cosine(steps)
+    ratio = base.sigma / base.alpha * math.sqrt(0.5) ** np.searchsorted(changes, np.arange(steps + 1), side="right")
+    alpha = 1 / np.sqrt(1 + ratio**2)
+    operators = [None] * steps
+    operators[changes[0] - 1], operators[changes[1] - 1] = ideal(16, 8), ideal(8, 4)
+    proc = ssd.LinearDiffusion.from_operators(operators, ssd.NoiseSchedule(alpha, ratio * alpha))
+    data = ssd.Covariance.cosine((1.0 + np.arange(16)) ** -2)
+
+    def error(n, born):
+        times = ssd.sampling.sampling_times(proc, n, "log_snr")
+        law = ssd.oracle.sampler_law(proc, data, times, 0.0, order=2, second_moments=born)
+        return np.abs(law.covariance.as_matrix() - data.as_matrix()).max()
+
+    for n in (40, 80, 160):
+        assert error(n, True) / error(2 * n, True) > 3.5
+    assert error(320, True) < 0.01 * error(320, False)
+    assert error(160, False) < 1.1 * error(320, False)  # its floor
+
+
+@pytest.mark.parametrize("below", [1, 2, 8])
+def test_a_state_right_below_a_change_is_not_extrapolated_further_than_one_step(below):
+    """What two paths of a network disagree about is not divided by the small way between them."""
+    proc = resize()
+    (u,) = proc.size_changes
+    t = u - below
+    rng = np.random.default_rng(0)
+    prediction, previous = rng.standard_normal((2, 8))
+    moved = ssd.multistep.extrapolated(proc, 2, t, u, prediction, previous) - prediction
+    _, _, v = np.linalg.svd(proc.operator(t, u).as_matrix(), full_matrices=False)
+    assert np.abs(v @ moved).max() <= np.abs(v @ (prediction - previous)).max() * (1 + 1e-12)
+    np.testing.assert_allclose(v.T @ (v @ moved), moved, atol=1e-12)
+    assert np.abs(moved).max() > 0.01
+
+
+def dense_projection(operator):
+    """I − V Vᵀ over the singular vectors with r > 0."""
+    _, r, v = np.linalg.svd(operator.as_matrix())
+    kept = v[: int((r > 1e-9).sum())]
+    return np.eye(v.shape[1]) - kept.T @ kept
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "cosine", "dense"])
+@pytest.mark.parametrize("singular", [False, True])
+def test_the_covariance_of_the_modes_that_a_change_adds(kind, singular):
+    """σ_s² P + α_s² P C P with a dense P, also where R destroys some of its own modes; drawn by any L with L Lᵀ so."""
+    rng = np.random.default_rng(1)
+    half = rng.standard_normal((8, 8))
+    c = {
+        "isotropic": ssd.Covariance.isotropic((8,), 0.3),
+        "cosine": ssd.Covariance.cosine(rng.random(8)),
+        "dense": ssd.Covariance.dense(half @ half.T),
+    }[kind]
+    proc = resize()
+    (t,) = proc.size_changes
+    if singular:
+        one_kept = np.outer(*rng.standard_normal((2, 4))) @ proc.operator(t - 1, t).as_matrix() / 9
+        noise, t = ssd.NoiseSchedule.cosine(4), 2
+        proc = ssd.LinearDiffusion.from_operators([None, ssd.Matrix(one_kept), None, None], noise)
+    s = t - 1
+    p = dense_projection(proc.operator(s, t))
+    born = ssd.multistep.born_covariance(proc, s, t, c)
+    np.testing.assert_allclose(born.as_matrix(), p @ c.as_matrix() @ p, atol=1e-12)
+    law = proc.posterior(rng.standard_normal(proc.shape(t)), rng.standard_normal(8), s, t, 0.0, born)
+    expected = p @ (proc.sigma(s) ** 2 * np.eye(8) + proc.alpha(s) ** 2 * c.as_matrix()) @ p
+    np.testing.assert_allclose(law.covariance.as_matrix(), expected, atol=1e-12)
+    np.testing.assert_allclose(law.covariance(np.eye(8)), expected, atol=1e-12)
+    root = law.covariance.root(np.eye(8)).T
+    np.testing.assert_allclose(root @ root.T, expected, atol=1e-12)
+    assert ssd.multistep.born_covariance(proc, s, t, born) == born
 
 
 @pytest.mark.parametrize("kind", ["isotropic", "cosine", "dense", "of modes"])
@@ -171,6 +277,22 @@ def test_jax_scans_what_numpy_walks(name, eta, order):
     denoise = Gaussian(proc, jnp)
     got = jax.jit(lambda x: ssd.sampling.sample(denoise, proc, x, jnp.zeros, None, eta, order))(jnp.asarray(x_T))
     assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, atol=2e-4 * max(1, np.abs(expected).max()))
+
+
+def test_jax_draws_the_modes_that_a_change_adds_as_numpy_does():
+    proc = PROCESSES["resize"]
+    x_T = np.random.default_rng(0).standard_normal((3, *proc.shape(T)))
+    noise = np.random.default_rng(1).standard_normal((3, 8))
+    options = {"times": (2, 5, 14, 27, T), "eta": 0.0, "order": 2}
+    left_open = Gaussian(proc).covariance
+    flat = lambda shape: noise[:, : shape[-1]]  # noqa: E731
+    expected = ssd.sampling.sample(Gaussian(proc), proc, x_T, flat, **options, clean_covariance=left_open)
+    assert np.abs(expected - ssd.sampling.sample(Gaussian(proc), proc, x_T, flat, **options)).max() > 0.01
+    many = lambda shape: jnp.asarray(noise[:, : shape[-1]], jnp.float32)  # noqa: E731
+    got = jax.jit(
+        lambda x: ssd.sampling.sample(Gaussian(proc, jnp), proc, x, many, **options, clean_covariance=left_open)
+    )(jnp.asarray(x_T))
     np.testing.assert_allclose(got, expected, atol=2e-4 * max(1, np.abs(expected).max()))
 
 
@@ -258,13 +380,13 @@ def test_times_are_those_of_the_process_that_was_trained_on():
         ({"eta": 1.5}, r"eta must be in \[0, 1\], got 1.5"),
         ({"order": 3}, "order: expected 1"),
         ({"order": 2}, "expected eta = 0"),
-        (
-            {"order": 2, "eta": 0.0, "clean_covariance": lambda t, s: None},
-            "second moments are for steps by the posterior",
-        ),
         ({"times": [3, 20]}, "sample: x_T at t = 20: expected trailing axes"),
         ({"denoise": lambda x, t, s: x}, "the result of denoise"),
         ({"clean_covariance": lambda t, s: ssd.Covariance.isotropic((3,), 1.0)}, "expected a Covariance over"),
+        (
+            {"order": 2, "eta": 0.0, "clean_covariance": lambda t, s: ssd.Covariance.isotropic((3,), 1.0)},
+            "born_covariance: expected a Covariance over",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

@@ -90,14 +90,12 @@ def sampler_law(
         prior: law that x_T is drawn from, over the shape at the last of the times. None: the exact N(α_T R_T m,
             α_T² R_T C R_Tᵀ + σ_T² I), which `LinearDiffusion.prior` fits to data; ``proc.prior()`` is N(0, σ_T² I).
         second_moments: True: steps by ``posterior(..., clean_covariance=Cov[R_s x_0 | x_t])``, which are the true
-            ones for this data: exact at any number of steps, but for the last, which returns the prediction. For order
-            1.
+            ones for this data: exact at any number of steps, but for the last, which returns the prediction. At order 2
+            the modes that a change adds get their part of it (`ssdcore.multistep.born_covariance`).
     """
     chain = proc if times is None else proc.respace(times)
     data = as_covariance(covariance, chain.shape(0))
     sampler = Sampler(float(eta), order)
-    if second_moments:
-        sampler.check_second_moments()
     centre = _centre(mean, chain.shape(0))
     if prior is not None and (tuple(prior.mean.shape) != chain.shape(chain.steps)):
         raise ValueError(

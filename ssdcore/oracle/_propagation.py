@@ -212,6 +212,10 @@ class Propagation(abc.ABC, Generic[ChainState]):
             result.append(_Change(response, low.columns(high.rows(lift)), high.columns(low.rows(down)), cross))
         return result
 
+    def left_open(self, t: int, maps: _Change, high: Stage) -> np.ndarray:
+        """C = Cov[R_s x_0 | x_t] at a change."""
+        return diagonals(high.eigenvalues) - self.chain.alpha(t) * maps.response @ maps.cross.swapaxes(1, 2)
+
     def noise(self, t: int, innovation: np.ndarray) -> np.ndarray:
         """Posterior covariance σ_s² I − σ_t² B Bᵀ of a change."""
         noise = -(self.chain.sigma(t) ** 2) * (innovation @ innovation.swapaxes(1, 2))
@@ -260,15 +264,15 @@ class Moments(Propagation[_Covariance]):
             carried = gain * covariance[:, None, :] if covariance.ndim == 2 else gain @ covariance
             moved = carried @ gain.swapaxes(1, 2) + self.noise(t, b)
             if self.second_moments and t > 1:
-                moved = moved + self._left_open(t, maps, high)
+                moved = moved + self._put_back(t, maps, high)
             result.append(((moved + moved.swapaxes(1, 2)) / 2, (gain @ shift[..., None])[..., 0]))
         return result
 
-    def _left_open(self, t: int, maps: _Change, high: Stage) -> np.ndarray:
+    def _put_back(self, t: int, maps: _Change, high: Stage) -> np.ndarray:
         """D C Dᵀ with C = Cov[R_s x_0 | x_t] and D = α_s I − B α_t R, what second moments add to a change."""
-        alpha_s, alpha_t = self.chain.alpha(t - 1), self.chain.alpha(t)
-        left_open = diagonals(high.eigenvalues) - alpha_t * maps.response @ maps.cross.swapaxes(1, 2)
-        through = alpha_s * np.eye(left_open.shape[-1]) - alpha_t * maps.innovation @ maps.down
+        left_open = self.left_open(t, maps, high)
+        through = self.chain.alpha(t - 1) * np.eye(left_open.shape[-1])
+        through = through - self.chain.alpha(t) * maps.innovation @ maps.down
         return np.asarray(through @ left_open @ through.swapaxes(1, 2))
 
 
@@ -333,13 +337,17 @@ class Factors(Propagation[_Linear]):
         chain = self.chain
         spread = self._extrapolation(t, stages, below) if t < chain.steps else [None] * len(states)
         result: list[_Linear] = []
-        for maps, extrapolation, (x, previous) in zip(self.maps(t, stages, below), spread, states):
+        for maps, extrapolation, high, (x, previous) in zip(self.maps(t, stages, below), spread, below, states):
             prediction = maps.response @ x
             used = prediction
             if extrapolation is not None and previous is not None:
                 used = extrapolation[0] @ prediction + extrapolation[1] @ previous
             moved = chain.alpha(t - 1) * used + maps.innovation @ (x - chain.alpha(t) * (maps.down @ used))
-            noise = factor(self.noise(t, maps.innovation))
+            noise = self.noise(t, maps.innovation)
+            if self.second_moments and t > 1:
+                born = noise / chain.sigma(t - 1) ** 2  # B is a partial isometry: what it leaves is a projection
+                noise = noise + chain.alpha(t - 1) ** 2 * born @ self.left_open(t, maps, high) @ born
+            noise = factor(noise)
             padding = np.zeros_like(noise)
             result.append((np.concatenate([moved, noise], axis=2), np.concatenate([prediction, padding], axis=2)))
         return result

@@ -109,9 +109,10 @@ def add_sampling_options(options: argparse.ArgumentParser) -> None:
     )
     add(
         "--second-moments",
-        action="store_true",
-        help="steps exact to second moments: put back the variance that predictions leave open, as measured at the end "
-        "of training",
+        action=argparse.BooleanOptionalAction,
+        help="put back the variance that predictions leave open, as measured at the end of training: ancestral steps "
+        "are then exact to second moments, and multistep draws with it the modes that a change of size adds (default: "
+        "multistep does, where the run has it)",
     )
     add("--batch-size", type=cli.integer(1), default=64, help="images through the network at once (default: 64)")
 

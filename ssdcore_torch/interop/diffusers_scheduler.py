@@ -252,20 +252,18 @@ class SSDScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def residuals(self) -> ResidualSpectra | None:
-        """What predictions leave open: set it to those of a run (`Run.residuals`), and each step is exact to second
-        moments. No part of `config`.
+        """What predictions leave open: set it to those of a run (`Run.residuals`), and each ancestral step is exact to
+        second moments, and multistep draws with it the modes that a change of size adds. No part of `config`.
 
         Raises:
-            ValueError: For those of another process, and for a deterministic sampler.
+            ValueError: For those of another process.
         """
         return self._residuals
 
     @residuals.setter
     def residuals(self, spectra: ResidualSpectra | None) -> None:
-        if spectra is not None:
-            self._sampler.check_second_moments()
-            if spectra.process != self.process:
-                raise ValueError("residuals: they are of another process than the scheduler's")
+        if spectra is not None and spectra.process != self.process:
+            raise ValueError("residuals: they are of another process than the scheduler's")
         self._residuals = spectra
 
     def _step(self, timestep: int | Tensor) -> int:

@@ -45,7 +45,9 @@ class Drawing:
         seed: image i depends on the seed and i alone
         precision: of the network's arithmetic: "auto", as the run was trained
         batch_size: images through the network at once
-        second_moments: steps exact to second moments, by the run's residual spectra
+        second_moments: put back what predictions leave open, by the run's residual spectra: ancestral steps are then
+            exact to second moments, and multistep draws with it the modes that a change of size adds. None: multistep
+            does, where the run has the spectra
 
     Raises:
         ValueError: For what no run takes.
@@ -60,7 +62,7 @@ class Drawing:
     seed: int = 0
     precision: str = "auto"
     batch_size: int = 64
-    second_moments: bool = False
+    second_moments: bool | None = None
 
     def __post_init__(self) -> None:
         sampler = Sampler.named(self.sampler)
@@ -73,8 +75,6 @@ class Drawing:
             raise ValueError(f"placement: expected one of {', '.join((*PLACEMENTS, 'design'))}, got {self.placement!r}")
         if sampler.order == 2 and self.eta:
             raise ValueError(f"--eta {self.eta:g}: --sampler {self.sampler} is deterministic; leave --eta out")
-        if sampler.order == 2 and self.second_moments:
-            raise ValueError(f"--second-moments: --sampler {self.sampler} draws nothing; leave one of them out")
 
     def check(self, config: Config) -> None:
         """Raises ValueError for guidance of a run that never saw images without a class."""
@@ -109,8 +109,11 @@ class Drawing:
         return designed
 
     def residuals(self, run: OpenRun) -> ResidualSpectra | None:
-        """The run's residual spectra, where they are asked for. Raises ValueError where it has none."""
-        if not self.second_moments:
+        """The run's residual spectra, where steps take them. Raises ValueError where it has none that are asked for."""
+        wanted = self.second_moments
+        if wanted is None and Sampler.named(self.sampler).order == 2:
+            return run.residuals
+        if not wanted:
             return None
         if (found := run.residuals) is None:
             raise ValueError(

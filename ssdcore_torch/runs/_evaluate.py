@@ -144,7 +144,7 @@ def evaluate_run(
         "steps": len(times),
         "times": list(times),
         "guidance": drawing.guidance,
-        "second_moments": drawing.second_moments,
+        "second_moments": residuals is not None,
         "precision": "bfloat16" if drawing.in_bfloat16(config, world.device.type) else "float32",
         "seed": drawing.seed,
     }

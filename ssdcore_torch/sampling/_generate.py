@@ -116,8 +116,9 @@ def generate(
             `placement` are then of no effect)
         prior: law of x_T as `proc.prior` gives it, over (h, w) or (channels, h, w) at the smallest size; None: N(0,
             σ_T² I)
-        residuals: what the predictions leave open (`measure_residuals`, `Run.residuals`): each step then has the mean
-            and covariance of the true one, for sampler "ancestral" at any eta. None: steps take x̂ for x_0 itself
+        residuals: what the predictions leave open (`measure_residuals`, `Run.residuals`). Each step of "ancestral" then
+            has the mean and covariance of the true one, at any eta; "multistep" draws with it the modes that a change
+            of size adds, which few steps need most. None: steps take x̂ for x_0 itself
         channels: of the images; None: as many as the denoiser says, or the prior is over
         batch_size: images that go through the network at once (through a compiled network always, also where fewer
             are left or asked for: another size would be another compilation)

@@ -138,7 +138,7 @@ def reverse_step(
     previous: Tensor | None = None,
     residuals: ResidualSpectra | None = None,
 ) -> Tensor:
-    """x at step k − 1 of a chain from x at step k, exact to second moments with `residuals`.
+    """x at step k − 1 of a chain from x at step k, with what predictions leave open put back as the sampler does.
 
     Args:
         x: ``(batch, channels, *shape(k))``
@@ -147,7 +147,9 @@ def reverse_step(
         previous: what was predicted in the step before, or None
     """
     original = (0, *chain.times)
-    covariances = None if residuals is None or k == 1 else residuals.covariances(original[k], original[k - 1])
+    covariances = None
+    if residuals is not None and sampler.puts_back(chain, k):
+        covariances = residuals.covariances(original[k], original[k - 1])
     if residuals is None or covariances is None:
         plain: Tensor = sampler.step(chain, x, clean, k, normal, previous)
         return plain
@@ -156,7 +158,8 @@ def reverse_step(
     # a rotation of the channels, which the process leaves alone, and back
     turn = torch.as_tensor(residuals.channel_modes, dtype=x.dtype, device=x.device)
     noise = normal(tuple(clean.shape))
-    states, images, noises = (torch.einsum("bc...,cd->bd...", z, turn) for z in (x, clean, noise))
+    known = (x, clean, noise) if previous is None else (x, clean, noise, previous)
+    states, images, noises, *earlier = (torch.einsum("bc...,cd->bd...", z, turn) for z in known)
     parts = []
     for i, covariance in enumerate(covariances):
         one = slice(i, i + 1)
@@ -164,5 +167,6 @@ def reverse_step(
         def own(_: Size, one: slice = one) -> Tensor:
             return noises[:, one]
 
-        parts.append(sampler.step(chain, states[:, one], images[:, one], k, own, clean_covariance=covariance))
+        before = earlier[0][:, one] if earlier else None
+        parts.append(sampler.step(chain, states[:, one], images[:, one], k, own, before, covariance))
     return torch.einsum("bd...,cd->bc...", torch.cat(parts, 1), turn)

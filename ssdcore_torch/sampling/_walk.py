@@ -88,7 +88,7 @@ class Walk:
             x̂_label
         fill: show the network batches of at least this many samples, adding some whose predictions are dropped: for
             compiled networks, where another batch size costs another compilation
-        residuals: what predictions leave open: steps are then exact to second moments; None: they take predictions
+        residuals: what predictions leave open, which steps put back as the sampler does; None: they take predictions
             for the clean image itself
     """
 
@@ -102,10 +102,6 @@ class Walk:
     guidance: float = 1.0
     fill: int = 0
     residuals: ResidualSpectra | None = None
-
-    def __post_init__(self) -> None:
-        if self.residuals is not None:
-            self.sampler.check_second_moments()
 
     @property
     def null_label(self) -> int | None:
