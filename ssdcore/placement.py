@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -78,7 +79,9 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
     Args:
         placement: "time": uniform in t; "log_snr": uniform in the log signal-to-noise ratio 2 log(‖M_{0→t}‖/σ_t) of
             the mode that the degradation keeps best, which never rises with t (condition of theorem 1) and, with
-            scale-matched noise, continues smoothly through the changes of size
+            scale-matched noise, continues smoothly through the changes of size. A size between two others then has two
+            steps at least, where there are enough: a change of size right after another is a step of first order, in
+            which a trained network's samples fall apart
         first: the least time, where the last step of sampling starts. Steps that are even in log-SNR spend many at
             little noise; a network that is not accurate to σ there gains from starting where σ is about its error.
 
@@ -103,8 +106,27 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
     else:
         noise = proc.respace(range(first, proc.steps + 1)).noise
     skipped = first - 1
-    times = spread_times(noise, steps, placement, [t - skipped for t in changes])
+    required = [t - skipped for t in changes]
+    times = spread_times(noise, steps, placement, required)
+    middles: list[int] = []
+    while placement == "log_snr" and (more := _middles_of_single_steps(noise, required, times)):
+        middles += more  # room for one size may have been made at another
+        if steps <= len(needed) + len(middles):  # none is left for full size
+            break
+        times = spread_times(noise, steps, placement, [1, *required, *middles])
     return tuple(t + skipped for t in times)
+
+
+def _middles_of_single_steps(noise: NoiseSchedule, changes: Sequence[int], times: Sequence[int]) -> list[int]:
+    """The middles, in log-SNR, of the sizes between two others that `times` visit once, where they last longer."""
+    log_snr = noise.log_snr()
+    middles = []
+    for start, end in pairwise(changes):
+        if end - start > 1 and not any(start < t < end for t in times):
+            inside = log_snr[start : end - 1]  # at the times start + 1 … end − 1
+            goal = (log_snr[start - 1] + log_snr[end - 1]) / 2
+            middles.append(start + 1 + int(np.argmin(np.abs(inside - goal))))
+    return middles
 
 
 def _check_placement(placement: str) -> None:

@@ -435,6 +435,24 @@ def test_even_log_snr_steps() -> None:
     assert np.diff([2 * np.log(noise.sigma[t]) for t in sampling_times(proc, 30, "time")[:2]]) > 5
 
 
+@pytest.mark.parametrize("matched", [True, False])
+@pytest.mark.parametrize("noise", ["linear", "cosine", "rectified_flow"])
+def test_few_log_snr_steps_leave_two_to_each_size_between_others(noise: str, matched: bool) -> None:
+    levels = ssd.ResolutionSchedule.equal(1000, 4)
+    proc = ssd.LinearDiffusion.resize((64, 64), getattr(ssd.NoiseSchedule, noise)(1000), levels, matched=matched)
+    for steps in range(4, 40):
+        times = sampling_times(proc, steps, "log_snr")
+        assert len(times) == steps
+        assert {1000, *proc.size_changes} <= set(times)
+        counts = [sum(proc.shape(t) == size for t in times) for size in proc.shapes]
+        if steps >= 7:  # T, three changes, a second for two sizes between others, and full size
+            assert min(counts[1:3]) >= 2
+            assert times[0] == 1
+    short = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.cosine(20), ssd.ResolutionSchedule.thresholds([5, 6]))
+    for steps in range(3, 21):  # a size that lasts one step
+        assert len(sampling_times(short, steps, "log_snr")) == steps
+
+
 def test_times_can_start_later() -> None:
     proc = ssd.LinearDiffusion.resize((32, 32), ssd.NoiseSchedule.linear(1000), ssd.ResolutionSchedule.equal(1000, 3))
     for placement in PLACEMENTS:
