@@ -117,8 +117,14 @@ def sampler_moments(
     return shift, p
 
 
-def multistep_covariance(model: Reference, data: np.ndarray, times: Sequence[int]) -> np.ndarray:
-    """Covariance of x_0 of the second-order sampler: x and the last prediction as maps of the same normals."""
+def multistep_covariance(
+    model: Reference, data: np.ndarray, times: Sequence[int], second_moments: bool = False
+) -> np.ndarray:
+    """Covariance of x_0 of the second-order sampler: x and the last prediction as maps of the same normals.
+
+    Args:
+        second_moments: add a_s² P Cov[R_s x_0 | x_t] P at a change of size, P the projection onto what it adds
+    """
     x = function_of(marginal(model, data, times[-1]), REAL.sqrt)
     lam = {t: REAL.log(real(model.alpha[t]) / real(model.sigma[t])) for t in times}
     previous, u = None, None
@@ -141,6 +147,11 @@ def multistep_covariance(model: Reference, data: np.ndarray, times: Sequence[int
         moved = model.alpha[s] * used + b @ (x - model.alpha[t] * model.operator(s, t) @ used)
         noise = reals(model.sigma[s] ** 2 * eye(len(b)) - model.sigma[t] ** 2 * b @ b.T)
         if s > 0 and model.changes(s, t):
+            if second_moments:
+                added = noise / model.sigma[s] ** 2
+                clean = model.operator(0, s) @ data @ model.operator(0, s).T
+                left_open = clean - w @ marginal(model, data, t) @ w.T
+                noise = reals(noise + model.alpha[s] ** 2 * added @ left_open @ added)
             root = function_of(noise, REAL.sqrt)
             moved = np.concatenate([moved, root], axis=1)
             own = np.concatenate([own, zeros(*root.shape)], axis=1)

@@ -182,6 +182,26 @@ def second_order(_: Any) -> Iterator[Measurement]:
     error = frechet(zeros(4), multistep_covariance(model, data, (1, 2, 3, 4, 5)), data)
     found = oracle.sampler_error(proc, floats(data), (1, 2, 3, 4, 5), 0.0, order=2)
     yield from agree("second order across a change: error", found, error, 2**10, scale=np.trace(data))
+    error = frechet(zeros(4), multistep_covariance(model, data, (1, 2, 3, 4, 5), second_moments=True), data)
+    found = oracle.sampler_error(proc, floats(data), (1, 2, 3, 4, 5), 0.0, order=2, second_moments=True)
+    yield from agree("second order, born variance: error", found, error, 2**10, scale=np.trace(data))
+    yield from _born(proc, model, eye(4) - v @ v.T)
+    near = NoiseSchedule.from_log_snr([3.0, 0.01, 0.0, -1.5, -3.0])
+    close = LinearDiffusion.resize((4,), near, ResolutionSchedule.thresholds([3]), kernel="box")
+    found = multistep.extrapolated(close, 1, 2, 3, floats(now), floats(before))
+    yield from agree("a bounded extrapolation after a change", found, now + v @ (v.T @ (now - before)), 256)
+
+
+def _born(proc: LinearDiffusion, model: Reference, added: np.ndarray) -> Iterator[Measurement]:
+    """What the prediction leaves open of the modes that the change 3 → 2 adds, and their law."""
+    left_open = _data(4)
+    part = multistep.born_covariance(proc, 2, 3, Covariance.dense(floats(left_open)))
+    yield from agree("born covariance", part.as_matrix(), added @ left_open @ added, 256)
+    law = proc.posterior(np.zeros(2), np.zeros(4), 2, 3, 0.0, part)
+    want = added @ (model.sigma[2] ** 2 * eye(4) + model.alpha[2] ** 2 * left_open) @ added
+    yield from agree("law of the born modes", law.covariance.as_matrix(), want, 256)
+    root = law.covariance.root(np.eye(4)).T
+    yield from agree("draws of the born modes", root @ root.T, want, 256)
 
 
 def _changing() -> tuple[LinearDiffusion, Reference]:
