@@ -47,6 +47,18 @@ def test_one_time_of_any_library_is_that_time(make):
     np.testing.assert_array_equal(RESIZE.add_noise(x0, noise, make(5)), RESIZE.add_noise(x0, noise, 5))
 
 
+def test_one_of_two_times_may_be_an_array():
+    """One time for all items beside one for each, on either side."""
+    x, many, one = np.random.default_rng(0).standard_normal((2, 8, 8)), np.array([3, 7]), 12
+    law = RESIZE.transition(x, many, one)
+    each = [RESIZE.transition(x[i], int(s), one).mean for i, s in enumerate(many)]
+    np.testing.assert_allclose(law.mean, each, atol=1e-14)
+    law = RESIZE.transition(x, 2, many)
+    np.testing.assert_allclose(
+        law.mean, [RESIZE.transition(x[i], 2, int(t)).mean for i, t in enumerate(many)], atol=1e-14
+    )
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_a_batch_of_times_is_each_item_at_its_own(name, library):
