@@ -59,11 +59,14 @@ SAMPLINGS: Mapping[str, Sampler] = {
     "25 steps": {"steps": 25},
     "12 steps, second moments": {"steps": 12, "second_moments": True},
     "25 steps, second moments": {"steps": 25, "second_moments": True},
-    "12 steps, multistep": {"steps": 12, "sampler": "multistep"},
-    "7 steps, multistep": {"steps": 7, "sampler": "multistep"},
     "6 steps": {"steps": 6},
+    **{f"{n} steps, multistep": {"steps": n, "sampler": "multistep"} for n in (5, 6, 7, 9, 10, 12)},
 }
-"""Others' code has its own sampler, so only numbers of steps."""
+"""Others' code has its own sampler, so only numbers of steps. Multistep takes residual spectra, as runs do."""
+
+
+def takes_residuals(sampler: Sampler) -> bool:
+    return bool(sampler.get("second_moments")) or sampler.get("sampler") == "multistep"
 
 
 class Side(Protocol):
@@ -138,7 +141,7 @@ class Ours:
         return self.objective(self.net, images, batch, noise, self.levels[batch.path.target_shape])
 
     def sample(self, net: nn.Module, n: int, sampler: Sampler) -> Tensor:
-        options = {**sampler, "residuals": self.residuals if sampler.get("second_moments") else None}
+        options = {**sampler, "residuals": self.residuals if takes_residuals(sampler) else None}
         options.pop("second_moments", None)
         return generate(net, self.process, n, seed=SAMPLE_SEED, prior=self.prior, batch_size=250, **options)
 
@@ -402,7 +405,7 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
     net = side.net.eval().requires_grad_(False)
     if isinstance(side, Ours):
         side.prior = judge.prior(side)
-        if any(SAMPLINGS[how].get("second_moments") for how in wanted):
+        if any(takes_residuals(SAMPLINGS[how]) for how in wanted):
             known = to_float(images[:MEASURED])
             side.residuals = measure_residuals(net, side.process, [(known, None)], clip=True)
     for how in wanted:
