@@ -448,6 +448,12 @@ def test_few_log_snr_steps_leave_two_to_each_size_between_others(noise: str, mat
         if steps >= 7:  # T, three changes, a second for two sizes between others, and full size
             assert min(counts[1:3]) >= 2
             assert times[0] == 1
+        changes = proc.size_changes
+        if steps == 7:  # the second step stands in the middle
+            kept = {t: np.log(proc.degradation(0, t).norm() / proc.sigma(t)) for t in range(1, changes[-1] + 1)}
+            for low, high in pairwise(changes):
+                middle = min(range(low + 1, high), key=lambda t: abs(2 * kept[t] - kept[low] - kept[high]))
+                assert abs(next(t for t in times if low < t < high) - middle) <= 1
     short = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.cosine(20), ssd.ResolutionSchedule.thresholds([5, 6]))
     for steps in range(3, 21):  # a size that lasts one step
         assert len(sampling_times(short, steps, "log_snr")) == steps

@@ -183,17 +183,22 @@ def dense_projection(operator):
     return np.eye(v.shape[1]) - kept.T @ kept
 
 
-@pytest.mark.parametrize("kind", ["isotropic", "cosine", "dense"])
+def test_modes_that_a_change_destroyed_are_not_extrapolated_after_it():
+    rng, halved = np.random.default_rng(0), ssd.Resize((8,), (4,)).as_matrix()
+    one_kept = ssd.Matrix(np.outer(*rng.standard_normal((2, 4))) @ halved / 9)
+    proc = ssd.LinearDiffusion.from_operators([None, None, one_kept, None], ssd.NoiseSchedule.cosine(4))
+    prediction, previous = rng.standard_normal((2, 8))
+    moved = ssd.multistep.extrapolated(proc, 1, 2, 3, prediction, previous) - prediction
+    np.testing.assert_allclose(dense_projection(one_kept) @ moved, 0, atol=1e-12)
+    assert np.abs(moved).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "cosine", "dense", "of modes"])
 @pytest.mark.parametrize("singular", [False, True])
 def test_the_covariance_of_the_modes_that_a_change_adds(kind, singular):
     """σ_s² P + α_s² P C P with a dense P, also where R destroys some of its own modes; drawn by any L with L Lᵀ so."""
     rng = np.random.default_rng(1)
     half = rng.standard_normal((8, 8))
-    c = {
-        "isotropic": ssd.Covariance.isotropic((8,), 0.3),
-        "cosine": ssd.Covariance.cosine(rng.random(8)),
-        "dense": ssd.Covariance.dense(half @ half.T),
-    }[kind]
     proc = resize()
     (t,) = proc.size_changes
     if singular:
@@ -201,6 +206,12 @@ def test_the_covariance_of_the_modes_that_a_change_adds(kind, singular):
         noise, t = ssd.NoiseSchedule.cosine(4), 2
         proc = ssd.LinearDiffusion.from_operators([None, ssd.Matrix(one_kept), None, None], noise)
     s = t - 1
+    c = {
+        "isotropic": ssd.Covariance.isotropic((8,), 0.3),
+        "cosine": ssd.Covariance.cosine(rng.random(8)),
+        "dense": ssd.Covariance.dense(half @ half.T),
+        "of modes": ssd.Covariance.of_modes(proc.operator(s, t), rng.random(4), 0.2),
+    }[kind]
     p = dense_projection(proc.operator(s, t))
     born = ssd.multistep.born_covariance(proc, s, t, c)
     np.testing.assert_allclose(born.as_matrix(), p @ c.as_matrix() @ p, atol=1e-12)
