@@ -50,16 +50,6 @@ class SumCovariance(Covariance):
     def log_determinant(self) -> float:
         raise ValueError("the log-determinant needs the whole spectrum, and this covariance is too large for it")
 
-    def as_matrix(self) -> np.ndarray:
-        return _matrix_of(self)
-
-
-def _matrix_of(covariance: Covariance) -> np.ndarray:
-    n = covariance.size
-    if n > 4096:
-        raise ValueError(f"Covariance: a dense matrix over {n} elements is too large to build")
-    return np.ascontiguousarray(covariance(np.eye(n).reshape(n, *covariance.shape)).reshape(n, n).T)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BornCovariance(Covariance):
@@ -126,9 +116,6 @@ class BornCovariance(Covariance):
 
     def log_determinant(self) -> float:
         return -math.inf
-
-    def as_matrix(self) -> np.ndarray:
-        return _matrix_of(self)
 
 
 def widened(

@@ -173,9 +173,16 @@ class Covariance(Static, abc.ABC):
     def log_determinant(self) -> float:
         """log det C, exact from the spectrum; −inf if C is singular."""
 
-    @abc.abstractmethod
     def as_matrix(self) -> np.ndarray:
-        """The dense matrix (n, n) in float64 over the trailing axes flattened in C order."""
+        """The dense matrix (n, n) in float64 over the trailing axes flattened in C order.
+
+        Raises:
+            ValueError: For one that is too large to build.
+        """
+        if self.size > _DENSE_MAX:
+            raise ValueError(f"Covariance: a dense matrix over {self.size} elements is too large to build")
+        basis = np.eye(self.size).reshape(self.size, *self.shape)
+        return np.ascontiguousarray(self(basis).reshape(self.size, self.size).T)
 
     def __call__(self, x: Array) -> Array:
         """C x for x of ``(*batch, *shape)``, dtype and device kept."""
@@ -319,12 +326,6 @@ class SpectralCovariance(Covariance):
         if values.min() <= 0 or (others and rest <= 0):
             return -math.inf
         return float(multiplicity * np.log(values).sum()) + (others * math.log(rest) if others else 0.0)
-
-    def as_matrix(self) -> np.ndarray:
-        if self.size > _DENSE_MAX:
-            raise ValueError(f"Covariance: a dense matrix over {self.size} elements is too large to build")
-        basis = np.eye(self.size).reshape(self.size, *self.shape)
-        return np.ascontiguousarray(self(basis).reshape(self.size, self.size).T)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
