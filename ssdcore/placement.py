@@ -99,13 +99,11 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
             f"steps = {steps}: the chain must start at t = {proc.steps} and pass the {len(changes)} times where "
             f"the size changes, {list(changes)}; take at least {len(needed)} steps"
         )
+    skipped = first - 1
     if placement == "log_snr":
-        with np.errstate(divide="ignore"):
-            kept = np.log([proc.degradation(0, t).norm() for t in range(first, proc.steps + 1)])
-        noise = NoiseSchedule.from_log_snr(np.minimum.accumulate(2 * (kept - np.log(proc.noise.sigma[first:]))))
+        noise = NoiseSchedule.from_log_snr(np.minimum.accumulate(proc.kept(_log_snr_of_the_best_kept)[skipped:]))
     else:
         noise = proc.respace(range(first, proc.steps + 1)).noise
-    skipped = first - 1
     required = [t - skipped for t in changes]
     times = spread_times(noise, steps, placement, required)
     middles: list[int] = []
@@ -115,6 +113,13 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
             break
         times = spread_times(noise, steps, placement, [1, *required, *middles])
     return tuple(t + skipped for t in times)
+
+
+def _log_snr_of_the_best_kept(proc: LinearDiffusion) -> np.ndarray:
+    """2 log(‖M_{0→t}‖/σ_t) at t = 1 … T."""
+    with np.errstate(divide="ignore"):
+        kept = np.log([proc.degradation(0, t).norm() for t in range(1, proc.steps + 1)])
+    return np.asarray(2 * (kept - np.log(proc.noise.sigma[1:])))
 
 
 def _middles_of_single_steps(noise: NoiseSchedule, changes: Sequence[int], times: Sequence[int]) -> list[int]:

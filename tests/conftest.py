@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 # Before any library starts its threads: arrays this small only lose by waking more of them, and training is
@@ -19,10 +24,12 @@ if not os.path.exists("/dev/nvidiactl"):
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 _TABLE = pytest.StashKey[list[tuple[str, ...]]]()
 MOST_PROCESSES = 8  # each imports torch and jax
+DRAWINGS = "drawings64.npz"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -35,6 +42,56 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if option.numprocesses is None and not alone and all(os.path.isdir(name) for name in config.args):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "worksteal"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """What surrounds the few steps of a training in a test, and takes longer than they do, is made small: the pictures
+    at its end, the times at which residual spectra are measured, reading the embedded drawings anew, and waiting for
+    the disk. What is about one of these says how many it wants."""
+    if "torch" not in sys.modules:  # nothing that has been collected trains
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        small_ends(patch)
+        _read_drawings_once(patch)
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+def small_ends(patch: pytest.MonkeyPatch) -> None:
+    """Of trainings in this process."""
+    from ssdcore_torch.training import pictures, residuals
+
+    patch.setattr(pictures, "SAMPLES", 2)
+    patch.setattr(pictures, "SAMPLE_STEPS", 3)
+    patch.setattr(residuals, "measured_times", functools.partial(residuals.measured_times, most=3))
+    patch.setattr(residuals, "measure_residuals", functools.partial(residuals.measure_residuals, times_a_path=3))
+
+
+def _read_drawings_once(patch: pytest.MonkeyPatch) -> None:
+    """Unpacked once in this process, and resized once to each size."""
+    from ssdcore_torch.data import _images, _where
+
+    source, decode = _where.ArraySource, _images._decode_all
+    opened = functools.cache(source)
+    resized: dict[tuple[Any, ...], Any] = {}
+
+    def open_array(file: Path, name: str, *choices: Any) -> Any:
+        return (opened if file.name == DRAWINGS else source)(file, name, *choices)
+
+    def decode_all(reader: Any, workers: int, broken_share: float, room: Any) -> Any:
+        if getattr(reader.source, "file", Path()).name != DRAWINGS:
+            return decode(reader, workers, broken_share, room)
+        key = (reader.source.source, reader.rows.tobytes(), reader.shape, reader.bits)
+        if key not in resized:
+            resized[key] = decode(reader, workers, broken_share, lambda shape: np.empty(shape, np.uint8))
+        found = room(resized[key].images.shape)
+        found[:] = resized[key].images
+        return replace(resized[key], images=found)
+
+    patch.setattr(_where, "ArraySource", open_array)
+    patch.setattr(_images, "_decode_all", decode_all)
 
 
 @pytest.fixture

@@ -112,10 +112,6 @@ def test_jax_learns_pulses_without_torch():
 def test_a_network_of_diffusers_trains_resumes_samples_and_evaluates(example, tmp_path, monkeypatch):
     for package in ("diffusers", "torchmetrics"):
         pytest.importorskip(package)
-    from ssdcore_torch.training import pictures
-
-    monkeypatch.setattr(pictures, "SAMPLES", 2)
-    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     figures = example("any_network").main(tmp_path / "run", steps=4, samples=4)
     assert np.isfinite(figures["frechet"])
@@ -126,10 +122,6 @@ def test_a_network_of_diffusers_trains_resumes_samples_and_evaluates(example, tm
 @pytest.mark.slow
 def test_audio_trains_in_a_run_resumes_and_is_restored(example, tmp_path, monkeypatch):
     pytest.importorskip("torchmetrics")
-    from ssdcore_torch.training import pictures
-
-    monkeypatch.setattr(pictures, "SAMPLES", 2)
-    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     figures = example("audio_run").main(tmp_path / "run", steps=8, samples=8)
     assert np.isfinite(figures["frechet"])

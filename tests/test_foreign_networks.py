@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import ssdcore as ssd
 from ssdcore_torch import Run, wrap
-from ssdcore_torch.training import pictures
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 TRAIN = {"train": {"steps": 4, "batch_size": 4, "warmup": 0, "save_every": 4, "log_every": 1}}
@@ -45,20 +44,14 @@ def train(out: Path) -> Run:
     return run
 
 
-@pytest.fixture(autouse=True)
-def few_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "SAMPLES", 2)
-    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
-
-
 @pytest.mark.multiprocess
 def test_two_processes_train_a_foreign_network_as_one_does(tmp_path: Path) -> None:
     alone = train(tmp_path / "alone")
     script = tmp_path / "both.py"
     script.write_text(
         "import sys; from pathlib import Path\n"
-        "from ssdcore_torch.training import pictures\n"
-        "pictures.SAMPLES, pictures.SAMPLE_STEPS = 2, 3\n"
+        "import conftest, pytest\n"
+        "conftest.small_ends(pytest.MonkeyPatch())\n"
         "from test_foreign_networks import train\n"
         "train(Path(sys.argv[1]))\n"
     )

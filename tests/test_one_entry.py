@@ -17,7 +17,6 @@ from ssdcore_torch import Run, generate
 from ssdcore_torch.commands import sample as sample_command
 from ssdcore_torch.commands import train as train_command
 from ssdcore_torch.runs import Drawing
-from ssdcore_torch.training import pictures
 
 SPECTRUM = (1 + np.hypot(*np.indices((8, 8)))) ** -2.5
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
@@ -26,12 +25,6 @@ TINY = {
     "train": {"steps": 1, "batch_size": 2, "warmup": 0},
     "process": {"steps": 40},
 }
-
-
-@pytest.fixture(autouse=True)
-def few_pictures(monkeypatch):
-    monkeypatch.setattr(pictures, "SAMPLES", 2)
-    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
 
 
 def test_a_new_sampler_is_one_entry(monkeypatch, tmp_path: Path) -> None:

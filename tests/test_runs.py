@@ -24,15 +24,6 @@ TINY: dict[str, Any] = {
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def few_pictures(monkeypatch):
-    """The pictures at the end of a run are not what is tested here."""
-    from ssdcore_torch.training import pictures
-
-    monkeypatch.setattr(pictures, "SAMPLES", 2)
-    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
-
-
 def unet() -> nn.Module:
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(1)

@@ -19,7 +19,6 @@ from ssdcore_torch.commands import sample as sample_command
 from ssdcore_torch.data import ImageSet, open_data
 from ssdcore_torch.errors import UserError
 from ssdcore_torch.metrics import open_extractor, radial_power
-from ssdcore_torch.training import pictures
 
 TRAIN = {
     "steps": 4,
@@ -67,8 +66,6 @@ def create(out: Path, kind: str, **train: Any) -> Run:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch, tmp_path):
-    monkeypatch.setattr(pictures, "SAMPLES", 2)
-    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

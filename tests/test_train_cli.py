@@ -67,9 +67,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path, str, str]:
-    """A finished run on the PNG files, with cheap pictures at its end: (folder, stdout, stderr)."""
+    """A finished run on the PNG files, with as many pictures at its end as users get, of fewer steps: (folder, stdout, stderr)."""
     out, text, error = tmp_path_factory.mktemp("runs") / "run", io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patched, redirect_stdout(text), redirect_stderr(error):
+        patched.setattr(pictures_module, "SAMPLES", 64)
         patched.setattr(pictures_module, "SAMPLE_STEPS", 10)
         code = train.main([*TINY, "--data", str(pictures), "--steps", "12", "--out", str(out)])
     assert code == 0, error.getvalue()
@@ -129,14 +130,6 @@ def test_samples_of_a_run(run_folder: tuple[Path, str, str], tmp_path: Path) -> 
     assert Image.open(tmp_path / "d.jpg").format == "JPEG"
 
 
-@pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cheap pictures at the end of a run in this process."""
-    monkeypatch.setattr(pictures_module, "SAMPLES", 4)
-    monkeypatch.setattr(pictures_module, "SAMPLE_STEPS", 4)
-
-
-@pytest.mark.usefixtures("few_samples")
 @pytest.mark.slow
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, pictures: Path) -> None:
     options = [*TINY, "--data", str(pictures), "--steps", "120"]
@@ -275,7 +268,6 @@ def test_bad_sample_options_are_refused(
     assert not (tmp_path / "g.png").exists()
 
 
-@pytest.mark.usefixtures("few_samples")
 def test_no_options_take_a_free_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -374,7 +366,6 @@ def test_labels_that_the_data_has_not(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "a class-conditional network needs labels" in line
 
 
-@pytest.mark.usefixtures("few_samples")
 def test_a_conditional_run_draws_its_classes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = tmp_path / "settings.yaml"
@@ -507,7 +498,6 @@ def test_the_replay_of_a_shared_run_takes_its_batch_in_parts(tmp_path: Path, mon
     assert set(taken) == {1}  # of the batch of 4
 
 
-@pytest.mark.usefixtures("few_samples")
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("CUDA out of memory")])
 def test_pictures_that_cannot_be_drawn_do_not_hide_the_run(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -522,7 +512,6 @@ def test_pictures_that_cannot_be_drawn_do_not_hide_the_run(
     assert load_run(tmp_path / "a run").step == 2
 
 
-@pytest.mark.usefixtures("few_samples")
 def test_settings_that_only_go_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("process: {schedule: convex}")
@@ -617,7 +606,6 @@ def test_two_runs_begun_at_once_have_a_folder_each(
         checkpoint.release(Path(folder))
 
 
-@pytest.mark.usefixtures("few_samples")
 def test_what_a_killed_trainer_left_does_not_lock_its_folder(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
@@ -627,7 +615,6 @@ def test_what_a_killed_trainer_left_does_not_lock_its_folder(tmp_path: Path) -> 
     assert not list(out.glob(".*.tmp"))
 
 
-@pytest.mark.usefixtures("few_samples")
 def test_moved_data_is_known_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

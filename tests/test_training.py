@@ -469,9 +469,6 @@ def test_figures_and_pictures_go_to_loggers(
 ) -> None:
     fake = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
-    pictures = importlib.import_module("ssdcore_torch.training.pictures")
-    monkeypatch.setattr(pictures, "SAMPLES", 2)
-    monkeypatch.setattr(pictures, "SAMPLE_STEPS", 3)
     broken = Broken()
     config = tiny_config(12, sample_every=8)
     trained(folder, config, Extras(loggers=[broken, WeightsAndBiases("mine", mode="offline")]))
