@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ if not os.path.exists("/dev/nvidiactl"):
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# What imports leave behind stays: the collector looks through the half million objects of torch, jax and sympy once.
+gc.disable()
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
@@ -42,6 +46,15 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if option.numprocesses is None and not alone and all(os.path.isdir(name) for name in config.args):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "worksteal"
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries say at the end that their objects have leaked
 
 
 @pytest.fixture(scope="session", autouse=True)

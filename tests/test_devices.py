@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,9 +40,16 @@ def on(device: str, net: FlexiUNet) -> FlexiUNet:
     return copy.deepcopy(net).to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", ["small", "classes", "released", "factor 1.5"])
+def networks_and_paths() -> Iterator[Any]:
+    """Every pair. On the CPU the same is computed twice, so that the quick run takes one path of each network there."""
+    for number, name in enumerate(["small", "classes", "released", "factor 1.5"]):
+        for place, path in enumerate(PATHS):
+            once = place == number % len(PATHS)
+            yield pytest.param(name, path, "cpu", marks=[] if once else pytest.mark.slow)
+            yield pytest.param(name, path, "cuda", marks=pytest.mark.gpu)
+
+
+@pytest.mark.parametrize(("name", "path", "device"), networks_and_paths())
 def test_outputs_and_gradients(name: str, path: tuple[int, int], device: str) -> None:
     plain = random_net(CONFIGS[name])
     exact = run(plain, path, "float32")
