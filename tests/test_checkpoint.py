@@ -160,13 +160,16 @@ def copied(saved: Saved, to: Path) -> Path:
 HOW = ("cut", "empty", "foreign", "one bit", "missing")
 
 
+def test_of_two_checkpoints_the_newest_is_used(saved: Saved, caplog: pytest.LogCaptureFixture) -> None:
+    assert equal_states(load_state(saved[0], network()), saved[2])
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(("name", "how"), [pair for pair in itertools.product(FILES, HOW) if pair != BELIEVED])
 def test_of_a_damaged_checkpoint_the_one_before_is_used(
     tmp_path: Path, saved: Saved, caplog: pytest.LogCaptureFixture, name: str, how: str
 ) -> None:
     run = copied(saved, tmp_path)
-    assert equal_states(load_state(run, network()), saved[2])
-    assert caplog.text == ""
     break_file(run / "checkpoints" / "step-00000004" / name, how)
     assert equal_states(load_state(run, network()), saved[1])
     assert "step-00000004 is refused" in caplog.text

@@ -97,7 +97,7 @@ def test_samples_do_not_depend_on_the_batch(net: FlexiUNet, sampler: str, eta: f
     # Kernels round differently for other batch sizes; an untrained network enlarges that, far from all of 1e-16 to 1e-8.
     for batch_size in (1, 3):
         torch.testing.assert_close(draw(7, batch_size), whole, rtol=0, atol=1e-8)
-    torch.testing.assert_close(draw(64, 64)[:7], whole, rtol=0, atol=1e-8)
+    torch.testing.assert_close(draw(16, 64)[:7], whole, rtol=0, atol=1e-8)
     assert (whole[0] - whole[1]).abs().mean() > 0.05
 
 

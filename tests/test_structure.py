@@ -1,5 +1,6 @@
 """What operators keep of their structure: spectra, bands, fast transforms; equality; and what caches hold."""
 
+import functools
 import math
 import pickle
 import threading
@@ -346,18 +347,24 @@ def test_long_signals_need_no_dense_matrix():
 # --- posteriors -------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def change_of(size):
+    """A process whose size changes at time 50; of its posterior there M, the gain and the root of the covariance."""
+    noise = ssd.NoiseSchedule.linear(100)
+    proc = ssd.LinearDiffusion.resize((size, 8), noise, ssd.ResolutionSchedule.thresholds([50]), matched=False)
+    m = proc.degradation(49, 50).as_matrix()
+    gain = (proc.sigma(49) / proc.sigma(50)) ** 2 * m.T
+    values, vectors = np.linalg.eigh(proc.sigma(49) ** 2 * (np.eye(len(gain)) - gain @ m))
+    return proc, m, gain, (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
 @pytest.mark.parametrize("size", [16, 96])  # through the modes of the image, and through R
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
 def test_a_draw_at_a_size_change_is_the_symmetric_root(size, library):
     xp = pytest.importorskip({"numpy": "numpy", "torch": "torch", "jax": "jax.numpy"}[library])
-    noise = ssd.NoiseSchedule.linear(100)
-    proc = ssd.LinearDiffusion.resize((size, 8), noise, ssd.ResolutionSchedule.thresholds([50]), matched=False)
+    proc, m, gain, root = change_of(size)
     s, t, r = 49, 50, rng()
     x_t, clean, z = (r.standard_normal((2, *shape)) for shape in ((size // 2, 4), (size, 8), (size, 8)))
-    m = proc.degradation(s, t).as_matrix()
-    gain = (proc.sigma(s) / proc.sigma(t)) ** 2 * m.T
-    values, vectors = np.linalg.eigh(proc.sigma(s) ** 2 * (np.eye(len(gain)) - gain @ m))
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     centre = proc.alpha(s) * clean.reshape(2, -1)
     mean = centre + (x_t.reshape(2, -1) - centre @ m.T) @ gain.T
     arrays = [xp.asarray(a, dtype=xp.float32) for a in (x_t, clean, z)]

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -547,24 +547,23 @@ def test_a_run_folder_is_trained_in_by_one_process(
 
 def test_a_killed_trainer_holds_its_folder_no_more(tmp_path: Path) -> None:
     """Though a process that decodes for it, and has its open files, outlives it for a while."""
-    code = """
-import os, signal, sys, time
-from pathlib import Path
-from ssdcore_torch import checkpoint
-checkpoint.hold(Path(sys.argv[1]))
-child = os.fork()
-if child:
-    print(child, flush=True)
-time.sleep(60)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    child = int(holder.stdout.readline())
+    reading, writing = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        with suppress(BaseException):
+            checkpoint.hold(tmp_path)
+            if child := os.fork():
+                os.write(writing, str(child).encode())
+            time.sleep(600)
+        os._exit(1)
+    os.close(writing)
+    child = int(os.read(reading, 20))
+    os.close(reading)
     try:
         with pytest.raises(ValueError, match="is being trained by another process"):
             checkpoint.hold(tmp_path)
-        holder.kill()
-        holder.wait()
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
         checkpoint.hold(tmp_path)
         checkpoint.release(tmp_path)
     finally:

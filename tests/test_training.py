@@ -158,11 +158,11 @@ def test_replay_names_the_images_and_the_gradients(monkeypatch: pytest.MonkeyPat
 def test_spikes_are_skipped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss a thousand times the mean of its path leaves the weights alone; the steps around it do not."""
     trainer = Trainer(tiny_config(300, skip_spikes=50.0), tiny_data(), WORLD)
-    run(trainer, 100)
+    while trainer._spike_counts[trainer.objective.paths.index(trainer.draw(trainer.step).batch.path)] < 20:
+        run(trainer, 1)
+        assert trainer.step < 100
     assert trainer.skipped == 0
-    poison(trainer, monkeypatch, 100, 1000.0)
-    number = trainer.objective.paths.index(trainer.draw(100).batch.path)
-    assert trainer._spike_counts[number] >= 20
+    poison(trainer, monkeypatch, trainer.step, 1000.0)
     before = weights(trainer)
     run(trainer, 1)
     assert trainer.skipped == 1
@@ -335,7 +335,8 @@ def test_a_plan_says_what_a_run_costs() -> None:
 
 def test_a_plan_times_slow_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("ssdcore_torch.training.plan")  # the name in the package is the function
-
+    monkeypatch.setattr(module, "operations", lambda *of: 1)
+    monkeypatch.setattr(module, "saved_bytes", lambda *of: 1)
     trainer = Trainer(tiny_config(1000), tiny_data(), WORLD)
     taken = []
     step = trainer.train_step
