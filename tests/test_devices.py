@@ -49,7 +49,7 @@ def networks_and_paths() -> Iterator[Any]:
             yield pytest.param(name, path, "cuda", marks=pytest.mark.gpu)
 
 
-@pytest.mark.parametrize(("name", "path", "device"), networks_and_paths())
+@pytest.mark.parametrize(("name", "path", "device"), list(networks_and_paths()))
 def test_outputs_and_gradients(name: str, path: tuple[int, int], device: str) -> None:
     plain = random_net(CONFIGS[name])
     exact = run(plain, path, "float32")
