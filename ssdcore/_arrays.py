@@ -55,6 +55,8 @@ def device_of(x: Array) -> Any:
 def real_namespace(x: Array, what: object) -> Namespace:
     """The namespace of `x`, after refusing anything but real floating-point arrays."""
     xp = namespace_of(x)
+    if _is_torch(x) and x.dtype.is_floating_point:  # isdtype asks much more
+        return xp
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{what}: a masked array would lose its mask; fill it first, for example with x.filled(0.0)")
     if not xp.isdtype(x.dtype, "real floating"):
@@ -76,10 +78,10 @@ def check_trailing(x: Array, shape: Shape, what: object) -> None:
 
 def check_same_backend(x: Array, y: Array, what: object) -> None:
     """Refuse two arrays of different namespaces or devices before arithmetic fails less clearly."""
-    if namespace_of(x) is not namespace_of(y):
+    first, second = namespace_of(x), namespace_of(y)
+    if first is not second:
         raise TypeError(
-            f"{what}: arrays of two namespaces, {namespace_of(x).__name__} and {namespace_of(y).__name__}; "
-            "convert one of them"
+            f"{what}: arrays of two namespaces, {first.__name__} and {second.__name__}; convert one of them"
         )
     if device_of(x) != device_of(y):
         raise ValueError(f"{what}: arrays on two devices, {device_of(x)} and {device_of(y)}; move one of them")
@@ -102,6 +104,9 @@ def widest_dtype(xp: Namespace, x: Array) -> Any:
     return x.dtype if getattr(device_of(x), "type", None) == "mps" else xp.float64
 
 
+_AS_IT_IS = contextlib.nullcontext()
+
+
 def full_precision(x: Array) -> contextlib.AbstractContextManager[Any]:
     """The arithmetic of the library, whatever the caller has set: the input's precision, and underflow to zero.
 
@@ -114,7 +119,7 @@ def full_precision(x: Array) -> contextlib.AbstractContextManager[Any]:
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):  # meta tensors have no arithmetic, so no autocast
             return torch.autocast(kind, enabled=False)
-        return contextlib.nullcontext()
+        return _AS_IT_IS
     if array_api_compat.is_jax_array(x):
         return sys.modules["jax"].default_matmul_precision("highest")
     return np.errstate(under="ignore")
@@ -379,7 +384,7 @@ class Memo:
         sized: Callable[[Any], int] = lambda result: 0,
     ) -> Any:
         """make(*of, *key), computed once while it is kept; `of` is the same at every call with this `make`."""
-        entry = self.entry(make, *key)
+        entry = make, key
         with self._lock:
             found = self._results.pop(entry, None)
             if found is not None:
@@ -455,9 +460,10 @@ def add_scaled(xp: Namespace, x: Array, scale: float, y: Array) -> Array:
 
 def add_to(xp: Namespace, x: Array, scale: float, y: Array) -> Array:
     """x + scale · y where `x` is an array of our own, in place if that can be: large temporaries cost most."""
-    if _is_torch(x):
-        return x.add_(y, alpha=scale)
-    if isinstance(x, np.ndarray):
-        x += y if scale == 1 else scale * y
-        return x
-    return x + scale * y
+    if x.shape == y.shape:
+        if _is_torch(x):
+            return x.add_(y, alpha=scale)
+        if isinstance(x, np.ndarray):
+            x += y if scale == 1 else scale * y
+            return x
+    return add_scaled(xp, x, scale, y)

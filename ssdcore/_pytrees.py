@@ -43,14 +43,13 @@ def register_static(kind: type) -> None:
 
 def ensure() -> None:
     """Tell libraries that have been imported since the last call."""
-    if len(_libraries) < len(_REGISTER):
-        for name in _REGISTER.keys() - _libraries.keys():
-            module = sys.modules.get(name)
-            ready, tell = _REGISTER[name]
-            if module is not None and hasattr(module, ready):
-                _libraries[name] = tell
-                for kind, (flatten, unflatten) in _kinds.items():
-                    tell(kind, flatten, unflatten)
+    if len(_libraries) == len(_REGISTER):
+        return
+    for name, (ready, tell) in _REGISTER.items():
+        if name in sys.modules and name not in _libraries and hasattr(sys.modules[name], ready):
+            _libraries[name] = tell
+            for kind, (flatten, unflatten) in _kinds.items():
+                tell(kind, flatten, unflatten)
 
 
 # torch.compile calls it while tracing instead of tracing into it.

@@ -14,8 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssdcore._arrays import Array, Constant, Namespace, add_matmul_axis, combined, device_of, digest, matmul_axis
+from ssdcore._arrays import (
+    Array,
+    Constant,
+    Namespace,
+    add_matmul_axis,
+    combined,
+    device_of,
+    digest,
+    matmul_axis,
+)
 from ssdcore._keyed import Keyed
+from ssdcore.bands import Band, Stencil, sums_rows
 
 _EPS = float(np.finfo(np.float64).eps)
 # A matrix along an axis this long or longer is applied block by block if its band makes that cheaper.
@@ -26,7 +36,6 @@ _BLOCK = 256  # columns at once where all of them would take much memory
 LONG = 1024
 # The singular value decomposition of one axis is taken up to this rank: seconds, and a few hundred megabytes.
 SVD_MAX_RANK = 4096
-_TRIED = 512  # values at once in a search for a norm: as quick as a few
 
 
 class FastBasis(Keyed):
@@ -228,172 +237,6 @@ def _eigh(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True, eq=False)
-class Band:
-    """Rows (m, n) with their nonzero entries near each other: row i holds weights[i] from column first[i] on.
-
-    Columns outside 0 … n − 1 have weight 0.
-    """
-
-    n: int
-    first: np.ndarray
-    weights: np.ndarray
-
-    @staticmethod
-    def of(matrix: np.ndarray) -> Band:
-        occupied = matrix != 0
-        some = occupied.any(axis=1)
-        first = np.where(some, occupied.argmax(axis=1), 0)
-        last = np.where(some, matrix.shape[1] - 1 - occupied[:, ::-1].argmax(axis=1), 0)
-        columns = first[:, None] + np.arange(int((last - first).max()) + 1)
-        inside = columns < matrix.shape[1]
-        rows = np.arange(len(matrix))[:, None]
-        weights = np.where(inside, matrix[rows, np.minimum(columns, matrix.shape[1] - 1)], 0.0)
-        return Band(matrix.shape[1], first, weights)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.first), self.n
-
-    def _entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(rows, columns, values) of the nonzero entries, row by row."""
-        columns = self.first[:, None] + np.arange(self.weights.shape[1])
-        held = self.weights != 0
-        rows = np.broadcast_to(np.arange(len(self.first))[:, None], held.shape)
-        return rows[held], columns[held], self.weights[held]
-
-    def dense(self) -> np.ndarray:
-        matrix = np.zeros(self.shape)
-        rows, columns, values = self._entries()
-        matrix[rows, columns] = values
-        return matrix
-
-    @property
-    def T(self) -> Band:
-        rows, columns, values = self._entries()
-        return Band.from_entries(self.shape[::-1], columns, rows, values)
-
-    @staticmethod
-    def from_entries(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> Band:
-        """Entries at the same place are added."""
-        m, n = shape
-        first, last = np.full(m, n), np.zeros(m, dtype=np.int64)
-        np.minimum.at(first, rows, columns)
-        np.maximum.at(last, rows, columns)
-        first = np.minimum(first, last)
-        weights = np.zeros((m, int((last - first).max()) + 1))
-        np.add.at(weights, (rows, columns - first[rows]), values)
-        return Band(n, first, weights)
-
-    def __matmul__(self, inner: Band) -> Band:
-        rows, middle, values = self._entries()
-        columns = inner.first[middle][:, None] + np.arange(inner.weights.shape[1])
-        products = values[:, None] * inner.weights[middle]
-        held = products != 0
-        spread_rows = np.broadcast_to(rows[:, None], held.shape)
-        return Band.from_entries((self.shape[0], inner.n), spread_rows[held], columns[held], products[held])
-
-    def norm(self) -> float:
-        """The largest singular value, exact to rounding: where λ I − A Aᵀ stops having a Cholesky factor.
-
-        Many values of λ are tried at once, and the interval between two of them again, until it is narrow as rounding.
-        """
-        gram = self @ self.T if self.shape[0] <= self.n else self.T @ self
-        m = gram.shape[0]
-        bandwidth = int(max((np.arange(m) - gram.first).max(), 0))
-        lower = np.zeros((m, bandwidth + 1))  # lower[i, k] is entry (i, i − k)
-        rows, columns, values = gram._entries()
-        below = columns <= rows
-        lower[rows[below], (rows - columns)[below]] = values[below]
-        low, high = float(lower[:, 0].max()), float(np.abs(gram.weights).sum(axis=1).max())
-        high *= 1 + 4 * _EPS
-        while high - low > 4 * _EPS * high:
-            tried = low + (high - low) * np.arange(1, _TRIED) / _TRIED
-            with np.errstate(all="ignore"):  # whatever follows a pivot that is not positive
-                fits = np.flatnonzero(_definite(lower, tried))
-            index = int(fits[0]) if fits.size else _TRIED - 1
-            new_low = low if index == 0 else float(tried[index - 1])
-            new_high = high if index == _TRIED - 1 else float(tried[index])
-            if (new_low, new_high) == (low, high):
-                break
-            low, high = new_low, new_high
-        return math.sqrt(high)
-
-
-def _definite(lower: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """For each shift λ whether λ I − G is positive definite, G given by its band below the diagonal."""
-    m, width = lower.shape
-    b = width - 1
-    if b == 1:
-        pivot, least = np.ones(len(shifts)), np.full(len(shifts), np.inf)
-        for diagonal, squared in zip(lower[:, 0].tolist(), (lower[:, 1] ** 2).tolist()):
-            pivot = shifts - diagonal - squared / pivot
-            np.minimum(least, pivot, out=least)
-        return least > 0
-    good = np.ones(len(shifts), dtype=bool)
-    factor: list[np.ndarray] = []  # of the last b rows, (b + 1, shifts): unit lower entries times pivots, newest last
-    pivots: list[np.ndarray] = []
-    for i in range(m):
-        reach = min(b, i)
-        row = np.zeros((reach + 1, len(shifts)))  # row[k] is entry (i, i − reach + k) of L D
-        for k in range(reach):
-            j = i - reach + k
-            entry = np.full(len(shifts), -lower[i, i - j])
-            older = factor[k - reach]  # row j of L D
-            shared = min(k, len(older) - 1)
-            for p in range(1, shared + 1):
-                entry = entry - row[k - p] * older[len(older) - 1 - p] / pivots[k - p - reach]
-            row[k] = entry
-        pivot = shifts - lower[i, 0]
-        for k in range(reach):
-            pivot = pivot - row[k] ** 2 / pivots[k - reach]
-        good &= pivot > 0
-        pivot = np.where(good, pivot, 1.0)
-        row[reach] = pivot
-        factor, pivots = [*factor, row][-b:] if b else [], [*pivots, pivot][-b:] if b else []
-    return good
-
-
-@dataclass(frozen=True, eq=False)
-class Stencil:
-    """A = D C: C a convolution with `taps` at every `stride`-th place, zero outside, and D = diag(`scale`).
-
-    Row i holds scale[i] · taps from column i · stride − padding on.
-    """
-
-    taps: np.ndarray
-    stride: int
-    padding: int
-    scale: np.ndarray
-
-    @staticmethod
-    def of(band: Band) -> Stencil | None:
-        """The stencil of a band that has one to rounding, as an antialiased resize by a whole factor has."""
-        m, n = band.shape
-        if m < 8 or n % m or n == m:
-            return None
-        stride, middle = n // m, m // 2
-        row = np.flatnonzero(band.weights[middle])
-        taps = band.weights[middle, row[0] : row[-1] + 1]
-        padding = middle * stride - int(band.first[middle] + row[0])
-        if padding < 0 or (m - 1) * stride - padding + len(taps) > n + padding:
-            return None
-        columns = np.arange(m)[:, None] * stride - padding + np.arange(len(taps))
-        inside = (columns >= 0) & (columns < n)
-        present = np.where(inside, taps, 0.0)
-        total = present.sum(axis=1)
-        if not (np.abs(total) > 0).all():
-            return None
-        scale = band.weights.sum(axis=1) / total
-        rows = np.broadcast_to(np.arange(m)[:, None], columns.shape)
-        rebuilt = Band.from_entries((m, n), rows[inside], columns[inside], (scale[:, None] * present)[inside])
-        a, b = rebuilt._entries(), band._entries()
-        same = len(a[2]) == len(b[2]) and (a[0] == b[0]).all() and (a[1] == b[1]).all()
-        if not same or np.abs(a[2] - b[2]).max() > 16 * _EPS * np.abs(taps).max():
-            return None
-        return Stencil(taps, stride, padding, scale)
-
-
-@dataclass(frozen=True, eq=False)
 class Spectral:
     """B diag(response) Bᵀ in an orthonormal basis B (n, n), for responses >= 0."""
 
@@ -529,6 +372,8 @@ class AxisMatrix:
 
     def apply(self, xp: Namespace, x: Array, axis: int) -> Array:
         """The matrix times `x` along the negative `axis`."""
+        if axis < -1 and sums_rows(xp, x) and self.stencil is not None and self.stencil.sums:
+            return self.stencil.apply(xp, x, axis)
         if isinstance(self.form, Spectral) and self._is_fast:
             return self.form.apply(xp, x, axis)
         if not self.bands:
@@ -537,6 +382,8 @@ class AxisMatrix:
 
     def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array, axis: int) -> Array:
         """base + scale · the matrix times `x` along the negative `axis`, a new array."""
+        if axis < -1 and sums_rows(xp, x) and self.T.stencil is not None and self.T.stencil.sums:
+            return self.T.stencil.add_adjoint(xp, base, scale, x, axis)
         if self._is_fast or self.bands:
             return combined(xp, base, scale, self.apply(xp, x, axis))
         return add_matmul_axis(xp, base, scale, self.constant.like(xp, x), x, axis)

@@ -449,6 +449,13 @@ class Gaussian:
             object.__setattr__(self, "_mean", self._draws.mean())
         return self._mean
 
+    @property
+    def shape(self) -> Shape:
+        """Shape of the mean, which is not computed for it: that of one draw's noise."""
+        if self._mean is None and self._draws is not None:
+            return self._draws.shape
+        return tuple(self.mean.shape)
+
     def _mean_beside(self, x: Array) -> Array:
         """The mean; in the library, dtype and device of `x` where it is held in numpy, and `x` is not."""
         if self._mean is None and self._draws is None:

@@ -201,7 +201,7 @@ def step(
         return prediction
     options = {} if clean_covariance is None else {"clean_covariance": clean_covariance}
     law = proc.posterior(x_t, prediction, s, t, eta, **options)
-    return law.mean if law.covariance.is_zero else law.sample(normal(tuple(law.mean.shape)))
+    return law.mean if law.covariance.is_zero else law.sample(normal(law.shape))
 
 
 def sample(

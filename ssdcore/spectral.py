@@ -59,11 +59,19 @@ class Modes:
         padding = [(0, n - k) for n, k in zip(self.grid, self.counts)]
         return Modes(self.shape, self.grid, factors), np.pad(np.broadcast_to(values, self.counts), padding)
 
+    def on_grid(self, xp: Namespace, x: Array) -> Array:
+        """``(*batch, *shape)`` as ``(*batch, *grid)``."""
+        return x if self.shape == self.grid else xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
+
+    def off_grid(self, xp: Namespace, z: Array) -> Array:
+        """``(*batch, *grid)`` as ``(*batch, *shape)``."""
+        return z if self.shape == self.grid else xp.reshape(z, (*z.shape[: z.ndim - len(self.grid)], *self.shape))
+
     def analyse(self, xp: Namespace, x: Array) -> Array:
         """Coefficients Vᵀ x, ``(*batch, *counts)``."""
         if not self.factors:
             return x
-        z = x if self.shape == self.grid else xp.reshape(x, (*x.shape[: x.ndim - len(self.shape)], *self.grid))
+        z = self.on_grid(xp, x)
         for i, factor in enumerate(self.factors):
             z = analyse_axis(xp, factor, z, i - len(self.grid))
         return z
@@ -74,10 +82,9 @@ class Modes:
             return z if base is None else base + z
         for i, factor in enumerate(self.factors[:-1]):
             z = synthesise_axis(xp, factor, z, i - len(self.grid))
-        if base is not None and self.shape != self.grid:
-            base = xp.reshape(base, (*base.shape[: base.ndim - len(self.shape)], *self.grid))
-        z = synthesise_axis(xp, self.factors[-1], z, -1, base)
-        return z if self.shape == self.grid else xp.reshape(z, (*z.shape[: z.ndim - len(self.grid)], *self.shape))
+        if base is not None:
+            base = self.on_grid(xp, base)
+        return self.off_grid(xp, synthesise_axis(xp, self.factors[-1], z, -1, base))
 
     def scale(self, xp: Namespace, x: Array, values: Array, rest: Array | float) -> Array:
         """Multiply the coefficient of each mode by `values` and whatever is orthogonal to all modes by `rest`."""

@@ -10,7 +10,8 @@ import pytest
 
 import ssdcore as ssd
 from ssdcore._arrays import Constant, Memo
-from ssdcore.axes import AxisSVD, Band, FastBasis, RaisedBasis, Stencil
+from ssdcore.axes import AxisSVD, FastBasis, RaisedBasis
+from ssdcore.bands import Band, Stencil
 from ssdcore.operators.blur import spectral_basis
 
 EPS = np.finfo(np.float64).eps

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ssdcore._arrays import Array, Constant, Namespace, add_to
-from ssdcore.axes import AxisMatrix, Stencil
+from ssdcore.axes import AxisMatrix
+from ssdcore.bands import Stencil
 
 _MIN_LENGTH = 96  # below it matrix products win
 
@@ -25,10 +26,7 @@ class Convolution:
         self.ins, self.outs = ins, tuple(len(stencil.scale) for stencil in stencils)
         self.strides = tuple(stencil.stride for stencil in stencils)
         self.paddings = tuple(stencil.padding for stencil in stencils)
-        # What a transposed convolution would leave out at the far end.
-        self.rest = tuple(
-            n - ((m - 1) * s.stride - 2 * s.padding + len(s.taps)) for n, m, s in zip(ins, self.outs, stencils)
-        )
+        self.rest = tuple(stencil.rest for stencil in stencils)
 
     @staticmethod
     def of(axes: tuple[AxisMatrix, ...]) -> Convolution | None:
@@ -39,18 +37,7 @@ class Convolution:
         found = tuple(stencil for stencil in stencils if stencil is not None)
         if len(found) < len(axes):
             return None
-        made = Convolution(found, tuple(axis.shape[1] for axis in axes))
-        return made if all(0 <= rest < stride for rest, stride in zip(made.rest, made.strides)) else None
-
-    @staticmethod
-    def serves(xp: Namespace, x: Array) -> bool:
-        """Whether convolutions are the faster way for `x`."""
-        if xp.__name__ != "array_api_compat.torch":
-            return False
-        torch = sys.modules["torch"]
-        return (
-            not torch.compiler.is_compiling() and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-        )
+        return Convolution(found, tuple(axis.shape[1] for axis in axes))
 
     def apply(self, xp: Namespace, x: Array) -> Array:
         y = self._run(xp, x, self.ins, self._forward)
@@ -64,8 +51,7 @@ class Convolution:
         return base.addcmul(y, self.scale.like(xp, x), value=scale)
 
     def add_adjoint(self, xp: Namespace, base: Array, scale: float, y: Array) -> Array:
-        raised = self.apply_adjoint(xp, scale * y)
-        return add_to(xp, raised, 1.0, base) if raised.shape == base.shape else base + raised
+        return add_to(xp, self.apply_adjoint(xp, scale * y), 1.0, base)
 
     def _run(self, xp: Namespace, x: Array, trailing: tuple[int, ...], convolve: Callable[..., Array]) -> Array:
         batch = x.shape[: x.ndim - len(trailing)]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ssdcore._arrays import Shape
-from ssdcore.axes import LONG, AxisMatrix, Band
+from ssdcore.axes import LONG, AxisMatrix
+from ssdcore.bands import Band
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.operators.separable import AxisOperator
 

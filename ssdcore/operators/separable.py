@@ -11,6 +11,7 @@ from typing import Any
 
 from ssdcore._arrays import Array, Namespace, Shape
 from ssdcore.axes import AxisMatrix
+from ssdcore.bands import convolves
 from ssdcore.operators._convolution import Convolution
 from ssdcore.operators.base import LinearOperator
 from ssdcore.operators.linear_map import finite_matrix
@@ -45,22 +46,22 @@ class AxisOperator(LinearOperator):
             axis.precompute()
 
     def apply(self, xp: Namespace, x: Array) -> Array:
-        if self._convolution is not None and Convolution.serves(xp, x):
+        if self._convolution is not None and convolves(xp, x):
             return self._convolution.apply(xp, x)
         return _apply_axes(xp, self.axis_matrices(), self._axis_order, x)
 
     def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array) -> Array:
-        if self._convolution is not None and Convolution.serves(xp, x):
+        if self._convolution is not None and convolves(xp, x):
             return self._convolution.add_applied(xp, base, scale, x)
         return _apply_axes(xp, self.axis_matrices(), self._axis_order, x, base, scale)
 
     def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        if self._convolution is not None and Convolution.serves(xp, y):
+        if self._convolution is not None and convolves(xp, y):
             return self._convolution.apply_adjoint(xp, y)
         return _apply_axes(xp, self._transposed_axes(), self._adjoint_order, y)
 
     def add_adjoint(self, xp: Namespace, base: Array, scale: float, y: Array) -> Array:
-        if self._convolution is not None and Convolution.serves(xp, y):
+        if self._convolution is not None and convolves(xp, y):
             return self._convolution.add_adjoint(xp, base, scale, y)
         return _apply_axes(xp, self._transposed_axes(), self._adjoint_order, y, base, scale)
 
@@ -101,10 +102,11 @@ def _product(outer: tuple[AxisMatrix, ...] | None, inner: tuple[AxisMatrix, ...]
 
 
 def _axis_order(ins: Shape, outs: Shape) -> tuple[int, ...]:
-    """The axes in the order to apply them: those that shrink the array most first; of equals the last one last, whose
-    product is the quickest for a large array."""
+    """The axes in the order to apply them: those that shrink the array most first; of equals the last one where the
+    array is small, since along any other a convolution may take less than a product."""
     shrinks = [m / n for n, m in zip(ins, outs)]
-    return tuple(sorted(range(len(shrinks)), key=shrinks.__getitem__))
+    axes = range(len(shrinks))
+    return tuple(sorted(reversed(axes) if math.prod(outs) > math.prod(ins) else axes, key=shrinks.__getitem__))
 
 
 def _apply_axes(

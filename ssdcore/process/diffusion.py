@@ -363,13 +363,12 @@ class LinearDiffusion(Timeline):
         eta = real_number(eta, "posterior: eta")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
-        times = times_of(s, self.steps), times_of(t, self.steps)
-        if not (isinstance(times[0], int) and isinstance(times[1], int)):
-            check_same_backend(x_t, clean_s, "posterior")
-            first, last = map(timed.as_times, times)
-            return timed.posterior(self, x_t, clean_s, first, last, float(eta), clean_covariance)
-        s, t = self._pair(s, t)
+        first, last = times_of(s, self.steps), times_of(t, self.steps)
         check_same_backend(x_t, clean_s, "posterior")
+        if not (isinstance(first, int) and isinstance(last, int)):
+            pair = timed.as_times(first), timed.as_times(last)
+            return timed.posterior(self, x_t, clean_s, *pair, float(eta), clean_covariance)
+        s, t = self._ordered(first, last)
         step = self.kept(steps.posterior, s, t, float(eta))
         operator, lift, alpha_s = step.operator, step.lift, step.alpha_s
         check_trailing(x_t, operator.out_shape, f"posterior: x_t at t = {t}")
@@ -379,21 +378,21 @@ class LinearDiffusion(Timeline):
         dtype = computing_dtype(xp, x_t.dtype)
         clean = cast(xp, clean_s, dtype)
         with full_precision(x_t):
-            innovation = operator.add_applied(xp, cast(xp, x_t, dtype), -step.alpha_t, clean)
+            state = cast(xp, x_t, dtype)
             if isinstance(lift, Lift):
-                law = LiftedLaw(lift, alpha_s * clean, innovation, x_t)
+                law = LiftedLaw(lift, alpha_s * clean, lift.innovation(xp, state, step.alpha_t, clean), x_t)
                 if clean_covariance is None:
                     return Gaussian.of_draws(law, step.covariance)
                 mean = law.mean()
-            elif isinstance(lift, float):
-                mean = operator.T(lift * innovation)
             else:
-                decomposition = operator.decomposition()
-                assert decomposition is not None  # steps.posterior refuses eta < 1 otherwise
-                mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
-            if not isinstance(lift, Lift):
-                mean = add_scaled(xp, mean, alpha_s, clean)
-            mean = cast(xp, mean, x_t.dtype)
+                innovation = operator.add_applied(xp, state, -step.alpha_t, clean)
+                if isinstance(lift, float):
+                    mean = operator.T(lift * innovation)
+                else:
+                    decomposition = operator.decomposition()
+                    assert decomposition is not None  # steps.posterior refuses eta < 1 otherwise
+                    mean = decomposition.lift(xp, innovation, lift.like(xp, innovation))
+                mean = cast(xp, add_scaled(xp, mean, alpha_s, clean), x_t.dtype)
         if clean_covariance is None:
             return Gaussian(mean, step.covariance)
         return Gaussian(mean, self.kept(steps.widened_posterior, s, t, float(eta), clean_covariance))

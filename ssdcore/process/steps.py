@@ -35,8 +35,9 @@ class PosteriorStep:
     covariance: Covariance
 
     def held_bytes(self) -> int:
-        """About how much memory it comes to hold: the weights of `lift` are as many as those of `covariance`."""
-        return self.operator.held_bytes() + 2 * self.covariance.held_bytes()
+        """About how much memory it comes to hold: other weights are as many as those of `covariance`."""
+        weights = self.lift if isinstance(self.lift, Lift) else self.covariance
+        return self.operator.held_bytes() + self.covariance.held_bytes() + weights.held_bytes()
 
 
 def _covariance(operator: LinearOperator, values: Any, rest: float) -> Covariance:

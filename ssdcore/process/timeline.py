@@ -208,7 +208,10 @@ class Timeline(Static):
         return one_time(t, self.steps)
 
     def _pair(self, s: int, t: int) -> tuple[int, int]:
-        s, t = self._time(s), self._time(t)
+        return self._ordered(self._time(s), self._time(t))
+
+    @staticmethod
+    def _ordered(s: int, t: int) -> tuple[int, int]:
         if s >= t:
             raise ValueError(f"expected times s < t, got s = {s}, t = {t}")
         return operator.index(s), operator.index(t)  # numbers where torch.compile has made symbols of them
