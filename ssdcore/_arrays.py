@@ -78,6 +78,8 @@ def check_trailing(x: Array, shape: Shape, what: object) -> None:
 
 def check_same_backend(x: Array, y: Array, what: object) -> None:
     """Refuse two arrays of different namespaces or devices before arithmetic fails less clearly."""
+    if _is_torch(x) and _is_torch(y) and x.device == y.device:
+        return
     first, second = namespace_of(x), namespace_of(y)
     if first is not second:
         raise TypeError(

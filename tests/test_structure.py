@@ -1,6 +1,7 @@
 """What operators keep of their structure: spectra, bands, fast transforms; equality; and what caches hold."""
 
 import functools
+import itertools
 import math
 import pickle
 import threading
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 
 import ssdcore as ssd
-from ssdcore._arrays import Constant, Memo
-from ssdcore.axes import AxisSVD, FastBasis, RaisedBasis
-from ssdcore.bands import Band, Stencil
+from ssdcore._arrays import Constant, Memo, namespace_of
+from ssdcore.axes import AxisMatrix, AxisSVD, FastBasis, RaisedBasis
+from ssdcore.bands import Band, Stencil, sums_rows
 from ssdcore.operators.blur import spectral_basis
 
 EPS = np.finfo(np.float64).eps
@@ -290,6 +291,132 @@ def test_convolutions_equal_the_products_of_matrices(ins, outs, kernel):
     assert op(torch.zeros(0, 3, *ins)).shape == (0, 3, *outs)
 
 
+# A bilinear half and a box, a third with rows of all scales, and a quarter without symmetry that lacks a tap.
+ROWS = [
+    Stencil(np.array([1, 3, 3, 1]) / 8, 2, 1, np.array([8 / 7, *[1.0] * 30, 8 / 7])),
+    Stencil(np.array([0.5, 0.5]), 2, 0, np.ones(24)),
+    Stencil(np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9, 3, 1, np.linspace(0.5, 1.5, 25)),
+    Stencil(np.array([0.3, -0.2, 0.0, 0.4, 0.1]), 4, 1, np.ones(16)),
+]
+
+
+@pytest.mark.parametrize("stencil", ROWS, ids=lambda s: f"{len(s.taps)} taps by {s.stride}")
+@pytest.mark.parametrize("axis", [-2, -3])
+def test_sums_of_rows_equal_the_products_of_matrices(stencil, axis):
+    torch = pytest.importorskip("torch")
+    m, n = len(stencil.scale), len(stencil.scale) * stencil.stride
+    matrix = np.zeros((m, n))
+    for i, k in itertools.product(range(m), range(len(stencil.taps))):
+        if 0 <= (column := i * stencil.stride - stencil.padding + k) < n:
+            matrix[i, column] = stencil.scale[i] * stencil.taps[k]
+    assert stencil.sums
+    found = AxisMatrix(matrix)
+    assert found.stencil is not None
+    after = (64,) if axis == -2 else (16, 4)
+    r = rng()
+    for side in (found, found.T):
+        x = r.standard_normal((40, side.shape[1], *after))
+        base = r.standard_normal((40, side.shape[0], *after))
+        wide = np.moveaxis(np.moveaxis(x, 1, -1) @ side.constant.value.T, -1, 1)
+        leaf, given = torch.tensor(x), torch.tensor(base)
+        assert sums_rows(namespace_of(leaf), leaf)
+        for values in (leaf, leaf.clone().requires_grad_()):
+            np.testing.assert_allclose(side.apply(namespace_of(leaf), values, axis).detach(), wide, atol=64 * EPS)
+            added = side.add_applied(namespace_of(leaf), given, -0.7, values, axis).detach()
+            np.testing.assert_allclose(added, base - 0.7 * wide, atol=64 * EPS)
+        np.testing.assert_array_equal(leaf, x)
+        np.testing.assert_array_equal(given, base)
+
+
+def test_sums_of_rows_are_for_few_taps_and_large_arrays_without_gradients():
+    torch = pytest.importorskip("torch")
+    assert not Stencil(np.full(12, 1 / 12), 2, 5, np.ones(64)).sums
+    assert not Stencil(np.array([0.5, 0.0, 0.5]), 2, 1, np.ones(64)).sums  # a single one that all rows have
+    x = torch.zeros(2, 128, 128)
+    xp = namespace_of(x)
+    assert sums_rows(xp, x)
+    assert not sums_rows(xp, x[:, :64])
+    assert not sums_rows(np, np.zeros((2, 128, 128)))
+    assert not sums_rows(xp, x.to("meta"))
+    learning = torch.zeros(1, requires_grad=True)
+    assert not sums_rows(xp, x + learning)
+    assert not sums_rows(xp, x, learning)
+    with torch.no_grad():
+        assert sums_rows(xp, x, learning)
+
+
+def change(op):
+    """The only change of size of a process of two steps."""
+    return ssd.LinearDiffusion.from_operators([None, op], ssd.NoiseSchedule([1.0, 0.9, 0.5], [0.0, 0.4, 0.8]))
+
+
+LIFTED = {
+    "64×64": ((3, 4), ssd.Resize((64, 64), (32, 32))),  # sums of rows
+    "64×24": ((12, 2), ssd.Resize((64, 24), (32, 8), "box")),
+    "two matrices": ((2,), ssd.Separable([rng().standard_normal((3, 7)) / 9, rng().standard_normal((6, 5)) / 9])),
+    "volume": ((2,), ssd.Resize((12, 8, 10), (6, 4, 9))),
+    "four axes": ((), ssd.Resize((4, 6, 3, 4), (2, 3, 3, 2))),
+    "signal": ((5,), ssd.Resize((64,), (21,), "lanczos3")),
+    "dense": ((2, 3), ssd.Matrix(-rng().standard_normal((4, 9)) / 9)),
+    "dense image": ((2,), ssd.Matrix(rng().standard_normal((4, 12)) / 12, (3, 4), (2, 2))),
+    "large": ((2,), ssd.Resize((140, 132), (70, 66))),
+}
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_draws_at_a_change_of_size_are_those_of_the_dense_root(name):
+    torch = pytest.importorskip("torch")
+    batch, op = LIFTED[name]
+    proc, r = change(op), rng()
+    x_t, clean, noise = (r.standard_normal((*batch, *shape)) for shape in (op.out_shape, op.in_shape, op.in_shape))
+    law = proc.posterior(x_t, clean, 1, 2)
+    size = np.abs(law.mean).max()
+    ratio, rho = proc.signal_ratio(1, 2), (proc.sigma(1) / proc.sigma(2)) ** 2
+    mean = proc.alpha(1) * clean + rho * ratio * op.T(x_t - proc.alpha(2) * op(clean))
+    expected = mean + law.covariance.root(noise)
+    np.testing.assert_allclose(law.mean, mean, atol=64 * EPS * size)
+    np.testing.assert_allclose(law.sample(noise), expected, atol=256 * EPS * size)
+    for dtype, unit in ((torch.float64, EPS), (torch.float32, 2.0**-24)):
+        arrays = [torch.tensor(v, dtype=dtype) for v in (x_t, clean, noise)]
+        for leaf in (None, 0, 1, 2):  # plain, and with a gradient to one of them
+            if leaf is not None:
+                arrays[leaf].requires_grad_()
+            drawn = proc.posterior(arrays[0], arrays[1], 1, 2).sample(arrays[2])
+            np.testing.assert_allclose(drawn.detach(), expected, atol=256 * unit * size)
+            if leaf is not None:
+                (gradient,) = torch.autograd.grad(drawn.sum(), arrays[leaf])
+                assert gradient.abs().max() > 0
+                arrays[leaf].requires_grad_(False)
+        for array, before in zip(arrays, (x_t, clean, noise)):
+            np.testing.assert_array_equal(array, torch.tensor(before, dtype=dtype))
+
+
+def test_draws_of_large_images_broadcast_and_map():
+    torch = pytest.importorskip("torch")
+    proc = change(ssd.Resize((64, 64), (32, 32)))
+    generator = torch.Generator().manual_seed(0)
+    x_t, clean, noise = (torch.randn(9, 2, n, n, generator=generator) for n in (32, 64, 64))
+    plain = proc.posterior(x_t, clean, 1, 2).sample(noise)
+
+    def draw(*arrays):
+        return proc.posterior(*arrays[:2], 1, 2).sample(arrays[2])
+
+    def close(found, expected):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    close(proc.posterior(x_t, clean[:1], 1, 2).sample(noise), draw(x_t, clean[:1].expand(9, -1, -1, -1), noise))
+    many = proc.posterior(x_t[0], clean[0], 1, 2).sample(noise)
+    close(many, torch.stack([draw(x_t[0], clean[0], z) for z in noise]))
+    close(torch.func.vmap(draw)(x_t, clean, noise), plain)
+    for mapped in range(3):
+        arrays = [array if i == mapped else array[0] for i, array in enumerate((x_t, clean, noise))]
+        dims = tuple(0 if i == mapped else None for i in range(3))
+        each = [draw(*(a[j] if i == mapped else a for i, a in enumerate(arrays))) for j in range(9)]
+        close(torch.func.vmap(draw, in_dims=dims)(*arrays), torch.stack(each))
+    transposed = [array.mT.contiguous().mT for array in (x_t, clean, noise)]  # other strides
+    close(draw(*transposed), plain)
+
+
 @pytest.mark.parametrize("boundary", ["reflect", "periodic"])
 @pytest.mark.parametrize("n", [1024, 1027])
 def test_fast_bases_are_their_dense_matrices(n, boundary):
@@ -386,6 +513,17 @@ def test_a_law_keeps_nothing_that_its_caller_may_change():
     law, twin = (proc.posterior(x_t.copy(), given, 49, 50) for given in (clean, clean.copy()))
     clean[:] = 7.0
     np.testing.assert_array_equal(law.mean, twin.mean)
+
+
+def test_a_step_computes_no_mean_to_know_the_shape_of_its_noise(monkeypatch):
+    proc = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.linear(100), ssd.ResolutionSchedule.thresholds([50]))
+    law = proc.posterior(np.ones((3, 1, 4, 4)), np.ones((2, 8, 8)), 49, 50)
+    assert law.shape == (3, 2, 8, 8) == law.mean.shape == law.shape
+    assert ssd.Gaussian(np.ones((2, 3)), ssd.Covariance.isotropic(3, 1.0)).shape == (2, 3)
+    assert proc.prior().shape == (4, 4)
+    monkeypatch.setattr(ssd.Gaussian, "mean", property(lambda law: pytest.fail("asked for the mean")))
+    x = ssd.sampling.step(proc, np.ones((2, 4, 4)), np.ones((2, 8, 8)), 49, 50, np.ones)
+    assert x.shape == (2, 8, 8)
 
 
 def test_what_an_adjoint_returns_is_not_written_to():

@@ -363,7 +363,8 @@ class LinearDiffusion(Timeline):
         eta = real_number(eta, "posterior: eta")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
-        first, last = times_of(s, self.steps), times_of(t, self.steps)
+        final = self.steps
+        first, last = times_of(s, final), times_of(t, final)
         check_same_backend(x_t, clean_s, "posterior")
         if not (isinstance(first, int) and isinstance(last, int)):
             pair = timed.as_times(first), timed.as_times(last)
