@@ -357,7 +357,7 @@ LIFTED = {
     "volume": ((2,), ssd.Resize((12, 8, 10), (6, 4, 9))),
     "four axes": ((), ssd.Resize((4, 6, 3, 4), (2, 3, 3, 2))),
     "signal": ((5,), ssd.Resize((64,), (21,), "lanczos3")),
-    "dense": ((2, 3), ssd.Matrix(-rng().standard_normal((4, 9)) / 9)),
+    "dense": ((2, 3), -0.5 * ssd.Matrix(rng().standard_normal((4, 9)) / 9)),
     "dense image": ((2,), ssd.Matrix(rng().standard_normal((4, 12)) / 12, (3, 4), (2, 2))),
     "large": ((2,), ssd.Resize((140, 132), (70, 66))),
 }
