@@ -1,5 +1,7 @@
 """Every method of a process as one graph of torch.compile, at fixed times and at times in tensors; never another's graph."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -89,7 +91,8 @@ def test_times_in_tensors_are_inputs_of_one_graph(name):
     assert len(graphs) == 1
 
 
-def test_a_prior_is_one_graph_made_inside_or_outside():
+@pytest.mark.parametrize("pairs", ["each", pytest.param("all", marks=pytest.mark.slow)])
+def test_a_prior_is_one_graph_made_inside_or_outside(pairs):
     torch._dynamo.reset()
     x = torch.tensor(np.random.default_rng(0).standard_normal((5, 3, 2, 2)), dtype=torch.float32)
     data = [ssd.Covariance.isotropic((2, 2), 0.3), ssd.Covariance.dense(np.eye(4) + 0.5, (2, 2))]
@@ -99,10 +102,9 @@ def test_a_prior_is_one_graph_made_inside_or_outside():
         return proc.prior().sample(x) + zero.sample(x) + around.sample(x) + zero.log_prob(x)[..., None, None]
 
     compiled = torch.compile(draw, fullgraph=True, backend="eager")
-    for matched in (True, False):
-        for covariance in data:
-            proc, fresh = (ssd.LinearDiffusion.resize((8, 8), NOISE, LEVELS, matched) for _ in range(2))
-            torch.testing.assert_close(compiled(proc, x, covariance), draw(fresh, x, covariance), atol=1e-5, rtol=1e-5)
+    for matched, covariance in (zip if pairs == "each" else itertools.product)((True, False), data):
+        proc, fresh = (ssd.LinearDiffusion.resize((8, 8), NOISE, LEVELS, matched) for _ in range(2))
+        torch.testing.assert_close(compiled(proc, x, covariance), draw(fresh, x, covariance), atol=1e-5, rtol=1e-5)
 
     drawn = torch.compile(lambda law, x: law.sample(x), fullgraph=True, backend="eager")
     for value in (1.0, 2.0):  # a numpy mean, held by a law from outside

@@ -77,12 +77,14 @@ def test_jax_has_no_float64_unless_enabled() -> None:
 # --- laws over random operators and processes ------------------------------------------------------------------
 
 
+@pytest.mark.no_cover
 @quick(25)
 @given(ssd.testing.operators())
 def test_random_operators_conform(op: ssd.LinearOperator) -> None:
     check_operator(op, examples=2)
 
 
+@pytest.mark.no_cover
 @quick(15)
 @given(ssd.testing.processes())
 def test_random_processes_conform(proc: ssd.LinearDiffusion) -> None:

@@ -172,7 +172,7 @@ def test_flips_are_fair_coins_of_the_step() -> None:
     assert all(bool((batch.images[:, 0, 0, 0] == 0).all()) for batch in take(plain, 0, 3))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.integers(1, 40),
@@ -208,7 +208,7 @@ def test_random_crops_differ_from_step_to_step(folder: Path) -> None:
     assert sum(same) <= 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=3 * WINDOW),
     st.integers(1, 50),

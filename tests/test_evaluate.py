@@ -347,7 +347,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=60) | json_values | st.dictionaries(st.sampled_from(list(report_of())), json_values))
 def test_any_file_is_read_or_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "report.json"

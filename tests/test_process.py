@@ -443,7 +443,7 @@ def test_torch_tensors_give_the_same_posterior_in_their_own_dtype(dtype):
 
 def test_what_a_process_keeps_is_bounded_in_bytes():
     """Blurs of 512 samples hold 8 MiB each once applied, so eight of them fill the 64 MiB that are kept."""
-    steps = 60
+    steps = 30
     noise = ssd.NoiseSchedule.linear(steps)
     blur = ssd.LinearDiffusion.blur((512,), noise, np.linspace(0, 2, steps + 1))
     rng = np.random.default_rng(0)

@@ -360,12 +360,18 @@ def _shown(value: Any, symmetric: tuple[MatrixExpr, ...]) -> str:
     if isinstance(value, sp.MatrixBase):
         text = str(value.tolist())
     elif isinstance(value, MatrixExpr):
-        text = str(value.xreplace({sp.Transpose(symbol): symbol for symbol in symmetric}))
+        text = _without_transposes(value, symmetric)
     else:
         text = str(value)
     for pattern, mark in ((r"\.T\b", "ᵀ"), (r"\*\*\(-1\)", "⁻¹"), (r"\*\*2\b", "²")):
         text = re.sub(pattern, mark, text)
     return text
+
+
+@functools.lru_cache(_CHECKS_KEPT)
+def _without_transposes(value: MatrixExpr, symmetric: tuple[MatrixExpr, ...]) -> str:
+    """In sympy's notation, of symmetric matrices; most steps of a false variant are those of the proof."""
+    return str(value.xreplace({sp.Transpose(symbol): symbol for symbol in symmetric}))
 
 
 def _shown_block(value: MatrixExpr, symmetric: tuple[MatrixExpr, ...]) -> str:
