@@ -43,7 +43,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize(
-    "call", [pytest.param(c, marks=[] if c in ("add_noise", "posterior") else pytest.mark.slow) for c in CALLS]
+    "call", [pytest.param(c, marks=[] if c == "posterior" else pytest.mark.slow) for c in CALLS]
 )
 def test_one_graph_at_fixed_times_and_its_own_for_each_time_and_process(call):
     torch._dynamo.reset()
@@ -69,7 +69,7 @@ def test_one_graph_across_a_change_of_size():
     torch.testing.assert_close(compiled(proc, x), draw(fresh, x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resize", "blur"])
+@pytest.mark.parametrize("name", ["resize", pytest.param("blur", marks=pytest.mark.slow)])
 def test_times_in_tensors_are_inputs_of_one_graph(name):
     torch._dynamo.reset()
     graphs = []
