@@ -42,9 +42,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize(
-    "call", [pytest.param(c, marks=[] if c == "posterior" else pytest.mark.slow) for c in CALLS]
-)
+@pytest.mark.parametrize("call", [pytest.param(c, marks=[] if c == "posterior" else pytest.mark.slow) for c in CALLS])
 def test_one_graph_at_fixed_times_and_its_own_for_each_time_and_process(call):
     torch._dynamo.reset()
     compiled = torch.compile(CALLS[call], fullgraph=True, backend="eager")
