@@ -34,39 +34,6 @@ import pytest  # noqa: E402
 _TABLE = pytest.StashKey[list[tuple[str, ...]]]()
 MOST_PROCESSES = 8  # each imports torch and jax
 DRAWINGS = "drawings64.npz"
-# Coverage is of `ssdcore`, and slows what it looks at severalfold. These are about `ssdcore_torch`, or trace with
-# torch.compile what others run.
-NOT_MEASURED = frozenset(
-    f"test_{name}"
-    for name in [
-        "attacks",
-        "bad_commands",
-        "compile_process",
-        "devices",
-        "diffusion",
-        "docs",
-        "ema",
-        "encoding",
-        "evaluate",
-        "examples",
-        "fake_gpu",
-        "graphs",
-        "official",
-        "preconditioning",
-        "readme",
-        "restoration",
-        "resume",
-        "runs",
-        "signals",
-        "sources",
-        "speed_paths",
-        "stops",
-        "train_cli",
-        "training",
-        "transforms",
-        "unet",
-    ]
-)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -79,12 +46,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if option.numprocesses is None and not alone and all(os.path.isdir(name) for name in config.args):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         option.numprocesses, option.dist = min(cores, MOST_PROCESSES), "worksteal"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.stem in NOT_MEASURED:
-            item.add_marker("no_cover")
 
 
 def pytest_collection_finish() -> None:

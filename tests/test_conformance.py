@@ -36,15 +36,17 @@ def quick(examples: int) -> Any:
     )
 
 
-def examples(xp: Any) -> int:
-    """`python -m ssdcore verify` draws as many in every namespace."""
-    return 3 if xp is np else 1
+def amount(xp: Any) -> dict[str, Any]:
+    """`python -m ssdcore verify` takes every dtype and three examples in each namespace. The numbers of
+    array-api-strict are numpy's."""
+    one_dtype = {"dtypes": "float32"} if xp is array_api_strict else {}
+    return {"examples": 3 if xp is np else 1, **one_dtype}
 
 
 @every_namespace
 @pytest.mark.parametrize("name", OPERATORS)
 def test_shipped_operator(name: str, xp: Any) -> None:
-    report = check_operator(OPERATORS[name], xp, examples=examples(xp))
+    report = check_operator(OPERATORS[name], xp, **amount(xp))
     assert {row.check for row in report.rows} == {check.name for check in OPERATOR_CHECKS}
     assert all(row.count > 0 for row in report.rows)
 
@@ -52,7 +54,7 @@ def test_shipped_operator(name: str, xp: Any) -> None:
 @every_namespace
 @pytest.mark.parametrize("name", PROCESSES)
 def test_shipped_process(name: str, xp: Any) -> None:
-    report = check_process(PROCESSES[name], xp, examples=examples(xp))
+    report = check_process(PROCESSES[name], xp, **amount(xp))
     assert {row.check for row in report.rows} == {check.name for check in PROCESS_CHECKS}
     assert all(row.count > 0 for row in report.rows)
 
@@ -77,14 +79,12 @@ def test_jax_has_no_float64_unless_enabled() -> None:
 # --- laws over random operators and processes ------------------------------------------------------------------
 
 
-@pytest.mark.no_cover
 @quick(25)
 @given(ssd.testing.operators())
 def test_random_operators_conform(op: ssd.LinearOperator) -> None:
     check_operator(op, examples=2)
 
 
-@pytest.mark.no_cover
 @quick(15)
 @given(ssd.testing.processes())
 def test_random_processes_conform(proc: ssd.LinearDiffusion) -> None:
