@@ -1,13 +1,5 @@
 """Scale space diffusion in PyTorch: Flexi-UNet, trainer and samplers on the exact algebra of `ssdcore`."""
 
-import os
-import sys
-
-if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    # OpenMP's threads wait for each other in loops that keep a core busy, and so slow each other where another
-    # program wants the core. Read once, when torch is loaded.
-    os.environ["GOMP_SPINCOUNT"] = "300"
-
 try:
     import torch  # noqa: F401  (asked for here, so that its absence is told in one sentence)
 except ImportError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,6 @@ def open_device(name: str | None) -> torch.device:
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # few sizes, each many times
     elif device.type == "cpu":
-        _use_available_cores()
         _keep_freed_memory()
     return device
 
@@ -82,14 +83,29 @@ def _keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
-def _use_available_cores() -> None:
-    """Let torch use the cores that this process may use (affinity, container quota), not all of the machine's."""
-    if "OMP_NUM_THREADS" in os.environ:
+@contextmanager
+def within_available_cores(device: torch.device) -> Iterator[None]:
+    """Inside, torch's operators on a CPU take no more threads than there are `available_cores`."""
+    before = torch.get_num_threads()
+    if device.type != "cpu" or before <= (cores := available_cores()):
+        yield
         return
+    torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def available_cores() -> int:
+    """The cores that this process may use (affinity, container quota); without limit where OMP_NUM_THREADS says how
+    many threads to use."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return sys.maxsize
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
         pass  # no control groups here, or no quota ("max")
-    torch.set_num_threads(min(cores, torch.get_num_threads()))
+    return cores

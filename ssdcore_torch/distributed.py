@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 import ssdcore as ssd
-from ssdcore_torch.devices import open_device
+from ssdcore_torch.devices import open_device, within_available_cores
 from ssdcore_torch.errors import UserError
 
 
@@ -118,7 +118,9 @@ def connect(device: str | None = None) -> Iterator[World]:
     """
     size, rank, local = _place()
     if size == 1:
-        yield World(0, 1, 0, open_device(device))
+        alone = World(0, 1, 0, open_device(device))
+        with within_available_cores(alone.device):
+            yield alone
         return
     if device in (None, "cuda") and torch.cuda.is_available():
         if local >= torch.cuda.device_count():
@@ -143,7 +145,8 @@ def connect(device: str | None = None) -> Iterator[World]:
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"rank {rank} cannot meet the other {size - 1} ({error}); {_HOW}") from error
     try:
-        yield World(rank, size, local, opened)
+        with within_available_cores(opened):
+            yield World(rank, size, local, opened)
     except RuntimeError as error:
         _explain(error, rank)
     dist.destroy_process_group()

@@ -88,14 +88,14 @@ def restore(
     y = _check(proc, operator, measurements, noise_level, batch_size).to(device, torch.float64)
     classes = check_labels(net, labels, len(y), guidance)
     parts = []
-    with evaluating(net):
+    with evaluating(net) as threads:
         for first in range(0, len(y), batch_size):
             part = y[first : first + batch_size]
             draw = Noise(seed, range(first, first + len(part)), y.shape[1], dtype, device)
             guide = _Guide(chain, operator, part, noise_level, law)
             some = None if classes is None else classes[first : first + batch_size].to(device)
             fill = fill_of(net, batch_size)
-            walk = Walk(net, level_sizes_of(net, proc), chain, how, clip, guide, some, guidance, fill)
+            walk = Walk(net, level_sizes_of(net, proc), chain, how, clip, guide, some, guidance, fill, threads=threads)
             parts.append(walk.down(guide.start(draw).to(dtype), draw, on_step))
     return torch.cat(parts)
 

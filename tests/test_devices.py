@@ -19,7 +19,7 @@ from test_training import tiny_config, tiny_data
 from test_unet import CONFIGS, random_net
 
 from ssdcore_torch import FlexiUNet, checkpoint, devices, generate
-from ssdcore_torch.distributed import World
+from ssdcore_torch.distributed import World, connect
 from ssdcore_torch.sampling._walk import Noise
 from ssdcore_torch.training import Trainer
 
@@ -150,34 +150,48 @@ def test_noise_on_a_gpu_is_that_of_the_cpu() -> None:
         torch.testing.assert_close(there((size, size)).cpu(), here((size, size)), rtol=1e-6, atol=1e-7)
 
 
-# What torch would find in the environment when it is first asked for.
-UNTIL_TORCH = """
-import os, sys
-class Watch:
-    def find_spec(self, name, *where):
-        if name == "torch":
-            print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
-            os._exit(0)
-sys.meta_path.insert(0, Watch())
-import ssdcore_torch
-"""
-
-
 @pytest.mark.parametrize(
-    ("given", "first", "expected"),
+    ("affinity", "quota", "told", "expected"),
     [
-        ({}, "ssdcore_torch", "300"),
-        ({"GOMP_SPINCOUNT": "7"}, "ssdcore_torch", "7"),
-        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "ssdcore_torch", "None", marks=pytest.mark.slow),
-        pytest.param({}, "torch", "None", marks=pytest.mark.slow),  # which has read it by then
+        (8, "max 100000", None, 8),
+        (8, "250000 100000", None, 2),
+        (8, "50000 100000", None, 1),
+        (2, "400000 100000", None, 2),
+        (8, None, None, 8),  # a system without control groups
+        (2, "100000 100000", "6", sys.maxsize),
     ],
 )
-def test_waiting_threads_sleep_soon_unless_told_otherwise(given: dict[str, str], first: str, expected: str) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
-    code = "import torch, ssdcore_torch, os; print(os.environ.get('GOMP_SPINCOUNT'))"
-    code = code if first == "torch" else UNTIL_TORCH
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == expected
+def test_cores_that_a_process_may_use(
+    affinity: int, quota: str | None, told: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Path.read_text
+
+    def read(path: Path, **options: str) -> str:
+        if path != Path("/sys/fs/cgroup/cpu.max"):
+            return honest(path, **options)
+        if quota is None:
+            raise FileNotFoundError(path)
+        return quota
+
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if told is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(affinity)), raising=False)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert devices.available_cores() == expected
+
+
+def test_torch_is_kept_within_the_cores_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for cores, expected in ((2, 2), (9, 4)):
+            monkeypatch.setattr(devices, "available_cores", lambda cores=cores: cores)
+            with connect("cpu"):
+                assert torch.get_num_threads() == expected
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 ALLOCATES = """

@@ -8,7 +8,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted(file for package in ("ssdcore", "ssdcore_torch") for file in (ROOT / package).rglob("*.py"))
 # Uses of other libraries' names that those libraries document, or that have no public form.
-FOREIGN = {"_exit", "_dynamo", "_dynamo_marked_constant", "_dynamo_static_indices", "_pytree", "_cdata",}  # fmt: skip
+FOREIGN = {"_exit", "_dynamo", "_dynamo_marked_constant", "_dynamo_static_indices", "_pytree", "_cdata",
+           "_C", "_ExperimentalConfig", "_len_torch_dispatch_stack", "_len_torch_function_stack",
+           "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+           "_post_accumulate_grad_hooks",}  # fmt: skip
 
 
 def is_private(name: str) -> bool:

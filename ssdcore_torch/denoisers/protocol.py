@@ -39,6 +39,11 @@ class Denoiser(Protocol):
 
     `FlexiUNet` is one; `wrap` makes one of any module.
 
+    A denoiser that also says ``batch_independent = True`` promises that each image's prediction depends on that image,
+    its time and label alone, and that a call changes nothing of the network: on a CPU the threads of one process then
+    call it at the same time, each with a part of the batch. (Dropout and batch norm are seen without being told of, see
+    `ssdcore_torch.parts.threads_for`.)
+
     Attributes:
         sizes: trailing shapes of the states, full size first: one per level
         channels: of the images, in and out

@@ -129,6 +129,14 @@ class WrappedDenoiser(nn.Module):
         return self
 
     @property
+    def batch_independent(self) -> bool:
+        """As the module says, or, where it does not, whether it is made of torch's and diffusers' own layers alone."""
+        said = getattr(self.module, "batch_independent", None)
+        if said is not None:
+            return bool(said)
+        return all(type(part).__module__.startswith(("torch.nn.", f"{REBUILT}.")) for part in self.module.modules())
+
+    @property
     def process(self) -> ssd.LinearDiffusion:
         """Whose states it is shown."""
         return self._told.process
@@ -218,7 +226,9 @@ def wrap(
         net: called as net(x, t): x ``(batch, channels, *size)`` of every size of the process, t (batch,) the time as
             most networks embed it, 0 … T − 1 (¼ ln(σ/α) where the prediction is "edm"). It returns a tensor of x's
             shape, or an object that holds one as `sample`, as diffusers' models do. With classes it is also given
-            class_labels (a diffusers model) or label, (batch,) int64
+            class_labels (a diffusers model) or label, (batch,) int64. A module of your own that handles each image by
+            itself and changes nothing when called may say ``batch_independent = True``: a CPU then splits batches over
+            threads
         proc: the process whose states it is shown
         prediction: what it predicts: "clean", "noise", "velocity" or "edm" (see
             `ssdcore_torch.denoisers.predictions`)

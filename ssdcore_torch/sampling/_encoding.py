@@ -102,13 +102,13 @@ def encode(
     classes = check_labels(net, labels, len(images))
     sizes, device = level_sizes_of(net, proc), device_of(net)
     parts = []
-    with evaluating(net):
+    with evaluating(net) as threads:
         for first in range(0, len(images), batch_size):
             part = images[first : first + batch_size].to(device)
             some = None if classes is None else classes[first : first + batch_size].to(device)
             draw = Noise(seed, range(first, first + len(part)), part.shape[1], part.dtype, device)
             fill = fill_of(net, batch_size)
-            walk = Walk(net, sizes, chain, Sampler(eta=0.0), clip=False, labels=some, fill=fill)
+            walk = Walk(net, sizes, chain, Sampler(eta=0.0), clip=False, labels=some, fill=fill, threads=threads)
             parts.append(_up(walk, part, draw, tolerance))
     states, details = zip(*parts)
     return Encoding(torch.cat(states), tuple(torch.cat(same) for same in zip(*details)), chain.times)
@@ -186,7 +186,7 @@ def decode(
     chain, sizes, device = proc.respace(encoding.times), level_sizes_of(net, proc), device_of(net)
     classes = check_labels(net, labels, len(encoding.state))
     parts = []
-    with evaluating(net):
+    with evaluating(net) as threads:
         for first in range(0, len(encoding.state), batch_size):
             part = slice(first, first + batch_size)
             x = encoding.state[part].to(device)
@@ -196,7 +196,11 @@ def decode(
                 draw = Noise(seed, range(first, first + len(x)), x.shape[1], x.dtype, device)
             some = None if classes is None else classes[part].to(device)
             fill = fill_of(net, batch_size)
-            parts.append(Walk(net, sizes, chain, Sampler(eta=0.0), clip=False, labels=some, fill=fill).down(x, draw))
+            parts.append(
+                Walk(net, sizes, chain, Sampler(eta=0.0), clip=False, labels=some, fill=fill, threads=threads).down(
+                    x, draw
+                )
+            )
     return torch.cat(parts)
 
 

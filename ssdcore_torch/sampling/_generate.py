@@ -141,7 +141,7 @@ def generate(
     law = chain.prior(torch.zeros(chain.shape(chain.steps), dtype=dtype, device=device)) if prior is None else prior
     law = ssd.Gaussian(torch.as_tensor(law.mean, dtype=dtype, device=device), law.covariance)
     parts = []
-    with evaluating(net):
+    with evaluating(net) as threads:
         for start in range(0, n, batch_size):
             stop = min(start + batch_size, n)
             part = None if classes is None else to_device(classes[start:stop].numpy(), device)
@@ -155,6 +155,7 @@ def generate(
                 guidance=guidance,
                 fill=fill_of(net, batch_size),
                 residuals=residuals,
+                threads=threads,
             )
             draw = Noise(seed, range(first + start, first + stop), channels, dtype, device)
             parts.append(walk.down(law.sample(draw(chain.shape(chain.steps))), draw, on_step))

@@ -56,9 +56,9 @@ def measure_residuals(
     # by path and time: Σ over images of the products of any two channels, mode by mode
     sums: dict[tuple[int, int], Tensor] = {}
     count = 0
-    with evaluating(net):
+    with evaluating(net) as threads:
         for images, labels in batches:
-            walk = Walk(net, sizes, proc, clip=clip, labels=labels)
+            walk = Walk(net, sizes, proc, clip=clip, labels=labels, threads=threads)
             for number, path in enumerate(proc.paths):
                 target = proc.degrade(images, first_of_size(proc, path.times[0] - 1))
                 for t in times[number].tolist():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import ssdcore as ssd
 from ssdcore.sampling import Sampler
 from ssdcore_torch.denoisers import Predictor, classes_of, compiled
+from ssdcore_torch.parts import Threads, threads_for
 from ssdcore_torch.randomness import sample_noise
 from ssdcore_torch.sampling._residuals import ResidualSpectra, degraded_further, reverse_step
 
@@ -28,14 +29,14 @@ def fill_of(net: Predictor, batch_size: int) -> int:
 
 
 @contextmanager
-def evaluating(net: Predictor) -> Iterator[None]:
-    """Inside, a module is in evaluation mode and nothing keeps gradients."""
+def evaluating(net: Predictor) -> Iterator[Threads]:
+    """Inside, a module is in evaluation mode and nothing keeps gradients. Gives the threads to split batches over."""
     module = net if isinstance(net, nn.Module) else nn.Module()
     was_training = module.training
     module.eval()
     try:
-        with torch.no_grad():
-            yield
+        with torch.no_grad(), threads_for(net) as threads:
+            yield threads
     finally:
         module.train(was_training)
 
@@ -88,6 +89,7 @@ class Walk:
             x̂_label
         fill: show the network batches of at least this many samples, adding some whose predictions are dropped: for
             compiled networks, where another batch size costs another compilation
+        threads: what batches are split over, as `evaluating` gives them
         residuals: what predictions leave open, which steps put back as the sampler does; None: they take predictions
             for the clean image itself
     """
@@ -102,6 +104,7 @@ class Walk:
     guidance: float = 1.0
     fill: int = 0
     residuals: ResidualSpectra | None = None
+    threads: Threads = Threads()  # noqa: RUF009 - immutable
 
     @property
     def null_label(self) -> int | None:
@@ -139,8 +142,14 @@ class Walk:
     def _evaluate(self, x: Tensor, labels: Tensor | None, k: int) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)  # bfloat16 has only some of the whole numbers above 256
         times = torch.full((len(x),), float(self.chain.times[k - 1]), dtype=wide, device=x.device)
-        condition = {} if labels is None else {"label": labels}
-        return self.net(x, times, out_level=self.sizes.index(self.chain.shape(k - 1)), **condition).to(x.dtype)
+        size = self.chain.shape(k - 1)
+
+        def predicted(part: slice) -> Tensor:
+            condition = {} if labels is None else {"label": labels[part]}
+            return self.net(x[part], times[part], out_level=self.sizes.index(size), **condition)
+
+        parts = self.threads.map(predicted, slice(0, len(x)), math.prod(size))
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).to(x.dtype)
 
     def down(self, x: Tensor, draw: NoiseSource, on_step: StepRecorder | None = None) -> Tensor:
         """x_0, the last prediction, from x_T ``(batch, channels, *smallest size)``; noise is drawn where needed."""

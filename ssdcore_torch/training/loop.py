@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.profiler import _ExperimentalConfig
 from tqdm import tqdm
 
 from ssdcore.files import write_atomically
@@ -261,4 +262,6 @@ def _profiler(folder: Path, device: torch.device) -> torch.profiler.profile:
         write_atomically(folder / "table.txt", lambda file: file.write_text(table, encoding="utf-8"))
 
     schedule = torch.profiler.schedule(wait=waits - 2, warmup=2, active=traced, repeat=1)
-    return torch.profiler.profile(schedule=schedule, on_trace_ready=write)
+    # on a CPU parts of a batch are computed in threads of their own
+    everywhere = _ExperimentalConfig(profile_all_threads=device.type == "cpu")
+    return torch.profiler.profile(schedule=schedule, on_trace_ready=write, experimental_config=everywhere)

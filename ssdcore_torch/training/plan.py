@@ -75,7 +75,9 @@ def plan(trainer: Trainer) -> Plan:
         gflop = operations(net, sizes.index(path.shape), sizes.index(path.target_shape)) / 1e9
         paths.append(PathPlan(path, float(share), gflop, _seconds_a_step(trainer, images, path)))
     parameters = sum(p.numel() for p in trainer.net.parameters())
-    copies = 4 + len(trainer.averages.state())
+    with trainer.threads() as threads:
+        summed = threads.count if threads.count > 1 else 0  # gradients, one of each thread
+    copies = 4 + summed + len(trainer.averages.state())
     repeats = objective.repeats or (1,) * len(objective.paths)
     recompute = config.train.recompute
     saved = max(count * saved_bytes(trainer.net, path, recompute) for path, count in zip(objective.paths, repeats))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ssdcore_torch.devices import to_device
 from ssdcore_torch.diffusion import Objective, equal_cost_repeats
 from ssdcore_torch.distributed import World
 from ssdcore_torch.ema import Averages
+from ssdcore_torch.parts import Threads, threads_for
 from ssdcore_torch.randomness import Purpose, keyed, torch_seed
 from ssdcore_torch.sampling import to_float
 from ssdcore_torch.text import printable, sides
@@ -121,7 +123,6 @@ class Trainer:
         self.images = data.count
         self.sizes = list(self.net.sizes)
         self.step = 0
-        self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=train.in_bfloat16(device.type))
         paths = len(self.objective.paths)
         self.best: dict[str, Any] | None = None
         self.prior: ssd.Gaussian | None = None
@@ -220,14 +221,22 @@ class Trainer:
     def _advance(self, images: ImageBatch, drawn: Draw) -> Tensor:
         """The work of a step on the device, which may become a graph: it reads `_numbers`, and no other number that
         changes. Its mean loss."""
+        with self.threads() as threads:
+            return self._advance_on(threads, images, drawn)
+
+    def threads(self) -> AbstractContextManager[Threads]:
+        """The threads that take parts of a step's batch: of a world of one process, which has them for itself."""
+        return threads_for(self.net) if self.world.size == 1 else nullcontext(Threads())
+
+    def _advance_on(self, threads: Threads, images: ImageBatch, drawn: Draw) -> Tensor:
         path = drawn.batch.path
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.parts()
         loss = torch.zeros((), device=self.world.device)
         for part in parts[:-1]:
             with self.networks.keep_local(path):
-                loss += self._backward(images, drawn, part, len(parts))
-        loss += self._backward(images, drawn, parts[-1], len(parts))
+                loss += self._backward(threads, images, drawn, part, len(parts))
+        loss += self._backward(threads, images, drawn, parts[-1], len(parts))
         norm = self._clipped_norm()
         number = self.objective.paths.index(path)
         self._decide(loss, norm, number)
@@ -262,7 +271,10 @@ class Trainer:
             assert images.labels is not None
             labels = images.labels[here].masked_fill(drawn.dropped[part], self.config.network.num_classes)
         path = drawn.batch.path
-        with self._autocast:
+        kind = self.world.device.type
+        # Each use casts the weights again on a CPU: what is cast is kept for all threads, with the graph of one.
+        kept = kind != "cpu"
+        with torch.autocast(kind, torch.bfloat16, enabled=self.config.train.in_bfloat16(kind), cache_enabled=kept):
             return self.objective(
                 self.networks.of(path),
                 x0,
@@ -273,10 +285,31 @@ class Trainer:
                 drawn.rows[:, part],
             )
 
-    def _backward(self, images: ImageBatch, drawn: Draw, part: slice, parts: int) -> Tensor:
-        loss = self.part_loss(images, drawn, part) / parts
-        loss.backward()
-        return loss.detach()
+    def _backward(self, threads: Threads, images: ImageBatch, drawn: Draw, part: slice, parts: int) -> Tensor:
+        """Add the gradients of one of a step's `parts`; its share of the loss."""
+        if threads.count == 1:
+            loss = self.part_loss(images, drawn, part) / parts
+            loss.backward()
+            return loss.detach()
+        trained = [parameter for parameter in self.net.parameters() if parameter.requires_grad]
+
+        def gradients(piece: slice) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            share = (piece.stop - piece.start) / (parts * (part.stop - part.start))
+            loss = self.part_loss(images, drawn, piece) * share
+            return loss.detach(), torch.autograd.grad(loss, trained, allow_unused=True)
+
+        times = drawn.batch.times
+        pixels = math.prod(drawn.batch.path.target_shape) * (times.size // len(times))
+        pieces = threads.map(gradients, part, pixels)
+        for _, found in pieces:
+            held = [(p, gradient) for p, gradient in zip(trained, found) if gradient is not None]
+            known = [(p.grad, gradient) for p, gradient in held if p.grad is not None]
+            for p, gradient in held:
+                if p.grad is None:
+                    p.grad = torch.empty_like(p).copy_(gradient)  # two parameters may be given one gradient
+            if known:
+                torch._foreach_add_(*map(list, zip(*known)))
+        return torch.stack([loss for loss, _ in pieces]).sum()
 
     def _decide(self, loss: Tensor, norm: Tensor, number: int) -> None:
         """Tell the optimizer, on the device, whether to leave this update out."""

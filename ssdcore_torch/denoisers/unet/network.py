@@ -62,6 +62,7 @@ class FlexiUNet(nn.Module):
     """
 
     needs_data = False  # what it computes does not depend on the values that it is given
+    batch_independent = True
 
     def __init__(self, config: FlexiUNetConfig) -> None:
         super().__init__()
