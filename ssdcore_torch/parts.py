@@ -7,15 +7,16 @@ it. Threads that each take a part of the batch through the whole network wait on
 
 from __future__ import annotations
 
-import functools
+import atexit
 import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
@@ -70,13 +71,7 @@ class Threads:
             with modes.entered():
                 return work(part)
 
-        futures = [_pool(self.count).submit(run, part) for part in parts]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+        return _crew.map(run, parts, self.count)
 
 
 @contextmanager
@@ -203,10 +198,67 @@ def _torch_threads(count: int) -> Iterator[None]:
             torch.set_num_threads(_outside)
 
 
-@functools.cache
-def _pool(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="ssdcore-part")
+class _Crew:
+    """Threads that do what is asked of them, for all who ask; they are started when needed, and kept.
+
+    `concurrent.futures` has the same, but a signal that arrives while it starts a thread leaves a part at work that
+    nobody waits for, and a thread that keeps the process from ending.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._starting = threading.Lock()
+
+    def map(self, work: Callable[[slice], Result], parts: Sequence[slice], count: int) -> list[Result]:
+        """work(part) of each part, in order, by `count` threads or more. However it ends, no part is at work then;
+        but for a second signal, which ends the waiting, too."""
+        self._start(count)
+        results: list[Future[Result]] = [Future() for _ in parts]
+        try:
+            for result, part in zip(results, parts):
+                self._tasks.put((result, work, part))
+            return [result.result() for result in results]
+        finally:
+            wait([result for result in results if not result.cancel()])
+
+    def _start(self, count: int) -> None:
+        with self._starting:
+            self._threads = [thread for thread in self._threads if thread.is_alive()]
+            while len(self._threads) < count:
+                thread = threading.Thread(target=_serve, args=(self._tasks,), name="ssdcore-part", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def end(self) -> None:
+        """Let the threads finish what they do: torch must not be at work when the interpreter ends."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join(LONGEST_END)
 
 
+LONGEST_END = 5.0  # seconds
+_Task = tuple["Future[Any]", Callable[[slice], Any], slice]
+
+
+def _serve(tasks: SimpleQueue[_Task | None]) -> None:
+    while (task := tasks.get()) is not None:
+        result, work, part = task
+        if result.set_running_or_notify_cancel():
+            try:
+                result.set_result(work(part))
+            except BaseException as error:  # raised where the results are waited for
+                result.set_exception(error)
+        del task, result, work  # what they hold must not stay until the next task
+
+
+def _new_crew() -> None:
+    global _crew
+    _crew = _Crew()
+
+
+_crew = _Crew()
+atexit.register(lambda: _crew.end())
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of its threads
+    os.register_at_fork(after_in_child=_new_crew)  # a forked process has none of its parent's threads
