@@ -144,12 +144,8 @@ class Sampler:
             clean_covariance: what the prediction leaves open. At order 2 a change of size draws the modes that it adds
                 with it, and the others take none (`ssdcore.multistep.born_covariance`)
         """
-        known = previous if self.order == 2 else None
-        if self.order == 2 and clean_covariance is not None:
-            clean_covariance = born_covariance(chain, k - 1, k, clean_covariance)
-        return step(
-            chain, x, prediction, k - 1, k, normal, self.eta, previous=known, u=k + 1, clean_covariance=clean_covariance
-        )
+        second = {"previous": previous, "u": k + 1} if self.order == 2 else {}
+        return step(chain, x, prediction, k - 1, k, normal, self.eta, clean_covariance=clean_covariance, **second)
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -182,7 +178,8 @@ def step(
         eta: 1 ancestral … 0 deterministic where the size is kept (DDIM)
         previous: ``(*batch, *shape(t))`` what was predicted in the step u → t before. With eta = 0 the step is then the
             second-order multistep one (`ssdcore.multistep.extrapolated`), DPM-Solver++(2M) within a size
-        u: the time of the state that `previous` was predicted from
+        u: the time of the state that `previous` was predicted from; with `previous` None the step is the first of
+            such steps
         clean_covariance: what the prediction leaves open (see `posterior`); in a second-order step only what of it is
             in the modes that a change of size adds (`ssdcore.multistep.born_covariance`)
 
@@ -194,8 +191,8 @@ def step(
         if u is None:
             raise ValueError("step: `previous` is known, so `u`, the time that it was predicted at, must be, too")
         prediction = extrapolated(proc, s, t, u, prediction, previous)
-        if clean_covariance is not None:
-            clean_covariance = born_covariance(proc, s, t, clean_covariance)
+    if u is not None and clean_covariance is not None:
+        clean_covariance = born_covariance(proc, s, t, clean_covariance)
     if isinstance(s, int) and s == 0:
         check_trailing(prediction, proc.shape(0), "step: prediction for s = 0")
         return prediction

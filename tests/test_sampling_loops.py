@@ -419,3 +419,19 @@ def test_steps():
     with pytest.raises(ValueError, match="`u`, the time that it was predicted at"):
         ssd.sampling.step(proc, x, now, 4, 5, np.zeros, 0.0, previous=before)
     assert math.isfinite(float(second.sum()))
+
+
+def test_the_first_of_second_order_steps_takes_only_what_is_open_in_the_modes_that_are_born():
+    proc, rng = PROCESSES["resize"], np.random.default_rng(0)
+    t = proc.size_changes[0]
+    x, now, noise = (rng.standard_normal(proc.shape(k)) for k in (t, t - 1, t - 1))
+    left_open = ssd.Covariance.isotropic(proc.shape(t - 1), 0.3)
+    born = ssd.multistep.born_covariance(proc, t - 1, t, left_open)
+    expected = proc.posterior(x, now, t - 1, t, 0.0, born).sample(noise)
+    found = ssd.sampling.step(proc, x, now, t - 1, t, lambda shape: noise, 0.0, u=t + 1, clean_covariance=left_open)
+    np.testing.assert_array_equal(found, expected)
+    sampler = ssd.sampling.Sampler(0.0, 2)
+    found = sampler.step(proc, x, now, t, lambda shape: noise, None, left_open)
+    np.testing.assert_array_equal(found, expected)
+    plain = ssd.sampling.step(proc, x, now, t - 1, t, lambda shape: noise, 0.0, clean_covariance=left_open)
+    assert np.abs(plain - expected).max() > 1e-3
