@@ -40,18 +40,18 @@ class Convolution:
         return Convolution(found, tuple(axis.shape[1] for axis in axes))
 
     def apply(self, xp: Namespace, x: Array) -> Array:
-        y = self._run(xp, x, self.ins, self._forward)
-        return y * self.scale.like(xp, x)
+        return self._run(xp, x, self.ins, self._forward).mul_(self.scale.like(xp, x))
 
-    def apply_adjoint(self, xp: Namespace, y: Array) -> Array:
-        return self._run(xp, y * self.scale.like(xp, y), self.outs, self._backward)
+    def apply_adjoint(self, xp: Namespace, y: Array, scale: float = 1.0) -> Array:
+        scales = self.scale.like(xp, y)
+        return self._run(xp, y * (scales if scale == 1 else scale * scales), self.outs, self._backward)
 
     def add_applied(self, xp: Namespace, base: Array, scale: float, x: Array) -> Array:
         y = self._run(xp, x, self.ins, self._forward)
         return base.addcmul(y, self.scale.like(xp, x), value=scale)
 
     def add_adjoint(self, xp: Namespace, base: Array, scale: float, y: Array) -> Array:
-        return add_to(xp, self.apply_adjoint(xp, scale * y), 1.0, base)
+        return add_to(xp, self.apply_adjoint(xp, y, scale), 1.0, base)
 
     def _run(self, xp: Namespace, x: Array, trailing: tuple[int, ...], convolve: Callable[..., Array]) -> Array:
         batch = x.shape[: x.ndim - len(trailing)]
