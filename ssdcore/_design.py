@@ -20,12 +20,20 @@ def add_parser(subparsers: Any) -> None:
     """Add `design` and `info` to an argparse subparsers object; each sets `run`, from arguments to the exit status."""
     design = subparsers.add_parser(
         "design",
-        help="find the cheapest resolution schedule whose exact sampling error stays near full size",
-        description="Find the cheapest resolution schedule whose exact sampling error, for Gaussian data with the "
-        "images' spectrum, stays within a tolerance of the full-size chain. No network and no training are involved.",
+        help="find the cheapest resolution schedule that stays near full size",
+        description="Find the cheapest resolution schedule for Gaussian data with the images' spectrum: whose exact "
+        "sampling error stays within a tolerance of the full-size chain, or, by information, whose changes of size "
+        "lose no more than some nats. No network and no training are involved.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_common(design)
+    design.add_argument(
+        "--by",
+        choices=("error", "information"),
+        default="error",
+        help="error: within --tolerance, at --eta, --order and --times; information: changes of size lose at most "
+        "--nats in all, for multistep sampling, which is what few steps need",
+    )
     design.add_argument("--tolerance", type=float, default=0.02, help="error allowed above full size, as a share")
     design.add_argument("--steps", type=int, default=100, help="sampling steps")
     design.add_argument("--eta", type=float, default=1.0, help="1 ancestral … 0 deterministic")
@@ -70,7 +78,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--noise", choices=NoiseSchedule.names(), default="linear", help="noise schedule")
     parser.add_argument("--process-steps", type=int, default=1000, help="T, the steps of the process")
     parser.add_argument(
-        "--nats", type=float, default=1.0, help="a level change that loses less than this per channel is called free"
+        "--nats",
+        type=float,
+        default=1.0,
+        help="a level change that loses less than this per channel is called free; for design --by information: what "
+        "all changes may lose",
     )
     _plot.add_option(parser)
 
@@ -91,6 +103,7 @@ def _setting(arguments: argparse.Namespace) -> tuple[np.ndarray, str, NoiseSched
 
 def _run_design(arguments: argparse.Namespace) -> None:
     """Print the table, write the schedule and the figure."""
+    informed = arguments.by == "information"
     if not 0 <= arguments.eta <= 1 or (arguments.order == 2 and arguments.eta != 0):
         raise ValueError(f"--eta: expected a number from 0 to 1, and 0 with --order 2; got {arguments.eta}")
     if arguments.steps < arguments.levels:
@@ -101,19 +114,26 @@ def _run_design(arguments: argparse.Namespace) -> None:
     images, source, noise = _setting(arguments)
     shape = (arguments.size, arguments.size)
     covariance = oracle.fit(images).covariance
-    sampler: dict[str, Any] = {"eta": arguments.eta, "order": arguments.order}
+    eta, order, placement = (0.0, 2, "log_snr") if informed else (arguments.eta, arguments.order, arguments.times)
+    sampler: dict[str, Any] = {"eta": eta, "order": order}
     matched = arguments.noise_kind == "matched"
-    found = oracle.design_levels(
-        shape,
-        noise,
-        covariance,
-        arguments.levels,
-        arguments.steps,
-        arguments.tolerance,
-        times=arguments.times,
-        matched=matched,
-        **sampler,
-    )
+    if informed:
+        found = oracle.design_by_information(
+            shape, noise, covariance, arguments.levels, arguments.steps, arguments.nats, matched=matched
+        )
+        sampler["second_moments"] = True
+    else:
+        found = oracle.design_levels(
+            shape,
+            noise,
+            covariance,
+            arguments.levels,
+            arguments.steps,
+            arguments.tolerance,
+            times=arguments.times,
+            matched=matched,
+            **sampler,
+        )
     processes: dict[str, LinearDiffusion] = {"full size": LinearDiffusion.identity(shape, noise)}
     for label, gamma in (("ConvexDecay 0.5", 0.5), ("equal", None), ("ConvexDecay 2", 2.0)):
         for kind in (False, True):
@@ -129,7 +149,7 @@ def _run_design(arguments: argparse.Namespace) -> None:
     points: dict[str, tuple[float, float]] = {}
     print(f"data: {source}; {arguments.size}×{arguments.size}, one channel's cosine spectrum")
     print(
-        f"sampler: {arguments.steps} steps at {arguments.times} times, eta {arguments.eta:g}, order {arguments.order}; "
+        f"sampler: {arguments.steps} steps at {placement} times, eta {eta:g}, order {order}; "
         f"errors are exact squared Fréchet distances summed over pixels; {found.evaluations} schedules measured\n"
     )
     print(f"{'schedule':<32}{'level starts':<20}{'cost':>8}{'error':>12}{'× full':>9}{'floor':>12}")
@@ -147,18 +167,24 @@ def _run_design(arguments: argparse.Namespace) -> None:
         print(f"{name:<32}{starts:<20}{cost:>8.3f}{error:>12.5g}{points[name][1]:>9.4g}{floor:>12.5g}")
     print("floor: the error at every time of the process; what a change of size adds to it no number of steps removes")
     print(f"\nsampling times: {' '.join(map(str, found.times))}")
-    sizes = found.process.shapes
+    sizes = processes["equal, matched noise"].shapes  # those that the design skips among them
+    information = oracle.level_information(shape, noise, covariance, arguments.levels, matched)
+    changes = found.levels.starts
+    lost = [high[t - 1] - low[t - 1] for high, low, t in zip(information, information[1:], changes)]
+    if lost:
+        each = ", ".join(f"{nats:.3g} at t = {t}" for nats, t in zip(lost, changes))
+        print(f"its changes of size lose {sum(lost):.3g} nats per channel: {each}")
     if arguments.out:
         schedule = oracle.Schedule(
             sizes,
-            found.levels.starts,
+            changes,
             arguments.noise,
             noise.steps,
             matched,
             "bilinear",
             found.times,
-            arguments.eta,
-            arguments.order,
+            eta,
+            order,
             found.error,
             found.full_error,
         )
@@ -167,7 +193,6 @@ def _run_design(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         from ssdcore import plotting
 
-        information = oracle.level_information(shape, noise, covariance, arguments.levels, matched)
         shown = {name: processes[name] for name in ("ConvexDecay 0.5, paper noise", designed)}
         figure = plotting.design(shown, points, information, [size[0] for size in sizes], arguments.nats)
         _plot.write(figure, arguments.plot)

@@ -79,9 +79,9 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
     Args:
         placement: "time": uniform in t; "log_snr": uniform in the log signal-to-noise ratio 2 log(‖M_{0→t}‖/σ_t) of
             the mode that the degradation keeps best, which never rises with t (condition of theorem 1) and, with
-            scale-matched noise, continues smoothly through the changes of size. A size between two others then has two
-            steps at least, where there are enough: a change of size right after another is a step of first order, in
-            which a trained network's samples fall apart
+            scale-matched noise, continues smoothly through the changes of size: as even as the times where the size
+            changes allow, but for the first step after each of these, which is half as long: it is of first order. A
+            size between two others has two steps at least, where there are enough
         first: the least time, where the last step of sampling starts. Steps that are even in log-SNR spend many at
             little noise; a network that is not accurate to σ there gains from starting where σ is about its error.
 
@@ -99,20 +99,14 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
             f"steps = {steps}: the chain must start at t = {proc.steps} and pass the {len(changes)} times where "
             f"the size changes, {list(changes)}; take at least {len(needed)} steps"
         )
-    skipped = first - 1
-    if placement == "log_snr":
-        noise = NoiseSchedule.from_log_snr(np.minimum.accumulate(proc.kept(_log_snr_of_the_best_kept)[skipped:]))
-    else:
+    if placement == "time":
         noise = proc.respace(range(first, proc.steps + 1)).noise
-    required = [t - skipped for t in changes]
-    times = spread_times(noise, steps, placement, required)
-    middles: list[int] = []
-    while placement == "log_snr" and (more := _middles_of_single_steps(noise, required, times)):
-        middles += more  # room for one size may have been made at another
-        if steps <= len(needed) + len(middles):  # none is left for full size
-            break
-        times = spread_times(noise, steps, placement, [1, *required, *middles])
-    return tuple(t + skipped for t in times)
+        times = spread_times(noise, steps, placement, [t - first + 1 for t in changes])
+        return tuple(t + first - 1 for t in times)
+    fallen = -proc.kept(_log_snr_of_the_best_kept)[first - 1 :]
+    fallen = np.maximum.accumulate(np.minimum(fallen, fallen[np.isfinite(fallen)][-1]))
+    fixed = needed if steps == len(needed) else sorted({first, *needed})
+    return tuple(t + first for t in _even_between([t - first for t in fixed], steps, fallen, fixed.index(needed[0])))
 
 
 def _log_snr_of_the_best_kept(proc: LinearDiffusion) -> np.ndarray:
@@ -122,16 +116,43 @@ def _log_snr_of_the_best_kept(proc: LinearDiffusion) -> np.ndarray:
     return np.asarray(2 * (kept - np.log(proc.noise.sigma[1:])))
 
 
-def _middles_of_single_steps(noise: NoiseSchedule, changes: Sequence[int], times: Sequence[int]) -> list[int]:
-    """The middles, in log-SNR, of the sizes between two others that `times` visit once, where they last longer."""
-    log_snr = noise.log_snr()
-    middles = []
-    for start, end in pairwise(changes):
-        if end - start > 1 and not any(start < t < end for t in times):
-            inside = log_snr[start : end - 1]  # at the times start + 1 … end − 1
-            goal = (log_snr[start - 1] + log_snr[end - 1]) / 2
-            middles.append(start + 1 + int(np.argmin(np.abs(inside - goal))))
-    return middles
+_AFTER_CHANGE = 0.5
+"""The first step after a change of size, as a share of the others: it alone is of first order, as the prediction before
+it is of another size, so an even step there would err by more than all the others."""
+
+
+def _even_between(fixed: Sequence[int], steps: int, fallen: np.ndarray, first_change: int) -> list[int]:
+    """`steps` indices of `fallen`, the fixed ones among them, whose values are as even as these allow.
+
+    Each further index goes where the gaps are largest; before that, every size between two others gets one, where there
+    are enough.
+
+    Args:
+        first_change: which of the fixed indices is the first change of size, or the last index
+    """
+    spans = [fallen[b] - fallen[a] for a, b in pairwise(fixed)]
+    room = [b - a - 1 for a, b in pairwise(fixed)]
+    # steps that a span has, in full ones, beside one for each index inside: its upper end is a change, or T
+    ends = [*[_AFTER_CHANGE] * (len(spans) - 1), 1.0]
+    inside = [0] * len(spans)
+    left = steps - len(fixed)
+    between = range(first_change, len(spans) - 1)
+    if left > len(between):
+        for k in between:
+            inside[k] = min(1, room[k])
+    for _ in range(left - sum(inside)):
+        open_spans = [k for k in range(len(spans)) if inside[k] < room[k]]
+        inside[max(open_spans, key=lambda k: spans[k] / (inside[k] + ends[k]))] += 1
+    chosen = list(fixed)
+    for (start, end), count, share in zip(pairwise(fixed), inside, ends):
+        free = np.arange(start + 1, end)
+        step = (fallen[end] - fallen[start]) / (count + share)
+        goals = fallen[start] + step * np.arange(count, 0, -1)
+        for goal in np.interp(goals, fallen[start : end + 1], np.arange(start, end + 1)):
+            nearest = int(np.argmin(np.abs(free - round(goal))))
+            chosen.append(int(free[nearest]))
+            free = np.delete(free, nearest)
+    return sorted(chosen)
 
 
 def _check_placement(placement: str) -> None:

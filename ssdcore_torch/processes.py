@@ -24,6 +24,9 @@ Size = tuple[int, ...]
 MOST_STEPS = 1_000_000
 LOG_SNR = "log_snr"
 """The noise whose log-SNR values stand in the configuration."""
+THRESHOLDS, INFORMATION = "thresholds", "information"
+SCHEDULES = (*ssd.ResolutionSchedule.names(), THRESHOLDS, INFORMATION)
+_DESIGN_STEPS = 50  # of sampling, that "information" counts the cost of
 OPERATORS = "operators"
 """The degradation whose operators stand in a file of the run: any `LinearDiffusion`."""
 
@@ -33,8 +36,10 @@ class ProcessConfig:
     """The forward process; its sizes are the network's levels.
 
     Attributes:
-        schedule: shape of `ssdcore.ResolutionSchedule`: how long each level lasts; "thresholds": as `starts` says
-        gamma: its exponent; None for "equal" and "thresholds", which have none
+        schedule: shape of `ssdcore.ResolutionSchedule`: how long each level lasts; "thresholds": as `starts` says;
+            "information": the size changes where photographs' states of these sizes lose `nats` by it
+            (`ssdcore.oracle.information_starts`)
+        gamma: its exponent; None for "equal", "thresholds" and "information", which have none
         matched: True: scale-matched noise; False: the paper's, the same noise-to-signal ratio at every size
         steps: T
         kernel: of the resize
@@ -47,6 +52,7 @@ class ProcessConfig:
         blur: standard deviation of the blur at T, in full-size pixels; None: an eighth of the shorter side
         blur_schedule: how it grows: "sine", as in blurring diffusion (Hoogeboom and Salimans 2022), or "log", as in
             heat dissipation (Rissanen et al. 2022)
+        nats: that all changes of size lose together, per channel; None unless the schedule is "information"
         operators: SHA-256 of the file in the run that holds a process of one's own; None unless the degradation is
             "operators", whose noise that file holds, too
     """
@@ -63,30 +69,38 @@ class ProcessConfig:
     log_snr: tuple[float, ...] | None = None
     blur: float | None = None
     blur_schedule: str = "sine"
+    nats: float | None = None
     operators: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of("schedule", self.schedule, ("equal", "convex", "sigmoid", "tanh", "thresholds"))
+        _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("degradation", self.degradation, (*DEGRADATIONS, OPERATORS))
         _one_of("noise", self.noise, noise_names())
         _one_of("blur_schedule", self.blur_schedule, tuple(WIDTHS))
         if not 1 <= self.steps <= MOST_STEPS:
             raise ValueError(f"process.steps: expected 1 to {MOST_STEPS}, got {self.steps}")
-        if (self.starts is None) != (self.schedule != "thresholds"):
+        if (self.starts is None) != (self.schedule != THRESHOLDS):
             raise ValueError(
                 f"process.starts: schedule {self.schedule!r} takes "
                 f"{'a list of times' if self.starts is None else 'none (null)'}, got {self.starts}"
             )
-        if (self.gamma is None) != (self.schedule in ("equal", "thresholds")):
+        if (self.gamma is None) != (self.schedule in ("equal", THRESHOLDS, INFORMATION)):
             raise ValueError(
                 f"process.gamma: schedule {self.schedule!r} takes {'none (null)' if self.gamma else 'a number'}, "
                 f"got {self.gamma}"
+            )
+        if (self.nats is None) != (self.schedule != INFORMATION):
+            raise ValueError(
+                f"process.nats: schedule {self.schedule!r} takes "
+                f"{'a number' if self.nats is None else 'none (null)'}, got {self.nats}"
             )
         if (self.log_snr is None) != (self.noise != LOG_SNR):
             raise ValueError(
                 f"process.log_snr: noise {self.noise!r} takes "
                 f"{'one value per step' if self.log_snr is None else 'none (null)'}"
             )
+        if self.nats is not None and not 0 < self.nats < math.inf:
+            raise ValueError(f"process.nats: expected a positive number, got {self.nats}")
         if self.log_snr is not None and len(self.log_snr) != self.steps:
             raise ValueError(f"process.log_snr: expected {self.steps} values, one per step, got {len(self.log_snr)}")
         if self.blur is not None and not 0 < self.blur < math.inf:
@@ -120,8 +134,14 @@ class ProcessConfig:
             return ssd.NoiseSchedule.from_log_snr(self.log_snr)
         return ssd.NoiseSchedule.named(self.noise, self.steps)
 
-    def levels(self, count: int) -> ssd.ResolutionSchedule:
-        """How long each of `count` levels lasts."""
+    def levels(self, sizes: Sequence[Size]) -> ssd.ResolutionSchedule:
+        """How long the level of each of the sizes lasts."""
+        count = len(sizes)
+        if self.nats is not None:
+            noise, spectrum = self.noise_schedule(), ssd.oracle.natural_spectrum(sizes[0])
+            known = ssd.oracle.band_information(sizes, noise, spectrum, self.matched)
+            starts = ssd.oracle.information_starts(known, noise, self.nats, min(_DESIGN_STEPS, self.steps))
+            return ssd.ResolutionSchedule.thresholds(starts, self.steps)
         if self.starts is not None:
             if len(self.starts) != count - 1:
                 raise ValueError(
@@ -147,7 +167,7 @@ def _resize(config: ProcessConfig, sizes: list[Size]) -> ssd.LinearDiffusion:
     return ssd.LinearDiffusion.resize(
         sizes[0],
         config.noise_schedule(),
-        config.levels(len(sizes)),
+        config.levels(sizes),
         matched=config.matched,
         kernel=config.kernel,
         sizes=sizes,

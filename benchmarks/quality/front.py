@@ -8,11 +8,12 @@
     python benchmarks/quality/front_report.py FOLDER
 
 Every arm gets the same processor seconds of one thread (--budget). They are turned into steps once, before anything is
-trained: the arms' steps are timed in turns, so that other programs on the machine slow all alike, and the quicker half
-counts. All arms share data, batch, optimizer (AdamW, warm-up, cosine) and average of the weights, which is what few
-steps need; process, network, loss and sampler are each one's own, with parameters within 10 %. Every finished run
-leaves its averaged weights and, for each way of sampling, a row of JSON. Seeds run one after the other, so that what
-there is after any time is whole; a run that is stopped starts again, those that finished are kept.
+trained: the arms' steps (of ours, each path's) are timed in turns, so that other programs on the machine slow all
+alike, and the quicker half counts. All arms share data, batch, optimizer (AdamW, warm-up, cosine) and average of the
+weights, which is what few steps need; process, network, loss and sampler are each one's own, with parameters within
+10 %. Every finished run leaves its averaged weights and, for each way of sampling, a row of JSON. Seeds run one after
+the other, so that what there is after any time is whole; a run that is stopped starts again, those that finished are
+kept.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import ssdcore as ssd
+from ssdcore.process import Path as TimePath
 from ssdcore_torch import generate
 from ssdcore_torch.config import Config, preset
 from ssdcore_torch.diffusion import Objective
@@ -46,10 +49,11 @@ from ssdcore_torch.sampling import ResidualSpectra, fit_moments, measure_residua
 
 ONE_THREAD = 1
 BATCH, RATE, WARMUP, DECAY = 16, 1e-3, 50, 0.995
-SAMPLES, SAMPLE_SEED = 1000, 0
+SAMPLE_SEED = 0
 HELD_OUT = 500  # test images that the held-out loss is taken of
 BINS = 8
-MEASURED = 500  # training images that residual spectra are measured on
+MEASURED = 200  # training images that residual spectra are measured on
+FITTED, DESIGN_STEPS = 5000, 20  # training images whose spectrum schedules are designed for, and for how many steps
 TIMING_ROUNDS = 6
 
 Sampler = Mapping[str, Any]
@@ -60,7 +64,7 @@ SAMPLINGS: Mapping[str, Sampler] = {
     "12 steps, second moments": {"steps": 12, "second_moments": True},
     "25 steps, second moments": {"steps": 25, "second_moments": True},
     "6 steps": {"steps": 6},
-    **{f"{n} steps, multistep": {"steps": n, "sampler": "multistep"} for n in (5, 6, 7, 9, 10, 12)},
+    **{f"{n} steps, multistep": {"steps": n, "sampler": "multistep"} for n in (5, 6, 7, 8, 9, 10, 12)},
 }
 """Others' code has its own sampler, so only numbers of steps. Multistep takes residual spectra, as runs do."""
 
@@ -86,14 +90,16 @@ class Arm:
     levels: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     peer: str | None = None
+    nats: float | None = None  # that changes of size may lose; None: the times of the preset's schedule
 
 
 def _ours(levels: int, time_sampling: str, **train: Any) -> Arm:
     return Arm(levels, {"train": {"time_sampling": time_sampling, **train}})
 
 
-def _plain(levels: int) -> Arm:
-    return Arm(levels, {"train": {"weighting": "min_snr"}, "network": {"preconditioned_times": None}})
+def _plain(levels: int, nats: float | None = None) -> Arm:
+    settings = {"train": {"weighting": "min_snr"}, "network": {"preconditioned_times": None}}
+    return Arm(levels, settings, nats=nats)
 
 
 ARMS: Mapping[str, Arm] = {
@@ -104,22 +110,37 @@ ARMS: Mapping[str, Arm] = {
     # What the preset cpu trains with: min-SNR without preconditioning, which is ahead in short training.
     "1 level, min-SNR": _plain(1),
     "3 levels, min-SNR": _plain(3),
+    # The same with its changes of size where they lose little (ssdcore.oracle.design_by_information).
+    "3 levels, by information": _plain(3, nats=1.0),
+    "4 levels, by information": _plain(4, nats=1.0),
     "diffusers DDPM": Arm(peer="diffusers"),
     "denoising-diffusion-pytorch": Arm(peer="lucidrains"),
-    "paper's code, 3 levels": Arm(peer="paper"),
+    "paper's code, 3 levels": Arm(3, peer="paper"),
+    "paper's code, 4 levels": Arm(4, peer="paper"),
 }
 
 
 class Ours:
-    def __init__(self, arm: Arm, seed: int, size: int, channels: int) -> None:
+    def __init__(self, arm: Arm, seed: int, images: Tensor) -> None:
         torch.manual_seed(seed)
+        size, channels = images.shape[-1], images.shape[1]
         base = {
             "seed": seed,
             "data": {"classes": []},
-            "network": {"in_channels": channels, "channel_multipliers": [1, 1, 1], "preconditioned_times": 1000},
+            "network": {
+                "in_channels": channels,
+                "channel_multipliers": [1] * stages_of(size),
+                "attention_sizes": [8],
+                "preconditioned_times": 1000,
+            },
+            "process": {"schedule": "equal", "nats": None},
             "train": {"weighting": "edm", "change_share": 0.1, "size_bias": 0.5},
         }
         config = preset("cpu").overlaid(base, size, arm.levels).overlaid(arm.settings)
+        if arm.nats is not None:
+            config = config.overlaid(
+                {"process": {"schedule": "thresholds", "starts": designed(config, images, arm.nats)}}
+            )
         self.config, self.process = config, config.build_process()
         self.net = network_of(config)
         train = config.train
@@ -134,11 +155,16 @@ class Ours:
         self.prior: Any = None
         self.residuals: ResidualSpectra | None = None
 
-    def loss(self, images: Tensor, step: int) -> Tensor:
-        batch = self.objective.draw(len(images), self.config.seed, step)
+    def loss(self, images: Tensor, step: int, path: TimePath | None = None) -> Tensor:
+        batch = self.objective.draw(len(images), self.config.seed, step, path)
         generator = torch.Generator().manual_seed(torch_seed(Purpose.NOISE, self.config.seed, step))
         noise = torch.randn(batch.noise_shape(images.shape[1]), generator=generator)
         return self.objective(self.net, images, batch, noise, self.levels[batch.path.target_shape])
+
+    @property
+    def paths(self) -> list[tuple[float, TimePath]]:
+        """How often each path is drawn, and the path."""
+        return list(zip(self.objective.path_probabilities.tolist(), self.objective.paths))
 
     def sample(self, net: nn.Module, n: int, sampler: Sampler) -> Tensor:
         options = {**sampler, "residuals": self.residuals if takes_residuals(sampler) else None}
@@ -162,6 +188,25 @@ class Ours:
             own = self.objective.rows(batch.times, images.device)[3]
             errors.append(float((loss / own * weight).mean()))
         return errors
+
+
+def stages_of(size: int) -> int:
+    return 3 if size < 32 else 4
+
+
+def designed(config: Config, images: Tensor, nats: float) -> list[int]:
+    """The starts of the levels that `design_by_information` finds for the spectrum of some training images."""
+    spectrum = ssd.oracle.fit(to_float(images[:FITTED]).double().numpy()).covariance
+    found = ssd.oracle.design_by_information(
+        config.network.level_sizes[0],
+        config.process.noise_schedule(),
+        spectrum,
+        len(config.network.level_sizes),
+        DESIGN_STEPS,
+        nats,
+        kernel=config.process.kernel,
+    )
+    return list(found.levels.starts)
 
 
 def network_of(config: Config) -> nn.Module:
@@ -250,24 +295,25 @@ def stand_in(name: str) -> None:
 class Paper:
     """The paper's released code, as benchmarks/speed.py drives it: its network, process, batches, loss and sampler."""
 
-    def __init__(self, seed: int, size: int, channels: int, checkout: Path) -> None:
+    def __init__(self, levels: int, seed: int, size: int, channels: int, checkout: Path) -> None:
         sys.path.insert(0, str(Path(__file__).parents[1]))
         import speed
 
         torch.manual_seed(seed)
         self.modules = dict(speed.load_peer(checkout, torch.device("cpu")).modules)
         self.modules["resample"] = importlib.import_module("guided_diffusion.resample")
-        self.channels, self.size = channels, size
+        self.channels, self.size, self.changes = channels, size, levels - 1
+        multipliers = ",".join(["1"] * stages_of(size))
         self.settings: dict[str, Any] = {
             "ssd_config_flag": True,
             "resolution_schedule": "ConvexDecay_0.5",
             "t_res_sampling_mode": "one_res_many_t_except_one_t_for_res_change",
             "multires_training_mode": "flexi_unet",
-            "num_levels": 3,
+            "num_levels": levels,
             "ds_factor": 2.0,
             "resize_operator": "BilinearOp",
             "scale_max": size,
-            "model_channel_mult": "1,1,1",
+            "model_channel_mult": multipliers,
         }
         self.resolutions, layers = self.modules["ssd_utils"].get_resolutions_array(self.settings)
         self.settings.update(scale_min=self.resolutions[0], unet_res_layer_map=layers)
@@ -275,7 +321,7 @@ class Paper:
             image_size=size,
             num_channels=32,
             num_res_blocks=1,
-            channel_mult="1,1,1",
+            channel_mult=multipliers,
             attention_resolutions="8",
             num_heads=4,
             use_scale_shift_norm=True,
@@ -306,7 +352,7 @@ class Paper:
 
     def sample(self, net: nn.Module, n: int, sampler: Sampler) -> Tensor:
         # its chain takes one step more for each change of size
-        chain, shape = self.chain(str(sampler["steps"] - 2)), (3, self.size, self.size)
+        chain, shape = self.chain(str(sampler["steps"] - self.changes)), (3, self.size, self.size)
         with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             counts = [len(part) for part in torch.arange(n).split(250)]
             parts = [chain.p_sample_loop(net, (count, *shape), clip_denoised=True) for count in counts]
@@ -320,10 +366,10 @@ def made(name: str, seed: int, images: Tensor, checkout: Path | None) -> Any:
     size, channels = images.shape[-1], images.shape[1]
     arm = ARMS[name]
     if arm.peer is None:
-        return Ours(arm, seed, size, channels)
+        return Ours(arm, seed, images)
     if arm.peer == "paper":
         assert checkout is not None
-        return Paper(seed, size, channels, checkout)
+        return Paper(arm.levels, seed, size, channels, checkout)
     return {"diffusers": Diffusers, "lucidrains": Lucidrains}[arm.peer](seed, size, channels)
 
 
@@ -338,14 +384,16 @@ class Training:
         torch.manual_seed(seed + 1)
         np.random.seed(seed + 1)  # noqa: NPY002 - the paper's code draws from it
 
-    def advance(self) -> None:
+    def advance(self, path: TimePath | None = None) -> None:
+        """One step; of that path, where one is given (our side has paths)."""
         step, rate = self.step, RATE * min(1.0, (self.step + 1) / WARMUP)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
         rows = torch.from_numpy(self.order.integers(0, len(self.images), BATCH))
         self.side.net.train()
         self.optimizer.zero_grad(set_to_none=True)
-        self.side.loss(to_float(self.images[rows]), step).backward()
+        chosen = () if path is None else (path,)
+        self.side.loss(to_float(self.images[rows]), step, *chosen).backward()
         self.optimizer.step()
         keep = min(DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(
@@ -355,27 +403,30 @@ class Training:
 
 
 def planned(names: list[str], args: argparse.Namespace, images: Tensor) -> dict[str, int]:
-    """Steps of every arm for the budget; measured in turns, the mean over paths of the quickest of some rounds."""
+    """Steps of every arm for the budget, from the mean time of a step; all that is timed is timed in turns.
+
+    Of our arms each path is timed by itself and weighed by how often it is drawn: a few steps of random paths, and the
+    quicker rounds of them, would be those that drew small sizes.
+    """
     file = args.out / "steps.json"
     known = json.loads(file.read_text()) if file.exists() else {}
     new = [name for name in names if name not in known]
     if not new:
         return known
     trainings = {name: Training(made(name, 0, images, args.peer), images, 0, 1000) for name in names}
-    spent: dict[str, list[float]] = {name: [] for name in names}
+    paths = {name: getattr(training.side, "paths", [(1.0, None)]) for name, training in trainings.items()}
+    spent: dict[tuple[str, int], list[float]] = {}
     for turn in range(1 + TIMING_ROUNDS):
         for name, training in trainings.items():
-            started = time.process_time()
-            for _ in range(8):  # of all paths
-                training.advance()
-            if turn:
-                spent[name].append((time.process_time() - started) / 8)
+            for number, (_, path) in enumerate(paths[name]):
+                started, count = time.process_time(), 8 if path is None else 2
+                for _ in range(count):
+                    training.advance(path)
+                if turn:
+                    spent.setdefault((name, number), []).append((time.process_time() - started) / count)
     for name in new:
-        # how times are drawn costs nothing: arms that differ in that alone are timed together
-        alike = [
-            other for other in names if (ARMS[other].levels, ARMS[other].peer) == (ARMS[name].levels, ARMS[name].peer)
-        ]
-        seconds = float(np.mean([sorted(spent[other])[: TIMING_ROUNDS // 2] for other in alike]))
+        each = [np.mean(sorted(spent[name, k])[: TIMING_ROUNDS // 2]) for k in range(len(paths[name]))]
+        seconds = float(np.dot(each, [share for share, _ in paths[name]]))
         known[name] = round(args.budget / seconds)
         print(f"{name}: {seconds:.4f} CPU s a step, {known[name]} steps", flush=True)
     file.write_text(json.dumps(known, indent=1) + "\n")
@@ -414,7 +465,7 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
             side.sample(net, 2, sampler)
         torch.manual_seed(SAMPLE_SEED)
         started = time.process_time()
-        samples = to_bytes(side.sample(net, SAMPLES, sampler))
+        samples = to_bytes(side.sample(net, args.samples, sampler))
         row = {
             "arm": name,
             "seed": seed,
@@ -424,8 +475,8 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
             "sampling": how,
             "file": files[how].with_suffix(".npz").name,
             "sample_gflop": counter.get_total_flops() / 2e9,
-            "sample_seconds": (time.process_time() - started) / SAMPLES,
-            "samples": SAMPLES,
+            "sample_seconds": (time.process_time() - started) / args.samples,
+            "samples": args.samples,
             **judge(samples),
         }
         if isinstance(side, Ours):
@@ -439,7 +490,7 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
 class Judge:
     """Fréchet distances of samples to all the test images, in the classifier's features and in pixels."""
 
-    def __init__(self, data: Path, train: Tensor, test: Tensor) -> None:
+    def __init__(self, data: Path, train: Tensor, test: Tensor, samples: int) -> None:
         self.held_out, self.train = to_float(test[:HELD_OUT]), train
         extractors = {
             "garments": open_extractor(data / "features.pt", trusted=True),
@@ -448,7 +499,7 @@ class Judge:
         self.extractors = extractors
         self.known = {name: self.features(name, test) for name in self.extractors}
         self.floor = {
-            name: frechet_distance(self.features(name, train[:SAMPLES]), self.known[name]) for name in extractors
+            name: frechet_distance(self.features(name, train[:samples]), self.known[name]) for name in extractors
         }
 
     def features(self, name: str, images: Tensor) -> Tensor:
@@ -478,6 +529,7 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, metavar="CHECKOUT", help="the paper's released code")
     parser.add_argument("--budget", type=float, default=60.0, help="processor seconds of training a run (default: 60)")
     parser.add_argument("--sampling", nargs="+", choices=list(SAMPLINGS), default=["12 steps"], metavar="HOW")
+    parser.add_argument("--samples", type=int, default=1000, help="of each arm and way of sampling (default: 1000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", metavar="ARM")
     parser.add_argument("--minutes", type=float, default=8.0, help="start no run after this time (default: 8)")
@@ -495,7 +547,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     images = tensor_of(args.data / "train.npz")
     steps = planned(names, args, images)
-    judge = Judge(args.data, images, tensor_of(args.data / "test.npz"))
+    judge = Judge(args.data, images, tensor_of(args.data / "test.npz"), args.samples)
     for seed in args.seeds:
         for name in names:
             if time.time() < until:

@@ -10,6 +10,12 @@ from ssdcore.oracle._design import Design, Schedule, design_levels
 from ssdcore.oracle._empirical import Coverage, EmpiricalDenoiser, coverage
 from ssdcore.oracle._fit import Fit, fit
 from ssdcore.oracle._information import free_starts, level_information, mutual_information, pixel_share, signal_share
+from ssdcore.oracle._information_design import (
+    band_information,
+    design_by_information,
+    information_starts,
+    natural_spectrum,
+)
 from ssdcore.oracle._law import SamplerLaw, sampler_error, sampler_law
 from ssdcore.oracle._times import optimal_times
 from ssdcore.placement import spread_times
@@ -21,12 +27,16 @@ __all__ = [
     "Fit",
     "SamplerLaw",
     "Schedule",
+    "band_information",
     "coverage",
+    "design_by_information",
     "design_levels",
     "fit",
     "free_starts",
+    "information_starts",
     "level_information",
     "mutual_information",
+    "natural_spectrum",
     "optimal_times",
     "pixel_share",
     "sampler_error",

@@ -29,7 +29,7 @@ def _cpu(data: str | None) -> Config:
             blocks_per_stage=1,
             attention_sizes=(8,),
         ),
-        process=ProcessConfig(schedule="equal", gamma=None, matched=True),
+        process=ProcessConfig(schedule="information", gamma=None, matched=True, nats=0.3),
         train=TrainConfig(
             steps=2400,
             batch_size=32,

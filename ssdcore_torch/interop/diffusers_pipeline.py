@@ -20,6 +20,7 @@ import ssdcore as ssd
 from ssdcore_torch.checkpoint import load_tensors
 from ssdcore_torch.denoisers.unet import FlexiUNet, FlexiUNetConfig
 from ssdcore_torch.interop.diffusers_scheduler import SSDScheduler
+from ssdcore_torch.processes import INFORMATION, THRESHOLDS
 from ssdcore_torch.runs import load_run
 from ssdcore_torch.sampling._labels import Labels, check_labels
 from ssdcore_torch.sampling._walk import Noise
@@ -216,15 +217,17 @@ class SSDPipeline(DiffusionPipeline):
                 f"SSDPipeline: SSDScheduler resizes, with the noise {' or '.join(BETA_SCHEDULES)}; the process of "
                 f"{path} is {process.degradation} with the noise {process.noise}: sample it with ssdcore_torch.Run"
             )
+        informed = process.schedule == INFORMATION  # which a scheduler takes by its times
+        starts = process.levels(run.config.network.level_sizes).starts if informed else process.starts
         made = SSDScheduler(
             level_sizes=run.config.network.level_sizes,
             num_train_timesteps=process.steps,
             beta_start=0.1 / process.steps,
             beta_end=20 / process.steps,
             beta_schedule=BETA_SCHEDULES[process.noise],
-            level_schedule=process.schedule,
+            level_schedule=THRESHOLDS if informed else process.schedule,
             level_gamma=process.gamma,
-            level_starts=process.starts,
+            level_starts=starts,
             matched=process.matched,
             kernel=process.kernel,
             **scheduler,

@@ -1,0 +1,281 @@
+"""Resolution schedules designed by information: the cheapest whose changes of size lose no more than some nats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ssdcore._arrays import Shape, flushing, known_array
+from ssdcore.operators.linear_map import positive_shape
+from ssdcore.oracle._design import Design
+from ssdcore.oracle._information import level_information
+from ssdcore.oracle._law import as_covariance, sampler_error
+from ssdcore.placement import sampling_times
+from ssdcore.process import LinearDiffusion
+from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
+
+_LEAST_STEPS = 2  # on a level below the first: one alone, right after a change, is of first order
+_HALVINGS = 60
+
+
+def natural_spectrum(shape: Shape | int, exponent: float = 2.5, deviation: float = 0.5) -> np.ndarray:
+    """Variances of the cosine modes of images whose power falls with the frequency as photographs' does, (h, w).
+
+    ::
+
+        λ(f) ∝ (1 + |f|²)^(−exponent/2),  f in half waves over the longer side
+
+    The power of photographs falls as |f|^−exponent with exponents about 2 to 3 (Field, 1987). For `Covariance.cosine`
+    and `band_information`, where there are no data to fit.
+
+    Args:
+        deviation: of a pixel
+
+    >>> spectrum = ssd.oracle.natural_spectrum((16, 16))
+    >>> float(spectrum.mean()), bool(spectrum[0, 1] > 100 * spectrum[0, 15])
+    (0.25, True)
+    """
+    base = positive_shape(shape, "natural_spectrum")
+    if not (math.isfinite(exponent) and exponent >= 0 and math.isfinite(deviation) and deviation > 0):
+        raise ValueError(
+            "natural_spectrum: expected an exponent of at least 0 and a positive deviation, got "
+            f"{exponent} and {deviation}"
+        )
+    longer = max(base)
+    axes = np.meshgrid(*(np.arange(n) * (longer / n) for n in base), indexing="ij")
+    power = (1 + sum(f**2 for f in axes)) ** (-exponent / 2)
+    return np.asarray(power * (deviation**2 / power.mean()))
+
+
+def band_information(
+    sizes: Sequence[Shape | int], noise: NoiseSchedule, spectrum: Any, matched: bool = True
+) -> np.ndarray:
+    """`level_information` for ideal resizes, which keep the cosine modes that a size has and drop the others.
+
+    A closed form for images of any size, where the exact operators of `level_information` take minutes.
+
+    Args:
+        sizes: of the levels, the full one first; each within the one before
+        spectrum: variances of the full size's cosine modes, shaped as it
+
+    Returns:
+        np.ndarray: (levels, T) nats
+    """
+    shapes = [positive_shape(size, "band_information") for size in sizes]
+    variances = known_array(spectrum, "band_information").astype(np.float64)
+    if not shapes or variances.shape != shapes[0]:
+        raise ValueError(
+            f"band_information: expected a spectrum of the full size {shapes[:1]}, got the shape {variances.shape}"
+        )
+    if not (np.isfinite(variances).all() and (variances >= 0).all()):
+        raise ValueError("band_information: expected variances that are finite and not negative")
+    for high, low in pairwise(shapes):
+        if len(high) != len(low) or any(b > a for a, b in zip(high, low)):
+            raise ValueError(f"band_information: expected sizes that fall, got {low} after {high}")
+    with np.errstate(divide="ignore"):
+        ratio = np.square(noise.alpha[1:] / noise.sigma[1:])
+    rows = []
+    for size in shapes:
+        kept, counts = np.unique(variances[tuple(slice(n) for n in size)], return_counts=True)
+        # unmatched noise is as large on every pixel, and a small image has fewer to tell of each mode
+        share = 1.0 if matched else math.prod(size) / math.prod(shapes[0])
+        rows.append([0.5 * float(np.log1p(r * share * kept) @ counts) for r in ratio])
+    return np.array(rows)
+
+
+def information_starts(
+    information: Any, noise: NoiseSchedule, nats: float = 1.0, steps: int = 20, cost: Sequence[float] | None = None
+) -> tuple[int, ...]:
+    """Starts of the levels k = 1, 2, … that cost least while the changes of size lose at most `nats` in all.
+
+    What a change at time t loses is what the larger state would have told of the image, row k − 1 of `information`
+    minus row k: a sampler must invent it again after the change. Steps are even in log-SNR, as "multistep" takes them,
+    and each costs what its level does; so a change may lose the more, the more it saves. Where every octave of the data
+    carries as much as any other (photographs, at much noise), each change comes later than the one before by the same
+    factor of the signal-to-noise ratio. A level that would have fewer than two steps is skipped: its start is the
+    next one's, and the size changes by more than one level at once. If every schedule loses more than `nats`, the one
+    that loses least is taken.
+
+    Args:
+        information: (levels, T) nats, from `level_information` or `band_information`
+        noise: of the full size
+        nats: per channel
+        steps: of sampling
+        cost: of one step on each level, highest resolution first; it must not rise. None: a quarter of the level
+            before
+
+    Raises:
+        ValueError: For fewer steps than one at full size and two on the last level, and for arguments out of range.
+
+    >>> noise, sizes = ssd.NoiseSchedule.linear(1000), [(64, 64), (32, 32), (16, 16), (8, 8)]
+    >>> known = ssd.oracle.band_information(sizes, noise, ssd.oracle.natural_spectrum((64, 64)))
+    >>> [ssd.oracle.information_starts(known, noise, nats) for nats in (5, 1, 0.2)]
+    [(415, 598, 747), (562, 717, 846), (689, 822, 937)]
+    """
+    table = known_array(information, "information_starts").astype(np.float64)
+    if table.ndim != 2 or table.shape[1] != noise.steps or not np.isfinite(table).all():
+        raise ValueError(
+            f"information_starts: expected information of (levels, {noise.steps}) finite nats, got the shape "
+            f"{table.shape}"
+        )
+    if not (math.isfinite(nats) and nats > 0):
+        raise ValueError(f"information_starts: nats must be finite and positive, got {nats}")
+    each = np.array([4.0**-k for k in range(len(table))] if cost is None else cost, dtype=np.float64)
+    if each.shape != (len(table),) or not (np.isfinite(each).all() and (each > 0).all() and (np.diff(each) <= 0).all()):
+        raise ValueError(
+            f"information_starts: expected {len(table)} positive costs that do not rise from level to level, got {cost}"
+        )
+    if len(table) == 1:
+        return ()
+    if steps <= _LEAST_STEPS:
+        raise ValueError(f"information_starts: levels below the first need at least 3 steps, got {steps}")
+    return _Problem(_positions(noise, steps), table, each).cheapest(nats)
+
+
+@flushing
+def design_by_information(
+    shape: Shape | int,
+    noise: NoiseSchedule,
+    covariance: Any,
+    levels: int = 4,
+    steps: int = 20,
+    nats: float = 1.0,
+    cost: Sequence[float] | None = None,
+    *,
+    matched: bool = True,
+    factor: float = 2,
+    kernel: str = "bilinear",
+    sizes: Sequence[Shape | int] | None = None,
+) -> Design:
+    """The schedule of `information_starts` for data N(m, C), with its times, cost and exact error.
+
+    `sampler_error` with second moments does not see what a change loses, since Gaussian data are invented exactly; a
+    network's samples show it.
+
+    Args:
+        shape, noise, matched, factor, kernel, sizes: of the process, as `LinearDiffusion.resize` takes them
+        covariance: C of one channel: (n, n) over the pixels in C order, or a `Covariance` (cosine is by far the
+            fastest)
+        steps, nats, cost: as `information_starts` takes them; cost None: the level's pixels
+
+    Returns:
+        Design: its errors are those of second-order multistep sampling with second moments, at the times of
+        `sampling_times`.
+
+    Raises:
+        ValueError: As `information_starts`.
+
+    >>> covariance = ssd.Covariance.cosine(ssd.oracle.natural_spectrum((16, 16)))
+    >>> design = ssd.oracle.design_by_information((16, 16), ssd.NoiseSchedule.linear(1000), covariance, levels=3)
+    >>> design.levels.starts, round(design.cost / design.full_cost, 2)
+    ((468, 641), 0.6)
+    """
+    base = positive_shape(shape, "design_by_information")
+    data = as_covariance(covariance, base)
+    information = level_information(base, noise, data, levels, matched, factor, kernel, sizes)
+
+    def process(starts: Sequence[int]) -> LinearDiffusion:
+        schedule = ResolutionSchedule.thresholds(starts, noise.steps)
+        return LinearDiffusion.resize(base, noise, schedule, matched, factor, kernel, sizes)
+
+    if cost is None:
+        one_by_one = range(noise.steps - levels + 2, noise.steps + 1)
+        cost = [float(math.prod(size)) for size in process(one_by_one).shapes]
+    starts = information_starts(information, noise, nats, steps, cost)
+    proc = process(starts)
+    times = sampling_times(proc, steps, "log_snr")
+
+    def error(of: LinearDiffusion, visited: Sequence[int] | None) -> float:
+        return sampler_error(of, data, visited, 0.0, order=2, second_moments=True)
+
+    return Design(
+        levels=ResolutionSchedule.thresholds(starts, noise.steps),
+        times=times,
+        error=error(proc, times),
+        cost=float(sum(cost[sum(start <= t for start in starts)] for t in times)),
+        full_error=error(LinearDiffusion.identity(base, noise), times),
+        full_cost=float(steps * cost[0]),
+        floor=error(proc, None),
+        process=proc,
+        evaluations=1,
+    )
+
+
+def _positions(noise: NoiseSchedule, steps: int) -> np.ndarray:
+    """Where each time 1 … T lies among `steps` steps that are even in log-SNR: 0 at t = 1, steps − 1 at T."""
+    log_snr = noise.log_snr()
+    log_snr = np.maximum(log_snr, log_snr[np.isfinite(log_snr)][-1])
+    fallen = np.maximum.accumulate(log_snr[0] - log_snr)
+    return np.asarray((steps - 1) * fallen / fallen[-1] if fallen[-1] > 0 else np.zeros(len(fallen)))
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Starts that make Σ steps · cost least while the changes lose at most some nats.
+
+    Attributes:
+        positions: (T,) of the times 1 … T among the sampling steps
+        information: (levels, T) nats
+        cost: (levels,) of a step
+    """
+
+    positions: np.ndarray
+    information: np.ndarray
+    cost: np.ndarray
+
+    def cheapest(self, nats: float) -> tuple[int, ...]:
+        """Of the starts that are cheapest at some price of a nat, the cheapest that lose at most `nats`."""
+        low, high = 0.0, 1.0
+        if self.loss(latest := self.starts(math.inf)) > nats:
+            return latest
+        while self.loss(self.starts(high)) > nats:
+            low, high = high, 2 * high
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.loss(self.starts(middle)) <= nats else (middle, high)
+        return self.starts(high)
+
+    def loss(self, starts: Sequence[int]) -> float:
+        """Nats that the changes lose together; one over several levels loses what theirs would."""
+        lost = self.information[:-1] - self.information[1:]
+        return float(sum(row[start - 1] for row, start in zip(lost, starts)))
+
+    def starts(self, price: float) -> tuple[int, ...]:
+        """The starts of least cost + price · nats, by dynamic programming over the level and time of each change."""
+        cost, price = (np.zeros_like(self.cost), 1.0) if math.isinf(price) else (self.cost, price)
+        times = np.arange(len(self.positions))
+        # the last time at which a level below the first can have started that ends at each time; negative: none
+        early = np.searchsorted(self.positions, self.positions - _LEAST_STEPS, side="right") - 1
+        least = np.full((len(cost), len(times)), np.inf)  # of the levels so far, by the time at which one starts
+        least[0, 0] = 0.0
+        came = np.zeros((len(cost), len(times), 2), dtype=int)  # from which level, and when that started
+        for low in range(1, len(cost)):
+            for high in range(low):
+                since = least[high] - cost[high] * self.positions
+                cheapest = np.minimum.accumulate(since)
+                started = np.maximum.accumulate(np.where(since == cheapest, times, 0))
+                known = times - 1 if high == 0 else early
+                lost = self.information[high] - self.information[low]
+                total = np.where(known >= 0, cheapest[known], np.inf) + cost[high] * self.positions + price * lost
+                better = total < least[low]
+                least[low] = np.where(better, total, least[low])
+                came[low][better] = np.stack([np.full(len(times), high), started[known]], axis=1)[better]
+        ends = least[-1] - cost[-1] * self.positions
+        ends[self.positions > self.positions[-1] - (_LEAST_STEPS - 1)] = np.inf  # T is one of its steps
+        level, time = len(cost) - 1, int(np.argmin(ends))
+        if not np.isfinite(ends[time]):
+            raise ValueError(
+                f"information_starts: {len(times)} times have no room for {_LEAST_STEPS} steps below full size: take "
+                "one level, or a process of more steps"
+            )
+        starts = [0] * level
+        while level:
+            higher, since_when = (int(n) for n in came[level, time])
+            starts[higher:level] = [time + 1] * (level - higher)
+            level, time = higher, since_when
+        return tuple(starts)
