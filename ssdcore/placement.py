@@ -137,7 +137,7 @@ def _even_between(fixed: Sequence[int], steps: int, fallen: np.ndarray, first_ch
     inside = [0] * len(spans)
     left = steps - len(fixed)
     between = range(first_change, len(spans) - 1)
-    if left > len(between):
+    if left >= len(between):
         for k in between:
             inside[k] = min(1, room[k])
     for _ in range(left - sum(inside)):

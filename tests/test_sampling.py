@@ -449,14 +449,24 @@ def test_few_log_snr_steps_leave_two_to_each_size_between_others(noise: str, mat
             assert min(counts[1:3]) >= 2
             assert times[0] == 1
         changes = proc.size_changes
-        if steps == 7:  # the second step stands in the middle
+        if steps == 7:  # the step before it, the first after a change, is half as long as the one to the next change
             kept = {t: np.log(proc.degradation(0, t).norm() / proc.sigma(t)) for t in range(1, changes[-1] + 1)}
             for low, high in pairwise(changes):
-                middle = min(range(low + 1, high), key=lambda t: abs(2 * kept[t] - kept[low] - kept[high]))
-                assert abs(next(t for t in times if low < t < high) - middle) <= 1
-    short = ssd.LinearDiffusion.resize((8, 8), ssd.NoiseSchedule.cosine(20), ssd.ResolutionSchedule.thresholds([5, 6]))
-    for steps in range(3, 21):  # a size that lasts one step
-        assert len(sampling_times(short, steps, "log_snr")) == steps
+                goal = min(range(low + 1, high), key=lambda t: abs(3 * kept[t] - kept[low] - 2 * kept[high]))
+                assert abs(next(t for t in times if low < t < high) - goal) <= 1
+
+
+@pytest.mark.parametrize("starts", [(700, 1300), (900, 960), (1000, 1000)])
+def test_log_snr_steps_are_even_but_for_a_half_after_each_change(starts: tuple[int, int]) -> None:
+    levels = ssd.ResolutionSchedule.thresholds(starts, 2000)
+    proc = ssd.LinearDiffusion.resize((16, 16), ssd.NoiseSchedule.edm(2000), levels)  # whose log-SNR falls smoothly
+    times = sampling_times(proc, 24, "log_snr")
+    log_snr = [2 * np.log(proc.degradation(0, t).norm() / proc.sigma(t)) for t in times]
+    gaps = -np.diff(log_snr) * np.where(np.isin(times[1:], proc.size_changes), 2, 1)
+    for low, high in pairwise((1, *proc.size_changes, 2000)):  # each size by itself
+        inside = [gap for gap, t in zip(gaps, times) if low <= t < high]
+        assert np.ptp(inside) <= 0.1 * max(inside), (low, high)
+    assert gaps.max() < 1.3 * np.median(gaps)  # no size is left with longer steps than the others
 
 
 def test_times_can_start_later() -> None:
