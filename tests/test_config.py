@@ -53,7 +53,7 @@ def edited(path: str, value: Any) -> str:
         ("train.ema", [1.0], r"train.ema: expected one decay in \[0, 1\)"),
         ("train.cosine_decay", 1, "train.cosine_decay: expected bool, got 1"),
         ("process.schedule", "round", "process.schedule: expected one of 'equal'"),
-        ("process.gamma", 0.5, "process.gamma: schedule 'equal' takes none"),
+        ("process.gamma", 0.5, "process.gamma: schedule 'information' takes none"),
         ("data.classes", "moods", "data.classes: expected a list"),
         ("data.classes", [3], r"data.classes\[0\]: expected str, got 3"),
         ("network.level_sizes", [[16, 16, 16]], r"network.level_sizes\[0\]: expected 2 values"),

@@ -52,6 +52,9 @@ def test_blurs_grow_from_nothing_to_their_width(name):
         ({"degradation": "melt"}, "process.degradation: expected one of 'resize', 'blur', "),
         ({"noise": "pink"}, "process.noise: expected one of 'linear', 'cosine', 'rectified_flow', 'edm'"),
         ({"schedule": "later"}, "process.schedule: expected one of"),
+        ({"nats": None}, "process.nats: schedule 'information' takes a number"),
+        ({"nats": 0.0}, "process.nats: expected a positive number"),
+        ({"schedule": "equal"}, "process.nats: schedule 'equal' takes none"),
         ({"blur": 0.0}, "process.blur: expected a positive width"),
         ({"blur_schedule": "fast"}, "process.blur_schedule: expected one of 'sine', 'log'"),
         ({"noise": "log_snr"}, "noise 'log_snr' takes one value per step"),
@@ -66,6 +69,28 @@ def test_what_is_no_process_is_named(settings, message):
     config["process"] |= {"steps": 30, **settings}
     with pytest.raises(ValueError, match=message):
         Config.from_json(json.dumps(config))
+
+
+@pytest.mark.parametrize("noise", ["linear", "cosine", "rectified_flow", "edm"])
+@pytest.mark.parametrize("matched", [True, False])
+def test_the_size_changes_where_little_is_lost(noise, matched):
+    sizes = [(16, 16), (8, 8), (4, 4)]
+    process = ProcessConfig("information", None, matched, 1000, noise=noise, nats=0.3).build(sizes)
+    known = ssd.oracle.band_information(
+        sizes, ssd.NoiseSchedule.named(noise, 1000), ssd.oracle.natural_spectrum((16, 16)), matched
+    )
+    rows = [known[sizes.index(process.shape(t))] for t in (1, *process.size_changes)]
+    lost = sum(high[t - 1] - low[t - 1] for high, low, t in zip(rows, rows[1:], process.size_changes, strict=False))
+    assert 0.25 < lost <= 0.3
+    assert process.shape(1000) == (4, 4)
+
+
+@pytest.mark.parametrize(("steps", "levels"), [(3, 2), (5, 3), (10, 3), (20, 4), (1000, 5)])
+@pytest.mark.parametrize("size", [16, 28, 64])
+def test_information_schedules_exist_for_every_size(steps, levels, size):
+    sizes = [(max(size >> k, 1),) * 2 for k in range(levels)]
+    process = ProcessConfig("information", None, True, steps, noise="cosine", nats=0.3).build(sizes)
+    assert (process.shapes[0], process.shapes[-1]) == (sizes[0], sizes[-1])
 
 
 def test_a_process_of_one_size_takes_one_level():

@@ -1,0 +1,145 @@
+"""Resolution schedules by information: the closed form, the search, and what runs make of them."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ssdcore as ssd
+from ssdcore import oracle
+
+NOISE = ssd.NoiseSchedule.cosine(12)
+STEPS = 9
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 12), (9,), (4, 6, 8)])
+def test_a_natural_spectrum_falls_with_the_frequency_and_has_the_pixels_deviation(shape: tuple[int, ...]) -> None:
+    spectrum = oracle.natural_spectrum(shape, 2.0, 0.25)
+    assert spectrum.shape == shape
+    assert spectrum.mean() == pytest.approx(0.0625)  # the mean variance of a pixel: the cosine basis is orthonormal
+    for axis in range(len(shape)):
+        assert (np.diff(spectrum, axis=axis) < 0).all()
+    # the same number of waves per pixel has the same power along every axis
+    halves = [spectrum[tuple(n // 2 if k == axis else 0 for k in range(len(shape)))] for axis, n in enumerate(shape)]
+    if all(n % 2 == 0 for n in shape):
+        assert np.ptp(halves) <= 1e-12 * max(halves)
+
+
+@pytest.mark.parametrize("matched", [True, False])
+def test_band_information_is_that_of_each_size_by_itself(matched: bool) -> None:
+    sizes = [(8, 12), (4, 6), (2, 3)]
+    spectrum = oracle.natural_spectrum(sizes[0]) * np.random.default_rng(0).uniform(0.5, 2, sizes[0])
+    found = oracle.band_information(sizes, NOISE, spectrum, matched)
+    assert found.shape == (3, 12)
+    for row, (h, w) in zip(found, sizes):
+        # matched noise tells as much of a mode at every size; the paper's is as large on every pixel
+        share = 1 if matched else h * w / 96
+        small = ssd.LinearDiffusion.identity((h, w), NOISE)
+        own = oracle.mutual_information(small, ssd.Covariance.cosine(spectrum[:h, :w] * share))
+        np.testing.assert_allclose(row, own, rtol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.floats(0.05, 20))
+def test_no_schedule_that_loses_no_more_costs_less(seed: int, levels: int, nats: float) -> None:
+    rng = np.random.default_rng(seed)
+    lost = np.sort(rng.uniform(0, 5, (levels - 1, 12)), axis=1)[:, ::-1]  # the later a change, the less it loses
+    information = np.vstack([np.zeros(12), -np.cumsum(lost, axis=0)])
+    cost = np.sort(rng.uniform(0.1, 1, levels))[::-1]
+    starts = oracle.information_starts(information, NOISE, nats, STEPS, cost.tolist())
+    log_snr = NOISE.log_snr()
+    positions = (STEPS - 1) * (log_snr[0] - log_snr) / (log_snr[0] - log_snr[-1])
+
+    def measured(chosen: tuple[int, ...]) -> tuple[float, float]:
+        """Cost, infinite for a level of one step, and nats."""
+        total, begun = 0.0, 0.0
+        ends = [*[positions[t - 1] for t in chosen], positions[-1] + 1]
+        for level, end in enumerate(ends):
+            if level and 0 < end - begun < 2 - 1e-9:
+                return math.inf, 0.0
+            if not level and end <= 0:
+                return math.inf, 0.0
+            total += cost[level] * (end - begun)
+            begun = end
+        return total, sum(row[t - 1] for row, t in zip(lost, chosen))
+
+    own_cost, own_nats = measured(starts)
+    every = list(itertools.combinations_with_replacement(range(1, 13), levels - 1))
+    possible = [(c, n) for c, n in map(measured, every) if c < math.inf and n >= 0]
+    least = min(n for _, n in possible)
+    assert own_cost < math.inf
+    assert own_nats <= nats + 1e-9 or own_nats == pytest.approx(least)
+    assert all(c >= own_cost - 1e-9 for c, n in possible if n <= own_nats + 1e-12) or own_nats == pytest.approx(least)
+
+
+def test_later_for_fewer_nats_and_for_more_pixels() -> None:
+    noise = ssd.NoiseSchedule.linear(1000)
+
+    def starts(side: int, nats: float) -> tuple[int, ...]:
+        sizes = [(side >> k,) * 2 for k in range(4)]
+        known = oracle.band_information(sizes, noise, oracle.natural_spectrum(sizes[0]))
+        return oracle.information_starts(known, noise, nats, 50)
+
+    for few, many in itertools.pairwise([3.0, 1.0, 0.3, 0.1]):
+        assert all(b > a for a, b in zip(starts(32, few), starts(32, many)))
+    for small, large in itertools.pairwise([16, 32, 64]):
+        assert all(b > a for a, b in zip(starts(small, 1.0), starts(large, 1.0)))
+
+
+def test_few_steps_skip_a_level_that_would_have_one() -> None:
+    sizes = [(32, 32), (16, 16), (8, 8), (4, 4)]
+    noise = ssd.NoiseSchedule.linear(1000)
+    known = oracle.band_information(sizes, noise, oracle.natural_spectrum(sizes[0]))
+    many, few = (oracle.information_starts(known, noise, 0.3, steps) for steps in (50, 6))
+    assert len(set(many)) == 3
+    assert len(set(few)) < 3
+    proc = ssd.LinearDiffusion.resize((32, 32), noise, ssd.ResolutionSchedule.thresholds(few, 1000))
+    assert len(proc.shapes) == 1 + len(set(few))
+
+
+def test_one_level_has_no_start() -> None:
+    known = oracle.band_information([(8, 8)], NOISE, oracle.natural_spectrum((8, 8)))
+    assert oracle.information_starts(known, NOISE) == ()
+
+
+def test_a_design_is_the_schedule_with_its_exact_figures() -> None:
+    noise, covariance = ssd.NoiseSchedule.linear(200), ssd.Covariance.cosine(oracle.natural_spectrum((16, 16)))
+    design = oracle.design_by_information((16, 16), noise, covariance, levels=3, steps=12, nats=1.5, kernel="box")
+    information = oracle.level_information((16, 16), noise, covariance, 3, kernel="box")
+    assert design.levels.starts == oracle.information_starts(information, noise, 1.5, 12, [256, 64, 16])
+    assert len(design.times) == 12
+    assert set(design.process.size_changes) <= set(design.times)
+    assert design.cost == sum(math.prod(design.process.shape(t)) for t in design.times)
+    assert design.full_cost == 12 * 256
+    assert design.error == oracle.sampler_error(
+        design.process, covariance, design.times, 0.0, order=2, second_moments=True
+    )
+    lost = sum(
+        high[t - 1] - low[t - 1]
+        for high, low, t in zip(information, information[1:], design.levels.starts, strict=False)
+    )
+    assert 0 < lost <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda: oracle.natural_spectrum((8, 8), -1.0), "exponent of at least 0"),
+        (lambda: oracle.natural_spectrum((8, 8), deviation=0.0), "positive deviation"),
+        (lambda: oracle.band_information([(8, 8), (4, 4)], NOISE, np.ones((4, 4))), "spectrum of the full size"),
+        (lambda: oracle.band_information([(8, 8)], NOISE, -np.ones((8, 8))), "finite and not negative"),
+        (lambda: oracle.band_information([(8, 8), (16, 4)], NOISE, np.ones((8, 8))), "sizes that fall"),
+        (lambda: oracle.information_starts(np.zeros((2, 5)), NOISE), "finite nats"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, 0.0), "nats must be finite and positive"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, cost=[1, 2]), "do not rise"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, cost=[1]), "expected 2 positive costs"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, steps=2), "at least 3 steps"),
+        (lambda: oracle.information_starts(np.zeros((2, 1)), ssd.NoiseSchedule.cosine(1)), "have no room"),
+    ],
+)
+def test_what_is_wrong_is_said(call: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        call()  # type: ignore[operator]
