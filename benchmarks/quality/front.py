@@ -469,6 +469,7 @@ def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tens
         row = {
             "arm": name,
             "seed": seed,
+            "size": images.shape[-1],
             "steps": kept["steps"],
             "train_seconds": kept["seconds"],
             "parameters": sum(p.numel() for p in net.parameters()),

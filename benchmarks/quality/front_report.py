@@ -4,8 +4,8 @@
     python benchmarks/quality/front_report.py FILE.json --pictures DOCS     # the same table, and the front as a plot
     python benchmarks/quality/front_report.py FOLDER --pictures DOCS --data DATA    # first samples, too
 
-Means ± standard error over seeds. The pictures are garments16-front.png, quality against the cost of a sample, and
-garments16-samples.png, first samples below test images.
+Means ± standard error over seeds. The pictures are garments16-front.png (or of the images' size), quality against the
+cost of a sample, and garments16-samples.png, first samples below test images.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def front(rows: Rows) -> Any:
         colour = plotting.COLOURS[arms.index(arm) % len(plotting.COLOURS)]
         marker = _MARKERS[kind]
         axes.errorbar(costs, means, errors, color=colour, marker=marker, capsize=3, linewidth=1, label=f"{arm}: {kind}")
-    axes.set(xlabel="MFLOP per sample", title="Fashion-MNIST, 16 px, equal training time")
+    axes.set(xlabel="MFLOP per sample", title=f"Fashion-MNIST, {rows[0]['size']} px, equal training time")
     axes.set_ylabel("Fréchet distance (classifier's features)")
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
@@ -144,9 +144,13 @@ def main() -> None:
         args.rows.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
     if args.pictures is not None:
         args.pictures.mkdir(parents=True, exist_ok=True)
-        plotting.save(front(rows), args.pictures / "garments16-front.png", dpi=100)
+        plotting.save(front(rows), args.pictures / f"garments{rows[0]['size']}-front.png", dpi=100)
         if args.results.is_dir() and args.data is not None:
-            plotting.save(samples(rows, args.results, args.data), args.pictures / "garments16-samples.png", dpi=100)
+            plotting.save(
+                samples(rows, args.results, args.data),
+                args.pictures / f"garments{rows[0]['size']}-samples.png",
+                dpi=100,
+            )
 
 
 if __name__ == "__main__":
