@@ -155,7 +155,7 @@ def test_second_order_holds_across_changes_of_size_with_second_moments():
         law = ssd.oracle.sampler_law(proc, data, times, 0.0, order=2, second_moments=born)
         return np.abs(law.covariance.as_matrix() - data.as_matrix()).max()
 
-    for n in (40, 80, 160):
+    for n in (80, 160, 320):
         assert error(n, True) / error(2 * n, True) > 3.5
     assert error(320, True) < 0.01 * error(320, False)
     assert error(160, False) < 1.1 * error(320, False)  # its floor
