@@ -11,9 +11,9 @@ from ssdcore_torch.denoisers import FlexiUNetConfig
 from ssdcore_torch.denoisers.unet import level_sizes
 from ssdcore_torch.processes import ProcessConfig
 
-# "cpu" and "gpu64" train as the study of quality under equal budgets found best: matched noise, batches that lean to the
-# large sizes; "cpu" with changes of size where little is lost, measured in short training at 16 pixels; "gpu64", which
-# trains for longer, with equal levels, preconditioning and EDM's loss, which win at 20 minutes and lose at 2
+# "cpu" and "gpu64" train as the study of quality under equal budgets found best: matched noise, batches that lean to
+# the large sizes; "cpu" with changes of size where little is lost, measured in short training at 16 pixels; "gpu64",
+# which trains for longer, with equal levels, preconditioning and EDM's loss, which win at 20 minutes and lose at 2
 # (benchmarks/quality/README.md; on a CPU, at 16 and 32 pixels).
 
 
