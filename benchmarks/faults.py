@@ -64,6 +64,7 @@ SP, G, C, S, P, MS = "spectral.py", "gaussian.py", "conditioning.py", "schedules
 TIMED, BATCH, OPEN, LIFT = "process/timed.py", "batched.py", "_second_moments.py", "lifted.py"
 LAW, PROP, INFO = "oracle/_law.py", "oracle/_propagation.py", "oracle/_information.py"
 TIMES, DESIGN, FIT, EMP = "placement.py", "oracle/_design.py", "oracle/_fit.py", "oracle/_empirical.py"
+DESIGNED = "oracle/_information_design.py"
 
 FAULTS: tuple[Fault, ...] = (
     # resize
@@ -107,7 +108,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault("posteriors", SP, "the lift loses the sign", ("(self.sign * weights) * self.output.analyse", "weights * self.output.analyse")),
     _fault("spectra", SP, "functions of the singular values, not of their squares", ("Constant(self.singular_values**2)", "Constant(self.singular_values)")),
     _fault("spectra", SP, "f(0) left out where M has no modes", ("xp.reshape(f(zero), ())", "0.0 * xp.reshape(f(zero), ())")),
-    _fault("long axes", "axes.py", "the band ends one column early", ("np.arange(int((last - first).max()) + 1)", "np.arange(max(1, int((last - first).max())))")),
+    _fault("long axes", "bands.py", "the band ends one column early", ("np.arange(int((last - first).max()) + 1)", "np.arange(max(1, int((last - first).max())))")),
     _fault("covariances", SP, "what is orthogonal to all modes counted twice", ("(values - rest) * self.analyse(xp, x)", "values * self.analyse(xp, x)")),
     # gaussians
     _fault("covariances", G, "no root", ("return self._run(x, 0.5)", "return self._run(x, 1.0)")),
@@ -216,6 +217,12 @@ FAULTS: tuple[Fault, ...] = (
     _fault("information", INFO, "levels change one step before the first", ("ResolutionSchedule.thresholds([1] * k)", "ResolutionSchedule.thresholds([2] * k)")),
     _fault("information", INFO, "pixel share of an axis", ("math.prod(proc.shape(t)) / full", "(math.prod(proc.shape(t)) / full) ** 0.5")),
     _fault("sampling times", TIMES, "log-SNR placement uniform in the SNR", ("goals = np.linspace(log_snr[0], log_snr[finite][-1], steps) if steps > 1", "goals = np.log(np.linspace(np.exp(log_snr[0]), np.exp(log_snr[finite][-1]), steps)) if steps > 1")),
+    _fault("information", DESIGNED, "photographs' amplitude for their power", ("f**2 for f in axes)) ** (-exponent / 2)", "f**2 for f in axes)) ** (-exponent / 4)")),
+    _fault("information", DESIGNED, "unmatched noise tells as much as matched", ("share = 1.0 if matched else", "share = 1.0 if True else")),
+    _fault("information", DESIGNED, "levels of one step", ("_LEAST_STEPS = 2", "_LEAST_STEPS = 1")),
+    _fault("information", DESIGNED, "cost of the level below", ("cost[high] * self.positions + price * lost", "cost[low] * self.positions + price * lost")),
+    _fault("sampling times", TIMES, "a whole step after a change", ("_AFTER_CHANGE = 0.5", "_AFTER_CHANGE = 1.0")),
+    _fault("sampling times", TIMES, "no second step between two changes", ("inside[k] = min(1, room[k])", "inside[k] = 0")),
     _fault("sampling times", TIMES, "times from 0 rather than 1", ("np.linspace(1, noise.steps, steps) if steps > 1", "np.linspace(0, noise.steps, steps + 1)[1:] if steps > 1")),
     _fault("sizes", P, "respacing counts from the original", ("self.noise.alpha[kept], self.noise.sigma[kept]", "self.noise.alpha[kept], self.noise.sigma[[0, *(t - 1 if t > 1 else t for t in chosen)]]")),
     _fault("sizes", P, "sizes from the level before", ("max(1, round(n / factor**k))", "max(1, round(n / (1 + (factor - 1) * k)))")),

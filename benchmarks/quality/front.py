@@ -433,8 +433,13 @@ def planned(names: list[str], args: argparse.Namespace, images: Tensor) -> dict[
     return known
 
 
+def stem_of(out: Path, arm: str, seed: int) -> Path:
+    """What the names of an arm's files begin with."""
+    return out / f"{arm.replace(' ', '_').replace(',', '')}-{seed}"
+
+
 def run(name: str, seed: int, steps: int, args: argparse.Namespace, images: Tensor, judge: Judge) -> None:
-    stem = args.out / f"{name.replace(' ', '_').replace(',', '')}-{seed}"
+    stem = stem_of(args.out, name, seed)
     allowed = [how for how in args.sampling if ARMS[name].peer is None or set(SAMPLINGS[how]) == {"steps"}]
     files = {how: Path(f"{stem}-{how.replace(' ', '_').replace(',', '')}.json") for how in allowed}
     wanted = [how for how, file in files.items() if not file.exists()]

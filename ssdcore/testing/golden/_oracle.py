@@ -12,6 +12,7 @@ import numpy as np
 from ssdcore import multistep, oracle
 from ssdcore.gaussian import Covariance, Gaussian
 from ssdcore.operators import Resize, Separable
+from ssdcore.placement import sampling_times
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 from ssdcore.testing._report import Measurement
@@ -228,6 +229,7 @@ def information(_: Any) -> Iterator[Measurement]:
     starts = oracle.free_starts(table, 0.25)
     yield from holds(f"a level is free from the last time on that costs more: {starts}", starts == (5, None))
     yield from holds("free everywhere", oracle.free_starts(table[[0, 0]], 0.25) == (1,))
+    yield from _information_of_bands()
     images = np.array([[0.5, -0.25], [0.0, 1.0]])
     share = [
         sum(REAL.erf(abs(real(x)) * real(a) / real(s) / REAL.sqrt(2)) for x in images.ravel()) / 4
@@ -245,6 +247,43 @@ def information(_: Any) -> Iterator[Measurement]:
     yield from agree("share of pixels", oracle.pixel_share(square), reals([1, 1, 0.25, 0.25, 0.25]))
 
 
+def _information_of_bands() -> Iterator[Measurement]:
+    # 1/(1 + f²) at f = 0, 1 and 0, 2 along the short axis, whose waves are twice as long
+    power = [[Fraction(1), Fraction(1, 2), Fraction(1, 5), Fraction(1, 10)]]
+    power.append([Fraction(1, 5), Fraction(1, 6), Fraction(1, 9), Fraction(1, 14)])
+    total = sum(map(sum, power))
+    want = [[real(p * 8 / total) * real(Fraction(1, 4)) for p in row] for row in power]
+    found = oracle.natural_spectrum((2, 4), 2.0)
+    yield from agree("spectrum of photographs", found, np.array(want), 16)
+    noise = NoiseSchedule.from_log_snr([0.0, -2 * float(np.log(2))])  # α²/σ² is 1 and ¼
+    spectrum = [3.0, 1.0]
+    for matched, share in ((True, Fraction(1)), (False, Fraction(1, 2))):
+        rows = [
+            [(REAL.log(real(1 + 3 * r)) + REAL.log(real(1 + r))) / 2 for r in (Fraction(1), Fraction(1, 4))],
+            [REAL.log(real(1 + 3 * r * share)) / 2 for r in (Fraction(1), Fraction(1, 4))],
+        ]
+        found = oracle.band_information([(2,), (1,)], noise, spectrum, matched)
+        yield from agree(f"information of bands, matched {matched}", found, np.array(rows), 16)
+    even = NoiseSchedule.from_log_snr(np.linspace(8, -8, 9))
+    lost = np.array([2.0 ** (8 - t) for t in range(9)])  # 256, 128, … 1
+    found = oracle.information_starts(np.stack([lost, 0 * lost]), even, 20.0, 9)
+    yield from holds(f"the first time that loses no more than 20 nats is 5, got {found}", found == (5,))
+    cost, table = (1.0, 0.5, 0.1), np.stack([2.6 * lost, 1.6 * lost, 0 * lost])
+
+    def measured(first: int, second: int) -> tuple[float, float]:
+        spent = cost[0] * (first - 1) + cost[1] * (second - first) + cost[2] * (9 - second)
+        return spent, float(lost[first - 1] + 1.6 * lost[second - 1])
+
+    # a level below the first lasts two steps or none, the last one at least one besides T
+    allowed = [(a, b) for a in range(2, 9) for b in range(a, 9) if b - a != 1]
+    for nats in (200.0, 40.0, 20.0, 8.0):
+        found = oracle.information_starts(table, even, nats, 9, cost)
+        spent, lose = measured(*found)
+        yield from holds(f"{found} is allowed and loses {lose:.3g} of {nats:g} nats", found in allowed and lose <= nats)
+        better = [other for other in allowed if measured(*other) < (spent, lose) and measured(*other)[1] <= lose]
+        yield from holds(f"no starts that lose no more than {found} cost less: {better}", not better)
+
+
 def times(_: Any) -> Iterator[Measurement]:
     base = NoiseSchedule.from_log_snr([8.0, 7.0, 1.0, 0.0, -1.0, -8.0])
     ten = NoiseSchedule.from_log_snr(np.linspace(8, -8, 10))
@@ -256,6 +295,12 @@ def times(_: Any) -> Iterator[Measurement]:
         ("with a required time", oracle.spread_times(ten, 4, required=(5,)), (1, 5, 7, 10)),
     ):
         yield from holds(f"{what}: {want}, got {found}", found == want)
+    even = NoiseSchedule.from_log_snr(np.linspace(8, -8, 41))
+    levels = LinearDiffusion.resize((8, 8), even, ResolutionSchedule.thresholds([14, 25]))
+    # spans of 13, 11 and 16: two and a half steps of 5.2, one and a half of 7⅓, three of 5⅓
+    for steps, want in ((4, (1, 14, 25, 41)), (5, (1, 14, 21, 25, 41)), (9, (1, 6, 11, 14, 21, 25, 30, 36, 41))):
+        found = sampling_times(levels, steps, "log_snr")
+        yield from holds(f"half a step after each change of size: {want}, got {found}", found == want)
     for spectrum, span, eta in (((1.0, 0.25, 0.0625, 0.015625), (6, -5), 1), ((4.0, 0.5, 0.001), (8, -4), 0)):
         base = NoiseSchedule.from_log_snr(np.linspace(*span, 8))
         found = oracle.optimal_times((len(spectrum),), base, Covariance.cosine(spectrum), 3, float(eta))
