@@ -61,12 +61,12 @@ class Suite:
 
 # ---- what a recipe is made of; every name is used in the arms below
 
-PAPER_PROCESS: Settings = {"process": {"schedule": "convex", "gamma": 0.5, "matched": False}}
-PAPER_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "matched": False}}
-MATCHED_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "matched": True}}
+PAPER_PROCESS: Settings = {"process": {"schedule": "convex", "gamma": 0.5, "nats": None, "matched": False}}
+PAPER_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "nats": None, "matched": False}}
+MATCHED_EQUAL: Settings = {"process": {"schedule": "equal", "gamma": None, "nats": None, "matched": True}}
 
 # A little longer at the large sizes than equal shares; at 25 steps four levels still cost less than half of one.
-MATCHED_CONVEX: Settings = {"process": {"schedule": "convex", "gamma": 0.8, "matched": True}}
+MATCHED_CONVEX: Settings = {"process": {"schedule": "convex", "gamma": 0.8, "nats": None, "matched": True}}
 
 MIN_SNR: Settings = {"train": {"weighting": "min_snr", "pixel_share": False, "size_bias": 0.0}}
 PIXEL_SHARE: Settings = {"train": {"weighting": "min_snr", "pixel_share": True, "size_bias": 0.0}}
@@ -77,7 +77,7 @@ PRECONDITIONED: Settings = {"network": {"preconditioned_times": 1000}}
 
 def thresholds(*starts: int) -> Settings:
     """Matched noise, each level starting at the time given."""
-    return {"process": {"schedule": "thresholds", "gamma": None, "matched": True, "starts": list(starts)}}
+    return {"process": {"schedule": "thresholds", "gamma": None, "nats": None, "matched": True, "starts": list(starts)}}
 
 
 def blocks(count: int) -> Settings:
