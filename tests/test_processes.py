@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -100,6 +101,14 @@ def test_a_process_of_one_size_takes_one_level():
 
 def asked(**process: object) -> Config:
     return configure(Asked(options={"process": process}), None, "cpu")
+
+
+def test_another_schedule_takes_no_nats():
+    assert asked().process.nats == 0.3
+    assert asked(schedule="equal").process == dataclasses.replace(asked().process, schedule="equal", nats=None)
+    assert asked(schedule="information", nats=1.0).process.nats == 1.0
+    with pytest.raises(ValueError, match="takes none"):
+        asked(schedule="equal", nats=1.0)
 
 
 def test_options_bring_what_goes_with_them():

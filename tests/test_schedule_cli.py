@@ -144,8 +144,8 @@ def test_starts_and_schedule_must_agree() -> None:
     config = preset("cpu")
     with pytest.raises(ValueError, match=r"process.starts: schedule 'thresholds' takes a list of times, got None"):
         dataclasses.replace(config.process, schedule="thresholds", gamma=None)
-    with pytest.raises(ValueError, match=r"process.starts: schedule 'equal' takes none \(null\), got \(5,\)"):
+    with pytest.raises(ValueError, match=r"process.starts: schedule 'information' takes none \(null\), got \(5,\)"):
         dataclasses.replace(config.process, starts=(5,))
-    wrong = dataclasses.replace(config.process, schedule="thresholds", starts=(5,))
+    wrong = dataclasses.replace(config.process, schedule="thresholds", starts=(5,), nats=None)
     with pytest.raises(ValueError, match="3 levels change size 2 times, got the times"):
         dataclasses.replace(config, process=wrong).build_process()

@@ -13,7 +13,7 @@ from ssdcore.files import open_regular
 from ssdcore_torch.config import Config, designed, flat_settings, merged, preset
 from ssdcore_torch.data import EMBEDDED, absolute
 from ssdcore_torch.denoisers import FlexiUNetConfig, NetworkConfig
-from ssdcore_torch.processes import GO_WITH, ProcessConfig
+from ssdcore_torch.processes import GO_WITH, INFORMATION, ProcessConfig
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _keeps_size(settings: Mapping[str, Any], config: Config) -> bool:
 
 
 def _going_with(settings: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """What the noise that is asked for is trained with, and the network's table of times as long as the process."""
+    """What the noise that is asked for is trained with, the network's table of times as long as the process, and no nats
+    for a schedule that takes none."""
     process = _process_settings(settings)
     steps = process.get("steps", config.process.steps)
     found: dict[str, Any] = {}
@@ -125,6 +126,8 @@ def _going_with(settings: Mapping[str, Any], config: Config) -> dict[str, Any]:
         found[section] = {name: steps if value is ... else value for name, value in values.items()}
     if config.network.preconditioned_times is not None:
         found.setdefault("network", {})["preconditioned_times"] = steps
+    if process.get("schedule", INFORMATION) != INFORMATION:
+        found.setdefault("process", {})["nats"] = None
     return found
 
 
