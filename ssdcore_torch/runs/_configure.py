@@ -117,8 +117,8 @@ def _keeps_size(settings: Mapping[str, Any], config: Config) -> bool:
 
 
 def _going_with(settings: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """What the noise asked for is trained with, a table of times as long as the process, and no nats for a schedule that
-    takes none."""
+    """What the noise asked for is trained with, a table of times as long as the process, and no nats where none are
+    taken."""
     process = _process_settings(settings)
     steps = process.get("steps", config.process.steps)
     found: dict[str, Any] = {}
