@@ -30,7 +30,7 @@ def natural_spectrum(shape: Shape | int, exponent: float = 2.5, deviation: float
 
         λ(f) ∝ (1 + |f|²)^(−exponent/2),  f in half waves over the longer side
 
-    The power of photographs falls as |f|^−exponent with exponents about 2 to 3 (Field, 1987). For `Covariance.cosine`
+    The power of photographs falls with the frequency to the −2 or −3 (Field, 1987). For `Covariance.cosine`
     and `band_information`, where there are no data to fit.
 
     Args:
