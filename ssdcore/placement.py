@@ -103,10 +103,15 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
         noise = proc.respace(range(first, proc.steps + 1)).noise
         times = spread_times(noise, steps, placement, [t - first + 1 for t in changes])
         return tuple(t + first - 1 for t in times)
-    fallen = -proc.kept(_log_snr_of_the_best_kept)[first - 1 :]
-    fallen = np.maximum.accumulate(np.minimum(fallen, fallen[np.isfinite(fallen)][-1]))
+    fallen = falling(proc.kept(_log_snr_of_the_best_kept)[first - 1 :])
     fixed = needed if steps == len(needed) else sorted({first, *needed})
     return tuple(t + first for t in _even_between([t - first for t in fixed], steps, fallen, fixed.index(needed[0])))
+
+
+def falling(log_snr: np.ndarray) -> np.ndarray:
+    """−log-SNR, made never to fall; times without signal are as the last that has some."""
+    fallen = -log_snr
+    return np.asarray(np.maximum.accumulate(np.minimum(fallen, fallen[np.isfinite(fallen)][-1])))
 
 
 def _log_snr_of_the_best_kept(proc: LinearDiffusion) -> np.ndarray:

@@ -15,7 +15,7 @@ from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._design import Design
 from ssdcore.oracle._information import level_information
 from ssdcore.oracle._law import as_covariance, sampler_error
-from ssdcore.placement import sampling_times
+from ssdcore.placement import falling, sampling_times
 from ssdcore.process import LinearDiffusion
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
@@ -187,17 +187,17 @@ def design_by_information(
         one_by_one = range(noise.steps - levels + 2, noise.steps + 1)
         cost = [float(math.prod(size)) for size in process(one_by_one).shapes]
     starts = information_starts(information, noise, nats, steps, cost)
-    proc = process(starts)
+    schedule, proc = ResolutionSchedule.thresholds(starts, noise.steps), process(starts)
     times = sampling_times(proc, steps, "log_snr")
 
     def error(of: LinearDiffusion, visited: Sequence[int] | None) -> float:
         return sampler_error(of, data, visited, 0.0, order=2, second_moments=True)
 
     return Design(
-        levels=ResolutionSchedule.thresholds(starts, noise.steps),
+        levels=schedule,
         times=times,
         error=error(proc, times),
-        cost=float(sum(cost[sum(start <= t for start in starts)] for t in times)),
+        cost=float(sum(cost[schedule.level(t)] for t in times)),
         full_error=error(LinearDiffusion.identity(base, noise), times),
         full_cost=float(steps * cost[0]),
         floor=error(proc, None),
@@ -208,9 +208,8 @@ def design_by_information(
 
 def _positions(noise: NoiseSchedule, steps: int) -> np.ndarray:
     """Where each time 1 … T lies among `steps` steps that are even in log-SNR: 0 at t = 1, steps − 1 at T."""
-    log_snr = noise.log_snr()
-    log_snr = np.maximum(log_snr, log_snr[np.isfinite(log_snr)][-1])
-    fallen = np.maximum.accumulate(log_snr[0] - log_snr)
+    fallen = falling(noise.log_snr())
+    fallen = fallen - fallen[0]
     return np.asarray((steps - 1) * fallen / fallen[-1] if fallen[-1] > 0 else np.zeros(len(fallen)))
 
 
