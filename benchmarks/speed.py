@@ -461,6 +461,7 @@ def load_peer(checkout: Path, device: torch.device) -> Peer:
     """Its modules. Packages that it takes only to read files, to draw and to read settings may be missing."""
     if not (checkout / "guided_diffusion").is_dir():
         raise SystemExit(f"--peer {checkout}: expected a checkout of the paper's code, with a folder guided_diffusion")
+    stand_ins = []
     for name in ("blobfile", "omegaconf", "torchvision"):
         try:
             importlib.import_module(name)
@@ -468,9 +469,12 @@ def load_peer(checkout: Path, device: torch.device) -> Peer:
             empty = types.ModuleType(name)
             empty.OmegaConf = None  # type: ignore[attr-defined]
             sys.modules[name] = empty
+            stand_ins.append(name)
     sys.path.insert(0, str(checkout))
     names = ("logger", "ssd_utils", "script_util", "train_util")
     modules = {name: importlib.import_module(f"guided_diffusion.{name}") for name in names}
+    for name in stand_ins:  # others ask whether they are installed
+        del sys.modules[name]
     logger = modules["logger"].Logger
     logger.CURRENT = logger.DEFAULT = logger(dir=tempfile.gettempdir(), output_formats=[])
     modules["train_util"].find_resume_checkpoint = lambda folder: None

@@ -13,8 +13,9 @@ import statistics
 import time
 from pathlib import Path
 
-import front
 import torch
+from front import ARMS, MEASURED, stem_of, tensor_of
+from sides import TOGETHER, Recipe, opened
 
 from ssdcore_torch.sampling import fit_moments, measure_residuals, to_float
 
@@ -25,7 +26,7 @@ WAYS = (
     (PAPER, {"steps": 12}),
     (PAPER, {"steps": 25}),
 )
-BATCH, ROUNDS, SEED = 250, 3, 0
+ROUNDS, SEED = 3, 0
 
 
 def main() -> None:
@@ -35,25 +36,25 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, required=True, metavar="CHECKOUT", help="the paper's released code")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    images = front.tensor_of(args.data / "train.npz")
+    images = tensor_of(args.data / "train.npz")
     sides = {}
     for arm in (OURS, PAPER):
-        side = front.made(arm, SEED, images, args.peer)
-        kept = torch.load(front.stem_of(args.out, arm, SEED).with_suffix(".pt"), weights_only=True)
+        side = opened(ARMS[arm], SEED, images, Recipe(torch.device("cpu")), args.peer)
+        kept = torch.load(stem_of(args.out, arm, SEED).with_suffix(".pt"), weights_only=True)
         side.net.load_state_dict(kept["average"])
         sides[arm] = side, side.net.eval().requires_grad_(False)
     ours, net = sides[OURS]
     moments = fit_moments(images[:10_000], ours.process)
     ours.prior = None if moments is None else ours.process.prior(*moments)
-    ours.residuals = measure_residuals(net, ours.process, [(to_float(images[: front.MEASURED]), None)], clip=True)
+    ours.residuals = measure_residuals(net, ours.process, [(to_float(images[:MEASURED]), None)], clip=True)
     spent: list[list[float]] = [[] for _ in WAYS]
     for turn in range(1 + ROUNDS):
         for times, (arm, sampler) in zip(spent, WAYS):
             side, net = sides[arm]
             started = time.process_time()
-            side.sample(net, BATCH, sampler)
+            side.sample(net, TOGETHER, sampler)
             if turn:
-                times.append(1e3 * (time.process_time() - started) / BATCH)
+                times.append(1e3 * (time.process_time() - started) / TOGETHER)
     for times, (arm, sampler) in zip(spent, WAYS):
         each = ", ".join(f"{t:.1f}" for t in times)
         print(f"{arm}, {sampler['steps']} steps: {statistics.median(times):.1f} ms a sample ({each})")

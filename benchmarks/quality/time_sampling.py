@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from front import HELD_OUT, Arm, Ours, Training, tensor_of
+from front import HELD_OUT, tensor_of
+from sides import Arm, Ours, Recipe
 from torch.nn import functional as F
 
 from ssdcore_torch.sampling import to_float
@@ -28,8 +29,8 @@ def halved(images: torch.Tensor) -> torch.Tensor:
 
 
 def losses(levels: int, how: str, seed: int, steps: int, train: torch.Tensor, test: torch.Tensor) -> list[float]:
-    side = Ours(Arm(levels, {"train": {"time_sampling": how}}), seed, SIZE, train.shape[1])
-    training = Training(side, train, seed, steps)
+    side = Ours(Arm(levels, {"train": {"time_sampling": how}}), seed, train, Recipe(torch.device("cpu")))
+    training = side.training(train, seed, steps)
     for _ in range(steps):
         training.advance()
     return side.held_out(training.average, to_float(test[:HELD_OUT]))
