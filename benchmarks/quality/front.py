@@ -70,6 +70,7 @@ ARMS: Mapping[str, Arm] = {
     "3 levels, density": edm(3, "density"),
     "4 levels, density": edm(4, "density"),
     "4 levels, density, by information": edm(4, "density", nats=1.0),
+    "4 levels, density, by information, 0.3 nats": edm(4, "density", nats=0.3),
     # What the preset cpu trains with: min-SNR without preconditioning, which is ahead in short training.
     "1 level, min-SNR": min_snr(1),
     "3 levels, min-SNR": min_snr(3),
