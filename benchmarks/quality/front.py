@@ -148,7 +148,7 @@ def clock(device: str) -> float:
 
 def stem_of(out: Path, arm: str, seed: int) -> Path:
     """What the names of an arm's files begin with."""
-    return out / f"{arm.replace(' ', '_').replace(',', '')}-{seed}"
+    return out / f"{arm.replace(' ', '_').replace(',', '').replace('.', '')}-{seed}"
 
 
 def rows_of(out: Path, arm: str, seed: int, samplings: Sequence[str]) -> dict[str, Path]:
