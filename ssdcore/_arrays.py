@@ -289,6 +289,16 @@ def real_number(value: Any, what: str) -> float:
     return float(value)
 
 
+def positive_int(value: Any, what: str) -> int:
+    """An int of at least 1, from a whole number of any library. Raises TypeError and ValueError for anything else."""
+    value = number(value, what)
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{what} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{what} must be at least 1, got {value}")
+    return int(value)
+
+
 def known_array(values: Any, what: object) -> np.ndarray:
     """A caller's real numbers as a numpy array of their own dtype, from an array of any library and device, or a list.
 

@@ -106,7 +106,7 @@ def _run_design(arguments: argparse.Namespace) -> None:
     informed = arguments.by == "information"
     if not 0 <= arguments.eta <= 1 or (arguments.order == 2 and arguments.eta != 0):
         raise ValueError(f"--eta: expected a number from 0 to 1, and 0 with --order 2; got {arguments.eta}")
-    if arguments.steps < arguments.levels:
+    if not informed and arguments.steps < arguments.levels:
         raise ValueError(
             f"--steps {arguments.steps}: {arguments.levels} levels change size {arguments.levels - 1} times "
             f"and need at least {arguments.levels} steps"
@@ -168,7 +168,9 @@ def _run_design(arguments: argparse.Namespace) -> None:
     print("floor: the error at every time of the process; what a change of size adds to it no number of steps removes")
     print(f"\nsampling times: {' '.join(map(str, found.times))}")
     sizes = processes["equal, matched noise"].shapes  # those that the design skips among them
-    information = oracle.level_information(shape, noise, covariance, arguments.levels, matched)
+    information = found.information
+    if information is None:
+        information = oracle.level_information(shape, noise, covariance, arguments.levels, matched)
     changes = found.levels.starts
     lost = [high[t - 1] - low[t - 1] for high, low, t in zip(information, information[1:], changes)]
     if lost:

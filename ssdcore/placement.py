@@ -99,6 +99,8 @@ def sampling_times(proc: LinearDiffusion, steps: int, placement: Placement = "ti
             f"steps = {steps}: the chain must start at t = {proc.steps} and pass the {len(changes)} times where "
             f"the size changes, {list(changes)}; take at least {len(needed)} steps"
         )
+    if steps > (most := proc.steps - first + 1):
+        raise ValueError(f"steps = {steps}: the process has only {most} from t = {first} on; take at most that many")
     if placement == "time":
         noise = proc.respace(range(first, proc.steps + 1)).noise
         times = spread_times(noise, steps, placement, [t - first + 1 for t in changes])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,19 +20,10 @@ from ssdcore._arrays import (
     known_array,
     number,
     once_per_trace,
+    positive_int,
 )
 from ssdcore._keyed import Keyed, Static
 from ssdcore._times import look_up, real_times_of, times_of
-
-
-def _positive_int(value: Any, what: str) -> int:
-    value = number(value, what)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{what} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{what} must be at least 1, got {value}")
-    return int(value)
-
 
 Normalisation = Literal["length", "sum", "signal"]
 Continuous = Callable[[Namespace, Array], tuple[Array, Array]]
@@ -226,7 +216,7 @@ class NoiseSchedule(Static):
         Raises:
             ValueError: Below T = 21, where the last β would reach one.
         """
-        steps = _positive_int(steps, "NoiseSchedule.linear: steps")
+        steps = positive_int(steps, "NoiseSchedule.linear: steps")
         if steps <= 20:
             raise ValueError(
                 f"NoiseSchedule.linear: {steps} steps would need β = 20/{steps} >= 1; take at least 21 "
@@ -237,7 +227,7 @@ class NoiseSchedule(Static):
     @classmethod
     def cosine(cls, steps: int = 1000) -> NoiseSchedule:
         """Improved DDPM's schedule: ᾱ(τ) ∝ cos²(π/2 · (τ + 0.008)/1.008), with every β at most 0.999."""
-        steps = _positive_int(steps, "NoiseSchedule.cosine: steps")
+        steps = positive_int(steps, "NoiseSchedule.cosine: steps")
         alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
         made = cls.from_betas(betas)
@@ -250,7 +240,7 @@ class NoiseSchedule(Static):
 
         No signal is left at T. Liu, Gong and Liu (2022), Lipman et al. (2022).
         """
-        steps = _positive_int(steps, "NoiseSchedule.rectified_flow: steps")
+        steps = positive_int(steps, "NoiseSchedule.rectified_flow: steps")
         t = np.arange(steps + 1)
         return cls((steps - t) / steps, t / steps, _Flow(steps), "sum")
 
@@ -267,7 +257,7 @@ class NoiseSchedule(Static):
         At real times below one sigma grows linearly from zero. With one step, sigma_1 = sigma_max. Karras et al.
         (2022), equation 5. Raises ValueError unless 0 < sigma_min < sigma_max and rho > 0, all finite.
         """
-        steps = _positive_int(steps, "NoiseSchedule.edm: steps")
+        steps = positive_int(steps, "NoiseSchedule.edm: steps")
         sigma_min, sigma_max, rho = (number(v, "NoiseSchedule.edm") for v in (sigma_min, sigma_max, rho))
         if not (0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf):
             raise ValueError(
@@ -481,7 +471,7 @@ class ResolutionSchedule(Static):
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        starts = tuple(_positive_int(t, "ResolutionSchedule: a start") for t in self.starts)
+        starts = tuple(positive_int(t, "ResolutionSchedule: a start") for t in self.starts)
         if sorted(starts) != list(starts):
             raise ValueError(f"ResolutionSchedule: levels must start one after the other, got the times {starts}")
         if self.steps is not None and starts and starts[-1] > self.steps:
@@ -571,8 +561,8 @@ class ResolutionSchedule(Static):
 
     @classmethod
     def _from_function(cls, steps: int, levels: int, u: Callable[[float], float]) -> ResolutionSchedule:
-        steps = _positive_int(steps, "ResolutionSchedule: steps")
-        levels = _positive_int(levels, "ResolutionSchedule: levels")
+        steps = positive_int(steps, "ResolutionSchedule: steps")
+        levels = positive_int(levels, "ResolutionSchedule: levels")
         if levels > steps:
             raise ValueError(f"ResolutionSchedule: {levels} levels need at least {levels} steps, got {steps}")
         at = [min(math.floor(levels * u(i / max(steps - 1, 1))), levels - 1) for i in range(steps)]

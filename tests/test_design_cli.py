@@ -146,8 +146,8 @@ def test_schedule_for_another_size(tmp_path):
         ({"tolerance": -1}, "tolerance must be finite and not negative, got -1"),
         ({"levels": 4, "steps": 3}, "4 levels change size 3 times and need at least 4 steps, got 3"),
         ({"levels": 3, "steps": 4, "tolerance": 0.0, "times": "time"}, "no 3-level schedule found within a tolerance of 0 .*best found, starts .* has 1.* times it"),
-        ({"cost": (1, 2)}, "must be positive and not rise"),
-        ({"cost": (1,)}, "a cost for each of 2 levels, got 1"),
+        ({"levels": 0}, "levels must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"times": [5, 10]}, "2 times were given for 8 steps"),
         ({"times": "even"}, "times must be best, time, log_snr, or a list, got 'even'"),
         ({"covariance": np.eye(4)}, r"expected \(64, 64\)"),
@@ -199,6 +199,27 @@ def test_design_command(images, tmp_path, capsys):
     assert schedule.error == pytest.approx(oracle.sampler_error(schedule.process(), covariance, schedule.times))
     assert len(re.findall(r"^(full size|ConvexDecay|equal|designed)", printed, flags=re.MULTILINE)) == 8
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_design_by_information_command(images, tmp_path, capsys, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        "ssdcore.oracle._information.mutual_information",
+        lambda proc, covariance: measured.append(proc) or oracle.mutual_information(proc, covariance),
+    )
+    out = tmp_path / "schedule.json"
+    options = ["--by", "information", "--nats", "2", "--steps", "8", "--noise-kind", "paper", "--out", str(out)]
+    assert main(["design", "--data", str(images), *SMALL, *options]) == 0
+    assert len(measured) == 2  # the information of each level is computed once
+    schedule = oracle.Schedule.load(out, (8, 8))
+    covariance = oracle.fit(np.moveaxis(ssd_resized(images), 3, 1)).covariance
+    noise = ssd.NoiseSchedule.linear(50)
+    found = oracle.design_by_information((8, 8), noise, covariance, 2, 8, 2.0, matched=False)
+    assert (schedule.starts, schedule.times, schedule.error) == (found.levels.starts, found.times, found.error)
+    assert (schedule.eta, schedule.order, schedule.matched) == (0.0, 2, False)
+    ((start,), (high, low)) = schedule.starts, oracle.level_information((8, 8), noise, covariance, 2, False)
+    lost = f"{high[start - 1] - low[start - 1]:.3g}"
+    assert f"its changes of size lose {lost} nats per channel: {lost} at t = {start}\n" in capsys.readouterr().out
 
 
 def ssd_resized(file):
@@ -261,6 +282,7 @@ def test_embedded_drawings_without_importing_torch():
         (["design", "--tolerance", "-1"], "tolerance must be finite and not negative"),
         (["design", "--eta", "2"], "--eta: expected a number from 0 to 1"),
         (["design", "--order", "2"], "0 with --order 2; got 1"),
+        (["design", "--by", "information", "--steps", "2"], "need at least 3 steps, got 2"),
         (["design", "--out", "/no/such/folder/x.json"], "--out: no such folder: /no/such/folder"),
         (["info", "--plot", "/no/such/folder/x.png"], "--plot: no such folder"),
         (["info", "--size", "16"], "smaller than size 16"),

@@ -122,6 +122,39 @@ def test_a_design_is_the_schedule_with_its_exact_figures() -> None:
         for high, low, t in zip(information, information[1:], design.levels.starts, strict=False)
     )
     assert 0 < lost <= 1.5
+    np.testing.assert_array_equal(design.information, information)
+
+
+def test_a_design_has_room_for_fewer_steps_than_levels() -> None:
+    covariance = ssd.Covariance.cosine(oracle.natural_spectrum((16,)))
+    design = oracle.design_by_information((16,), NOISE, covariance, levels=4, steps=3, cost=np.array([4.0, 3, 2, 1]))
+    assert len(design.times) == 3
+    (start,) = set(design.levels.starts)
+    assert design.times == (1, start, 12)
+    assert (design.cost, design.full_cost) == (6.0, 12.0)
+
+
+@pytest.mark.parametrize("cost", [[1, 2], [1], [2, 1, 1], [2, 0], [2, -1], [math.inf, 1], [2, math.nan], 3.0])
+def test_one_check_of_costs(cost: object) -> None:
+    covariance = ssd.Covariance.cosine(oracle.natural_spectrum((4,)))
+    calls = {
+        "information_starts": lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, cost=cost),
+        "design_by_information": lambda: oracle.design_by_information((4,), NOISE, covariance, 2, 9, cost=cost),
+        "design_levels": lambda: oracle.design_levels((4,), NOISE, covariance, 2, 9, cost=cost),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected 2 costs, one for each level, .* do not rise"):
+            call()
+
+
+def test_level_information_of_equal_rows_may_differ_by_rounding() -> None:
+    table = np.ones((2, 12)) + np.array([[0.0], [1e-12]])
+    assert len(oracle.information_starts(table, NOISE)) == 1
+
+
+def designed(**settings: object) -> oracle.Design:
+    call = {"shape": 8, "noise": NOISE, "covariance": np.eye(8), "levels": 3, "steps": 9, **settings}
+    return oracle.design_by_information(**call)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -132,14 +165,47 @@ def test_a_design_is_the_schedule_with_its_exact_figures() -> None:
         (lambda: oracle.band_information([(8, 8), (4, 4)], NOISE, np.ones((4, 4))), "spectrum of the full size"),
         (lambda: oracle.band_information([(8, 8)], NOISE, -np.ones((8, 8))), "finite and not negative"),
         (lambda: oracle.band_information([(8, 8), (16, 4)], NOISE, np.ones((8, 8))), "sizes that fall"),
-        (lambda: oracle.information_starts(np.zeros((2, 5)), NOISE), "finite nats"),
+        (lambda: oracle.band_information([(8, 8), (4,)], NOISE, np.ones((8, 8))), "sizes that fall"),
+        (lambda: oracle.band_information([], NOISE, np.ones((8, 8))), "a size for each level, got none"),
+        (lambda: oracle.information_starts(np.zeros((2, 5)), NOISE), r"shape \(levels, 12\), got \(2, 5\)"),
+        (lambda: oracle.information_starts(np.zeros((0, 12)), NOISE), r"shape \(levels, 12\), got \(0, 12\)"),
+        (lambda: oracle.information_starts(np.full((2, 12), math.nan), NOISE), "expected finite nats"),
+        (lambda: oracle.information_starts(np.arange(24).reshape(2, 12), NOISE), "rises by 12 nats"),
         (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, 0.0), "nats must be finite and positive"),
-        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, cost=[1, 2]), "do not rise"),
-        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, cost=[1]), "expected 2 positive costs"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, -1.0), "nats must be finite and positive"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, math.nan), "nats must be finite and positive"),
+        (lambda: oracle.information_starts(np.zeros((1, 12)), NOISE, steps=0), "steps must be at least 1"),
         (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, steps=2), "at least 3 steps"),
         (lambda: oracle.information_starts(np.zeros((2, 1)), ssd.NoiseSchedule.cosine(1)), "have no room"),
+        (lambda: designed(levels=0), "levels must be at least 1"),
+        (lambda: designed(levels=5), "take fewer levels than 5"),
+        (lambda: designed(sizes=[(8,), (4,)]), "expected 3 sizes, one per level"),
+        (lambda: designed(steps=13), "the process has only 12"),
+        (lambda: designed(covariance=np.eye(4)), r"expected \(8, 8\)"),
+        (lambda: oracle.level_information(8, NOISE, np.eye(8), 0), "levels must be at least 1"),
+        (lambda: oracle.free_starts(np.zeros(12), 1.0), r"\(levels, T\) finite nats"),
+        (lambda: oracle.free_starts(np.full((2, 12), math.inf), 1.0), r"\(levels, T\) finite nats"),
+        (lambda: oracle.free_starts(np.zeros((2, 12)), -1.0), "nats of at least 0"),
+        (lambda: oracle.free_starts(np.zeros((2, 12)), math.nan), "nats of at least 0"),
     ],
 )
 def test_what_is_wrong_is_said(call: object, why: str) -> None:
     with pytest.raises(ValueError, match=why):
+        call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (lambda: oracle.natural_spectrum((8, 8), "steep"), "exponent: expected a real number"),
+        (lambda: oracle.band_information(8, NOISE, np.ones(8)), "sizes: expected a list of shapes"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, "1"), "nats: expected a real number"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, steps=2.5), "steps must be an integer"),
+        (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, cost=["a", "b"]), "cost: expected real numbers"),
+        (lambda: designed(levels=2.5), "levels must be an integer"),
+        (lambda: designed(noise=None), "expected a NoiseSchedule"),
+    ],
+)
+def test_what_is_of_another_kind_is_said(call: object, why: str) -> None:
+    with pytest.raises(TypeError, match=why):
         call()  # type: ignore[operator]

@@ -79,8 +79,11 @@ def test_times_are_even_and_pass_every_change() -> None:
 def test_impossible_numbers_of_steps() -> None:
     with pytest.raises(ValueError, match=r"steps = 2: .*take at least 3 steps"):
         sampling_times(process(), 2)
-    with pytest.raises(ValueError, match="steps = 201: the process has only 200"):
-        sampling_times(process(), 201)
+    for placement in ("time", "log_snr"):
+        with pytest.raises(ValueError, match="steps = 201: the process has only 200 from t = 1 on"):
+            sampling_times(process(), 201, placement)
+        with pytest.raises(ValueError, match="steps = 197: the process has only 196 from t = 5 on"):
+            sampling_times(process(), 197, placement, first=5)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), [("ancestral", 1.0), ("ancestral", 0.0), ("multistep", None)])

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ssdcore._arrays import Shape, flushing
+from ssdcore._arrays import Shape, flushing, known_array, positive_int, real_number
 from ssdcore.files import read_text, write_atomically
 from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._law import as_covariance, sampler_error
 from ssdcore.oracle._times import optimal_times
 from ssdcore.placement import PLACEMENTS, spread_times
 from ssdcore.process import LinearDiffusion
+from ssdcore.process.diffusion import level_shapes
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
 _FORMAT = "ssdcore.schedule"
@@ -28,7 +29,7 @@ _SEED_GAMMAS = (0.25, 0.5, 1.0, 2.0)  # ConvexDecay shapes that the search start
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """Result of `design_levels`.
+    """Result of `design_levels` and of `design_by_information`.
 
     Attributes:
         levels: the resolution schedule
@@ -41,6 +42,7 @@ class Design:
             many the steps (and what T steps leave)
         process: the `LinearDiffusion` that was measured
         evaluations: how many schedules were measured
+        information: (levels, T) nats, the `level_information` that it was designed by; None from `design_levels`
     """
 
     levels: ResolutionSchedule
@@ -52,6 +54,7 @@ class Design:
     floor: float
     process: LinearDiffusion
     evaluations: int
+    information: np.ndarray | None = None
 
 
 @flushing
@@ -103,6 +106,8 @@ def design_levels(
     """
     base = positive_shape(shape, "design_levels")
     data = as_covariance(covariance, base)
+    levels, steps = positive_int(levels, "design_levels: levels"), positive_int(steps, "design_levels: steps")
+    tolerance = real_number(tolerance, "design_levels: tolerance")
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"design_levels: the tolerance must be finite and not negative, got {tolerance}")
     if steps < levels:
@@ -110,6 +115,8 @@ def design_levels(
             f"design_levels: {levels} levels change size {levels - 1} times and need at least {levels} steps, "
             f"got {steps}"
         )
+    shapes = level_shapes(base, levels, factor, sizes)
+    each = level_costs(cost, pixels(shapes), "design_levels")
 
     def full_error(chosen: Sequence[int]) -> float:
         return sampler_error(LinearDiffusion.identity(base, noise), data, chosen, eta, order=order)
@@ -128,11 +135,9 @@ def design_levels(
 
     def process(positions: tuple[int, ...]) -> LinearDiffusion:
         schedule = ResolutionSchedule.thresholds([grid[p] for p in positions], noise.steps)
-        return LinearDiffusion.resize(base, noise, schedule, matched, factor, kernel, sizes)
+        return LinearDiffusion.resize(base, noise, schedule, matched, kernel=kernel, sizes=shapes)
 
     search = _Search(steps, levels)
-    conservative = search.conservative
-    each = _level_costs(cost, process(conservative), [grid[p] for p in conservative])
     errors: dict[tuple[int, ...], float] = {}
 
     def error(positions: tuple[int, ...]) -> float:
@@ -145,7 +150,7 @@ def design_levels(
 
     reference = full_error(grid)
     limit = (1 + tolerance) * reference
-    seeds = {conservative, *(search.convex(grid, noise.steps, gamma) for gamma in _SEED_GAMMAS)}
+    seeds = {search.conservative, *(search.convex(grid, noise.steps, gamma) for gamma in _SEED_GAMMAS)}
     best = next((seed for seed in sorted(seeds, key=price) if error(seed) <= limit), None)
     if best is None:
         nearest = min(errors, key=errors.__getitem__)
@@ -205,15 +210,26 @@ class _Search:
                     yield tuple(moved)
 
 
-def _level_costs(cost: Sequence[float] | None, proc: LinearDiffusion, starts: Sequence[int]) -> list[float]:
+def pixels(shapes: Sequence[Shape]) -> list[float]:
+    """What a step on each level costs unless a caller knows better."""
+    return [float(math.prod(shape)) for shape in shapes]
+
+
+def level_costs(cost: Sequence[float] | None, default: Sequence[float], what: str) -> list[float]:
+    """Of one step on each level, highest resolution first: `cost`, or where that is None `default`.
+
+    Raises:
+        ValueError: For another number of levels, and for costs that are not finite and positive or that rise.
+    """
     if cost is None:
-        return [float(math.prod(proc.shape(t))) for t in (0, *starts)]
-    each = [float(c) for c in cost]
-    if len(each) != len(starts) + 1:
-        raise ValueError(f"design_levels: expected a cost for each of {len(starts) + 1} levels, got {len(each)}")
-    if not all(math.isfinite(c) and c > 0 for c in each) or any(b > a for a, b in pairwise(each)):
-        raise ValueError(f"design_levels: costs must be positive and not rise from level to level, got {each}")
-    return each
+        return list(default)
+    each = known_array(cost, f"{what}: cost").astype(np.float64)
+    if each.shape != (len(default),) or not ((each > 0) & (each < math.inf)).all() or (np.diff(each) > 0).any():
+        raise ValueError(
+            f"{what}: expected {len(default)} costs, one for each level, that are finite, positive and do not rise "
+            f"from level to level, got {each.tolist()}"
+        )
+    return [float(c) for c in each]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Shape, flushing, known_array
+from ssdcore._arrays import Shape, flushing, known_array, positive_int, real_number
+from ssdcore.operators.linear_map import positive_shape
 from ssdcore.oracle._blocks import Structure
 from ssdcore.oracle._law import as_covariance
 from ssdcore.oracle._propagation import Stage
 from ssdcore.process import LinearDiffusion
+from ssdcore.process.diffusion import level_shapes
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
 _erf = np.frompyfunc(math.erf, 1, 1)
@@ -82,12 +84,12 @@ def level_information(
 
     Row k − 1 minus row k is what the change to level k loses if it happens at t; it is never negative.
     """
-    rows = []
+    base, levels = positive_shape(shape, "level_information"), positive_int(levels, "level_information: levels")
+    shapes, rows = level_shapes(base, levels, factor, sizes), []
     for k in range(levels):
         # every change before the first step: the process that has been on level k all along
         at_once = ResolutionSchedule.thresholds([1] * k)
-        of_level = None if sizes is None else list(sizes)[: k + 1]
-        proc = LinearDiffusion.resize(shape, noise, at_once, matched, factor, kernel, of_level)
+        proc = LinearDiffusion.resize(base, noise, at_once, matched, kernel=kernel, sizes=shapes[: k + 1])
         rows.append(mutual_information(proc, covariance))
     return np.stack(rows)
 
@@ -96,11 +98,17 @@ def free_starts(information: np.ndarray, nats: float) -> tuple[int | None, ...]:
     """For each level k = 1, 2, … the first time from which changing to it loses at most `nats`; None if never.
 
     Args:
-        information: from `level_information`
+        information: (levels, T) nats of one channel, from `level_information`
     """
+    table, nats = known_array(information, "free_starts"), real_number(nats, "free_starts: nats")
+    if table.ndim != 2 or not np.isfinite(table).all() or not nats >= 0:
+        raise ValueError(
+            "free_starts: expected information of (levels, T) finite nats and nats of at least 0, got the shape "
+            f"{table.shape} and {nats}"
+        )
     starts: list[int | None] = []
-    for high, low in pairwise(information):
+    for high, low in pairwise(table):
         costly = np.flatnonzero(high - low > nats)
         first = int(costly[-1]) + 2 if costly.size else 1
-        starts.append(first if first <= information.shape[1] else None)
+        starts.append(first if first <= table.shape[1] else None)
     return tuple(starts)

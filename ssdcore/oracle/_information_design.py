@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from ssdcore._arrays import Shape, flushing, known_array
+from ssdcore._arrays import Shape, flushing, known_array, positive_int, real_number
 from ssdcore.operators.linear_map import positive_shape
-from ssdcore.oracle._design import Design
+from ssdcore.oracle._design import Design, level_costs, pixels
 from ssdcore.oracle._information import level_information
 from ssdcore.oracle._law import as_covariance, sampler_error
 from ssdcore.placement import falling, sampling_times
 from ssdcore.process import LinearDiffusion
+from ssdcore.process.diffusion import level_shapes
 from ssdcore.schedules import NoiseSchedule, ResolutionSchedule
 
 _LEAST_STEPS = 2  # on a level below the first: one alone, right after a change, is of first order
 _HALVINGS = 60
+_ROUNDING = 1e-9  # of the most that a table holds, by which its rows may rise
 
 
 def natural_spectrum(shape: Shape | int, exponent: float = 2.5, deviation: float = 0.5) -> np.ndarray:
-    """Variances of the cosine modes of images whose power falls with the frequency as photographs' does, (h, w).
+    """Variances of the cosine modes of images whose power falls with the frequency as photographs' does.
 
     ::
 
@@ -34,13 +36,20 @@ def natural_spectrum(shape: Shape | int, exponent: float = 2.5, deviation: float
     and `band_information`, where there are no data to fit.
 
     Args:
-        deviation: of a pixel
+        shape: of the images, with any number of axes
+        exponent: at least 0, which is white
+        deviation: standard deviation of a pixel, in its units; the mean variance of the modes is its square
+
+    Returns:
+        np.ndarray: float64, shaped as `shape`, the lowest frequency first on every axis
 
     >>> spectrum = ssd.oracle.natural_spectrum((16, 16))
     >>> round(float(spectrum.mean()), 3), bool(spectrum[0, 1] > 100 * spectrum[0, 15])
     (0.25, True)
     """
     base = positive_shape(shape, "natural_spectrum")
+    exponent = real_number(exponent, "natural_spectrum: exponent")
+    deviation = real_number(deviation, "natural_spectrum: deviation")
     if not (math.isfinite(exponent) and exponent >= 0 and math.isfinite(deviation) and deviation > 0):
         raise ValueError(
             "natural_spectrum: expected an exponent of at least 0 and a positive deviation, got "
@@ -61,24 +70,35 @@ def band_information(
 
     Args:
         sizes: of the levels, the full one first; each within the one before
-        spectrum: variances of the full size's cosine modes, shaped as it
+        noise: of the full size
+        spectrum: variances of the full size's cosine modes, shaped as it: what `Covariance.cosine` takes
+        matched: scale-matched noise or the paper's, as `LinearDiffusion.resize` takes it
 
     Returns:
-        np.ndarray: (levels, T) nats
+        np.ndarray: (levels, T) nats of one channel
+
+    Raises:
+        ValueError: For a spectrum of another shape than the full size, with negative variances or ones that are not
+            finite, and for sizes that grow or have other axes.
     """
-    shapes = [positive_shape(size, "band_information") for size in sizes]
+    if not isinstance(sizes, Iterable):
+        raise TypeError(f"band_information: sizes: expected a list of shapes, got {sizes!r}")
+    shapes = [positive_shape(size, "band_information: sizes") for size in sizes]
+    if not shapes:
+        raise ValueError("band_information: expected a size for each level, got none")
     variances = known_array(spectrum, "band_information").astype(np.float64)
-    if not shapes or variances.shape != shapes[0]:
+    if variances.shape != shapes[0]:
         raise ValueError(
-            f"band_information: expected a spectrum of the full size {shapes[:1]}, got the shape {variances.shape}"
+            f"band_information: expected a spectrum of the full size {shapes[0]}, got the shape {variances.shape}"
         )
     if not (np.isfinite(variances).all() and (variances >= 0).all()):
         raise ValueError("band_information: expected variances that are finite and not negative")
     for high, low in pairwise(shapes):
         if len(high) != len(low) or any(b > a for a, b in zip(high, low)):
-            raise ValueError(f"band_information: expected sizes that fall, got {low} after {high}")
-    with np.errstate(divide="ignore"):
-        ratio = np.square(noise.alpha[1:] / noise.sigma[1:])
+            raise ValueError(
+                f"band_information: expected sizes that fall, each within the one before, got {low} after {high}"
+            )
+    ratio = np.square(noise.alpha[1:] / noise.sigma[1:])
     rows = []
     for size in shapes:
         kept, counts = np.unique(variances[tuple(slice(n) for n in size)], return_counts=True)
@@ -93,21 +113,26 @@ def information_starts(
 ) -> tuple[int, ...]:
     """Starts of the levels k = 1, 2, … that cost least while the changes of size lose at most `nats` in all.
 
-    What a change at time t loses is what the larger state would have told of the image, row k − 1 of `information`
-    minus row k: a sampler must invent it again after the change. Steps are even in log-SNR, as "multistep" takes them,
-    and each costs what its level does; so a change may lose the more, the more it saves. Where every octave of the data
-    carries as much as any other (photographs, at much noise), each change comes later than the one before by the same
-    factor of the signal-to-noise ratio. A level that would have fewer than two steps is skipped: its start is the
-    next one's, and the size changes by more than one level at once. If every schedule loses more than `nats`, the one
-    that loses least is taken.
+    What a change to level k at time t loses is what the larger state would have told of the image, row k − 1 of
+    `information` minus row k at t: a sampler must invent it again after the change. Steps are even in log-SNR, as
+    "multistep" takes them, and each costs what its level does; so a change may lose the more, the more it saves. Where
+    every octave of the data carries as much as any other (photographs, at much noise), each change comes later than
+    the one before by the same factor of the signal-to-noise ratio. A level that would have fewer than two steps is
+    skipped: its start is the next one's, and the size changes by more than one level at once. So steps may be fewer
+    than levels. If every schedule loses more than `nats`, the one that loses least is taken.
 
     Args:
-        information: (levels, T) nats, from `level_information` or `band_information`
+        information: (levels, T) nats of one channel, from `level_information` or `band_information`; only the
+            differences of its rows count, and none may be negative
         noise: of the full size
-        nats: per channel
-        steps: of sampling
-        cost: of one step on each level, highest resolution first; it must not rise. None: a quarter of the level
-            before
+        nats: that all changes together may lose, per channel
+        steps: of sampling, at least 3
+        cost: of one step on each level, highest resolution first, in any unit; it must not rise. None: a quarter of
+            the level before
+
+    Returns:
+        tuple[int, ...]: a time of 2 … T for each level but the first, for `ResolutionSchedule.thresholds`; no level
+        starts before the one above it
 
     Raises:
         ValueError: For fewer steps than one at full size and two on the last level, and for arguments out of range.
@@ -118,23 +143,35 @@ def information_starts(
     [(415, 598, 747), (562, 717, 846), (689, 822, 937)]
     """
     table = known_array(information, "information_starts").astype(np.float64)
-    if table.ndim != 2 or table.shape[1] != noise.steps or not np.isfinite(table).all():
+    if table.ndim != 2 or len(table) == 0 or table.shape[1] != noise.steps:
         raise ValueError(
-            f"information_starts: expected information of (levels, {noise.steps}) finite nats, got the shape "
-            f"{table.shape}"
+            f"information_starts: expected information of the shape (levels, {noise.steps}), got {table.shape}"
         )
-    if not (math.isfinite(nats) and nats > 0):
-        raise ValueError(f"information_starts: nats must be finite and positive, got {nats}")
-    each = np.array([4.0**-k for k in range(len(table))] if cost is None else cost, dtype=np.float64)
-    if each.shape != (len(table),) or not (np.isfinite(each).all() and (each > 0).all() and (np.diff(each) <= 0).all()):
+    if not np.isfinite(table).all():
+        raise ValueError("information_starts: expected finite nats in the information, got some that are not")
+    rise = np.diff(table, axis=0).max(initial=0.0)
+    if rise > _ROUNDING * np.abs(table).max():
         raise ValueError(
-            f"information_starts: expected {len(table)} positive costs that do not rise from level to level, got {cost}"
+            f"information_starts: a smaller level tells no more than a larger one, but a row of the information rises "
+            f"by {rise:.3g} nats over the one before: give the full size first"
         )
+    nats, steps = _checked(nats, steps, len(table))
+    each = level_costs(cost, [4.0**-k for k in range(len(table))], "information_starts")
     if len(table) == 1:
         return ()
-    if steps <= _LEAST_STEPS:
-        raise ValueError(f"information_starts: levels below the first need at least 3 steps, got {steps}")
-    return _Problem(_positions(noise, steps), table, each).cheapest(nats)
+    return _Problem(_positions(noise, steps), table, np.array(each)).cheapest(nats)
+
+
+def _checked(nats: float, steps: int, levels: int) -> tuple[float, int]:
+    nats, steps = real_number(nats, "information_starts: nats"), positive_int(steps, "information_starts: steps")
+    if not (math.isfinite(nats) and nats > 0):
+        raise ValueError(f"information_starts: nats must be finite and positive, got {nats}")
+    if levels > 1 and steps <= _LEAST_STEPS:
+        raise ValueError(
+            f"information_starts: one step at full size and {_LEAST_STEPS} below it need at least {_LEAST_STEPS + 1} "
+            f"steps, got {steps}"
+        )
+    return nats, steps
 
 
 @flushing
@@ -161,14 +198,16 @@ def design_by_information(
         shape, noise, matched, factor, kernel, sizes: of the process, as `LinearDiffusion.resize` takes them
         covariance: C of one channel: (n, n) over the pixels in C order, or a `Covariance` (cosine is by far the
             fastest)
-        steps, nats, cost: as `information_starts` takes them; cost None: the level's pixels
+        levels: how many there are to choose from; some may be skipped
+        steps, nats, cost: as `information_starts` takes them, steps at most T; cost None: the level's pixels
 
     Returns:
         Design: its errors are those of second-order multistep sampling with second moments, at the times of
-        `sampling_times`.
+        `sampling_times`. Its `information` tells what each change loses.
 
     Raises:
-        ValueError: As `information_starts`.
+        ValueError: As `information_starts`, and for more steps than T, more levels than there are sizes, and a
+            covariance of another shape.
 
     >>> covariance = ssd.Covariance.cosine(ssd.oracle.natural_spectrum((16, 16)))
     >>> design = ssd.oracle.design_by_information((16, 16), ssd.NoiseSchedule.linear(1000), covariance, levels=3)
@@ -176,18 +215,18 @@ def design_by_information(
     ((468, 641), 0.56)
     """
     base = positive_shape(shape, "design_by_information")
-    data = as_covariance(covariance, base)
-    information = level_information(base, noise, data, levels, matched, factor, kernel, sizes)
-
-    def process(starts: Sequence[int]) -> LinearDiffusion:
-        schedule = ResolutionSchedule.thresholds(starts, noise.steps)
-        return LinearDiffusion.resize(base, noise, schedule, matched, factor, kernel, sizes)
-
-    if cost is None:
-        one_by_one = range(noise.steps - levels + 2, noise.steps + 1)
-        cost = [float(math.prod(size)) for size in process(one_by_one).shapes]
-    starts = information_starts(information, noise, nats, steps, cost)
-    schedule, proc = ResolutionSchedule.thresholds(starts, noise.steps), process(starts)
+    data, full = as_covariance(covariance, base), LinearDiffusion.identity(base, noise)
+    levels = positive_int(levels, "design_by_information: levels")
+    nats, steps = _checked(nats, steps, levels)
+    if steps > noise.steps:
+        raise ValueError(
+            f"design_by_information: steps = {steps}: the process has only {noise.steps}; take at most that many"
+        )
+    shapes = level_shapes(base, levels, factor, sizes)
+    each = level_costs(cost, pixels(shapes), "design_by_information")
+    information = level_information(base, noise, data, levels, matched, kernel=kernel, sizes=shapes)
+    schedule = ResolutionSchedule.thresholds(information_starts(information, noise, nats, steps, each), noise.steps)
+    proc = LinearDiffusion.resize(base, noise, schedule, matched, kernel=kernel, sizes=shapes)
     times = sampling_times(proc, steps, "log_snr")
 
     def error(of: LinearDiffusion, visited: Sequence[int] | None) -> float:
@@ -197,12 +236,13 @@ def design_by_information(
         levels=schedule,
         times=times,
         error=error(proc, times),
-        cost=float(sum(cost[schedule.level(t)] for t in times)),
-        full_error=error(LinearDiffusion.identity(base, noise), times),
-        full_cost=float(steps * cost[0]),
+        cost=float(sum(each[schedule.level(t)] for t in times)),
+        full_error=error(full, times),
+        full_cost=steps * each[0],
         floor=error(proc, None),
         process=proc,
         evaluations=1,
+        information=information,
     )
 
 

@@ -116,7 +116,6 @@ class LinearDiffusion(Timeline):
         base = positive_shape(shape, "LinearDiffusion.resize")
         _check_kind(noise, NoiseSchedule, "LinearDiffusion.resize: noise")
         _check_kind(levels, ResolutionSchedule, "LinearDiffusion.resize: levels")
-        factor = real_number(factor, "LinearDiffusion.resize: factor")
         if levels.steps is not None and levels.steps != noise.steps:
             raise ValueError(
                 f"LinearDiffusion.resize: the noise schedule has {noise.steps} steps, "
@@ -127,7 +126,7 @@ class LinearDiffusion(Timeline):
                 f"LinearDiffusion.resize: level {levels.levels - 1} starts at t = {levels.starts[-1]}, "
                 f"after the last step {noise.steps}"
             )
-        shapes = _level_shapes(base, levels.levels, factor, sizes)
+        shapes = level_shapes(base, levels.levels, factor, sizes)
         changes = [Resize(high, low, kernel) for high, low in pairwise(shapes)]
         ops: list[LinearOperator | None] = [None] * noise.steps
         kappa = np.ones(noise.steps + 1)
@@ -467,7 +466,8 @@ def _check_kind(value: Any, kind: type, what: str) -> None:
         raise TypeError(f"{what}: expected a {kind.__name__}, got {type(value).__name__}")
 
 
-def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape | int] | None) -> list[Shape]:
+def level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape | int] | None) -> list[Shape]:
+    """Of each level, as `LinearDiffusion.resize` takes them."""
     if sizes is not None:
         if not isinstance(sizes, Iterable):
             raise TypeError(f"LinearDiffusion.resize: sizes: expected a list of shapes, got {sizes!r}")
@@ -477,6 +477,7 @@ def _level_shapes(base: Shape, levels: int, factor: float, sizes: Sequence[Shape
                 f"LinearDiffusion.resize: expected {levels} sizes, one per level, the first being {base}; got {shapes}"
             )
     else:
+        factor = real_number(factor, "LinearDiffusion.resize: factor")
         if not (math.isfinite(factor) and factor > 1):
             raise ValueError(f"LinearDiffusion.resize: the factor between levels must be above 1, got {factor}")
         shapes = [tuple(max(1, round(n / factor**k)) for n in base) for k in range(levels)]
