@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 FORMATS = ("png", "pdf", "svg")
 _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 _MARKERS = "osD^vPX*"
+_LINE = 0.14  # inches between small lines of text
 _UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _LEAST_RATIO = 1e-4  # of a measurement to its tolerance; smaller ones, zero among them, are drawn there
 
@@ -358,7 +360,7 @@ def checks(ratios: Mapping[str, Mapping[str, float]], title: str = "") -> Figure
 def images(rows: Mapping[str, Sequence[Any]], titles: Sequence[str] = ()) -> Figure:
     """Rows of images, a pixel as large everywhere, so that each image shows its true size.
 
-    Where sizes differ, each is written below its image.
+    Where sizes differ, each is written below its image. A name that is longer than its row is broken into lines.
 
     Args:
         rows: name -> images (h, w), (1, h, w) or (3, h, w) with values in [−1, 1], clipped
@@ -374,9 +376,11 @@ def images(rows: Mapping[str, Sequence[Any]], titles: Sequence[str] = ()) -> Fig
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     tile = 1.15
     caption = 0.22 if len(sizes) > 1 else 0.05
-    figure, grid = _figure(len(pixels), columns, tile * width / max(height, width), tile + caption)
-    for cells, (name, row) in zip(grid, pixels.items()):
-        cells[0].set_ylabel(name, fontsize="small")
+    labels = [_broken(name, 0.9 * tile) for name in pixels]
+    margin = max(label.count("\n") for label in labels) * _LINE  # of the lines below the first
+    figure, grid = _figure(len(pixels), columns, tile * width / max(height, width) + margin / columns, tile + caption)
+    for cells, label, row in zip(grid, labels, pixels.values()):
+        cells[0].set_ylabel(label, fontsize="small")
         for j, axes in enumerate(cells):
             axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal")
             axes.spines[:].set_visible(False)
@@ -391,6 +395,23 @@ def images(rows: Mapping[str, Sequence[Any]], titles: Sequence[str] = ()) -> Fig
     for axes, title in zip(grid[0], titles):
         axes.set_title(title, fontsize="small")
     return figure
+
+
+def _broken(text: str, length: float) -> str:
+    """`text` in lines of small print that are at most `length` inches long, as far as single letters are."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    font = FontProperties(size="small")
+
+    def fits(line: str) -> bool:
+        return not line.strip() or TextPath((0, 0), line, prop=font).get_extents().width <= 72 * length
+
+    lines = []
+    for line in text.split("\n"):
+        tries = (textwrap.wrap(line, letters) for letters in range(len(line), 0, -1))
+        lines += [line] if fits(line) else next((parts for parts in tries if all(map(fits, parts))), [line])
+    return "\n".join(lines)
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:

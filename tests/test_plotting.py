@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -315,6 +316,30 @@ def test_images_show_their_true_size():
     (clipped,) = plotting.images({"a": [np.full((2, 2), 9.0)]}).axes
     assert (clipped.get_images()[0].get_array() == 1).all()
     assert clipped.get_xlabel() == ""  # one size needs no captions
+
+
+def test_names_of_rows_fit_beside_their_rows(tmp_path):
+    names = [
+        "short",
+        "3 levels, by information\n12 steps, multistep",
+        "denoising-diffusion-pytorch",
+        "W" * 40,
+        "",
+        "a\n\nb",
+    ]
+    figure = plotting.images({name: [IMAGES[0]] * 3 for name in names})
+    plotting.save(figure, tmp_path / "a.png", dpi=figure.dpi)
+    labels = [axes.yaxis.label for axes in figure.axes[::3]]
+    for name, label in zip(names, labels):
+        assert label.get_text().replace("\n", "").replace(" ", "") == name.replace("\n", "").replace(" ", "")
+    assert [labels[k].get_text() for k in (0, 4, 5)] == ["short", "", "a\n\nb"]
+    assert labels[1].get_text() == "3 levels, by\ninformation\n12 steps,\nmultistep"
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    for above, below in itertools.pairwise(boxes):
+        assert below.y1 < above.y0
+    for axes, box in zip(figure.axes[::3], boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= axes.get_window_extent().x0
 
 
 @pytest.mark.parametrize(
