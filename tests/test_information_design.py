@@ -1,7 +1,9 @@
 """Resolution schedules by information: the closed form, the search, and what runs make of them."""
 
+import inspect
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 import ssdcore as ssd
 from ssdcore import oracle
 
-NOISE = ssd.NoiseSchedule.cosine(12)
+NOISE, LONG = ssd.NoiseSchedule.cosine(12), ssd.NoiseSchedule.linear(1000)
 STEPS = 9
 
 
@@ -28,9 +30,13 @@ def test_a_natural_spectrum_falls_with_the_frequency_and_has_the_pixels_deviatio
         assert np.ptp(halves) <= 1e-12 * max(halves)
 
 
+def test_a_white_spectrum() -> None:
+    np.testing.assert_allclose(oracle.natural_spectrum((4, 6), 0.0, 0.5), 0.25, rtol=1e-15)
+
+
 @pytest.mark.parametrize("matched", [True, False])
-def test_band_information_is_that_of_each_size_by_itself(matched: bool) -> None:
-    sizes = [(8, 12), (4, 6), (2, 3)]
+@pytest.mark.parametrize("sizes", [[(8, 12), (4, 6), (2, 3)], [(8, 12), (8, 6), (4, 6)]])
+def test_band_information_is_that_of_each_size_by_itself(sizes: list[tuple[int, int]], matched: bool) -> None:
     spectrum = oracle.natural_spectrum(sizes[0]) * np.random.default_rng(0).uniform(0.5, 2, sizes[0])
     found = oracle.band_information(sizes, NOISE, spectrum, matched)
     assert found.shape == (3, 12)
@@ -76,12 +82,10 @@ def test_no_schedule_that_loses_no_more_costs_less(seed: int, levels: int, nats:
 
 
 def test_later_for_fewer_nats_and_for_more_pixels() -> None:
-    noise = ssd.NoiseSchedule.linear(1000)
-
     def starts(side: int, nats: float) -> tuple[int, ...]:
         sizes = [(side >> k,) * 2 for k in range(4)]
-        known = oracle.band_information(sizes, noise, oracle.natural_spectrum(sizes[0]))
-        return oracle.information_starts(known, noise, nats, 50)
+        known = oracle.band_information(sizes, LONG, oracle.natural_spectrum(sizes[0]))
+        return oracle.information_starts(known, LONG, nats, 50)
 
     for few, many in itertools.pairwise([3.0, 1.0, 0.3, 0.1]):
         assert all(b > a for a, b in zip(starts(32, few), starts(32, many)))
@@ -89,14 +93,48 @@ def test_later_for_fewer_nats_and_for_more_pixels() -> None:
         assert all(b > a for a, b in zip(starts(small, 1.0), starts(large, 1.0)))
 
 
+@pytest.mark.parametrize("nats", [0.1, 0.3, 1.0, 3.0])
+def test_a_level_costs_a_quarter_of_the_one_before(nats: float) -> None:
+    sizes = [(16, 16), (8, 8), (4, 4)]
+    known = oracle.band_information(sizes, LONG, oracle.natural_spectrum(sizes[0]))
+    expected = oracle.information_starts(known, LONG, nats, 50, [16, 4, 1])
+    assert oracle.information_starts(known, LONG, nats, 50) == expected
+
+
+def test_a_schedule_may_lose_exactly_the_nats() -> None:
+    even = ssd.NoiseSchedule.from_log_snr(np.linspace(8, -8, 9))
+    lost = 2.0 ** np.arange(8, -1, -1)  # 256 at t = 1 … 1 at 9
+    for t in range(2, 9):
+        assert oracle.information_starts(np.stack([lost, 0 * lost]), even, lost[t - 1], 9) == (t,)
+    # T itself is one of the last level's two steps, so nothing loses less than 2
+    assert oracle.information_starts(np.stack([lost, 0 * lost]), even, 1.9, 9) == (8,)
+    assert oracle.information_starts(np.stack([lost, 0 * lost]), even, 1.9, 9, cost=[1, 1]) == (8,)
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    def defaults(function: Callable[..., object]) -> dict[str, object]:
+        parameters = inspect.signature(function).parameters
+        return {name: p.default for name, p in parameters.items() if p.default is not p.empty}
+
+    process = {"matched": True, "factor": 2, "kernel": "bilinear", "sizes": None}
+    assert defaults(oracle.natural_spectrum) == {"exponent": 2.5, "deviation": 0.5}
+    assert defaults(oracle.band_information) == {"matched": True}
+    assert defaults(oracle.level_information) == process
+    assert defaults(oracle.information_starts) == {"nats": 1.0, "steps": 20, "cost": None}
+    budget = {"levels": 4, "steps": 20, "nats": 1.0, "cost": None}
+    assert defaults(oracle.design_by_information) == {**budget, **process}
+    budget = {"levels": 4, "steps": 100, "tolerance": 0.02, "cost": None}
+    sampler = {"times": "best", "eta": 1.0, "order": 1}
+    assert defaults(oracle.design_levels) == {**budget, **sampler, **process}
+
+
 def test_few_steps_skip_a_level_that_would_have_one() -> None:
     sizes = [(32, 32), (16, 16), (8, 8), (4, 4)]
-    noise = ssd.NoiseSchedule.linear(1000)
-    known = oracle.band_information(sizes, noise, oracle.natural_spectrum(sizes[0]))
-    many, few = (oracle.information_starts(known, noise, 0.3, steps) for steps in (50, 6))
+    known = oracle.band_information(sizes, LONG, oracle.natural_spectrum(sizes[0]))
+    many, few = (oracle.information_starts(known, LONG, 0.3, steps) for steps in (50, 6))
     assert len(set(many)) == 3
     assert len(set(few)) < 3
-    proc = ssd.LinearDiffusion.resize((32, 32), noise, ssd.ResolutionSchedule.thresholds(few, 1000))
+    proc = ssd.LinearDiffusion.resize((32, 32), LONG, ssd.ResolutionSchedule.thresholds(few, 1000))
     assert len(proc.shapes) == 1 + len(set(few))
 
 
@@ -123,6 +161,7 @@ def test_a_design_is_the_schedule_with_its_exact_figures() -> None:
     )
     assert 0 < lost <= 1.5
     np.testing.assert_array_equal(design.information, information)
+    assert design.evaluations == 1
 
 
 def test_a_design_has_room_for_fewer_steps_than_levels() -> None:
@@ -170,6 +209,7 @@ def designed(**settings: object) -> oracle.Design:
         (lambda: oracle.information_starts(np.zeros((2, 5)), NOISE), r"shape \(levels, 12\), got \(2, 5\)"),
         (lambda: oracle.information_starts(np.zeros((0, 12)), NOISE), r"shape \(levels, 12\), got \(0, 12\)"),
         (lambda: oracle.information_starts(np.full((2, 12), math.nan), NOISE), "expected finite nats"),
+        (lambda: oracle.information_starts(np.array([[math.nan] + [0] * 11] * 2), NOISE), "expected finite nats"),
         (lambda: oracle.information_starts(np.arange(24).reshape(2, 12), NOISE), "rises by 12 nats"),
         (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, 0.0), "nats must be finite and positive"),
         (lambda: oracle.information_starts(np.zeros((2, 12)), NOISE, -1.0), "nats must be finite and positive"),

@@ -409,6 +409,7 @@ def test_required_times_are_in():
     times = oracle.spread_times(NOISE, 10, "log_snr", required=(333, 334, 667))
     assert len(times) == 10
     assert {333, 334, 667, 1000} <= set(times)
+    assert oracle.spread_times(NOISE, 2, required=(1,)) == (1, 1000)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])

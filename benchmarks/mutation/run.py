@@ -2,6 +2,7 @@
 
     python benchmarks/mutation/run.py contexts                 # which test touches which line; some minutes
     python benchmarks/mutation/run.py run --minutes 30         # a slice; run it again and it goes on
+    python benchmarks/mutation/run.py run --file ssdcore/placement.py --count 14    # new code, as densely as the rest
     python benchmarks/mutation/run.py run --survivors          # those alive again, after contexts, with new tests
     python benchmarks/mutation/run.py report                   # the score, the survivors; --write for RESULT.md
     python benchmarks/mutation/run.py sample                   # 60 of the killed again, each by what killed it
@@ -9,8 +10,8 @@
 Each mutant is one edit: arithmetic, comparison, boundary, constant, index, sign, transpose, order, call (mutants.py).
 A forked process tries it (trials.py): golden rows of `verify` first, for they are quick, then the tests that touch the
 changed lines, quickest first, until one fails. Mutants are in a random order that the seed and their names fix, so the
-first n are a fair sample of all. A name holds as long as the function's code does, and with it the result in
-results.jsonl. One that runs on for ever is killed by time.
+first n are a fair sample of all, and the first of one file a fair sample of it. A name holds as long as the function's
+code does, and with it the result in results.jsonl. One that runs on for ever is killed by time.
 
 Why a survivor is equivalent, or else lives on, is written in reasons.json; the first word tells which.
 """
@@ -54,7 +55,8 @@ _TORCH = (
 TESTS = {
     "ssdcore": (
         "edges", "operators", "spectral", "gaussian", "process", "schedules", "oracle", "interop", "times",
-        "times_laws", "power", "size_changes", "second_moments", "bad_inputs", "survivors",
+        "times_laws", "power", "size_changes", "second_moments", "bad_inputs", "information_design", "design_cli",
+        "survivors",
     ),
     "ssdcore_torch": (
         "sampling", "sampling_loops", "ema", "official", "diffusion", "preconditioning", "encoding", "restoration",
@@ -314,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slices.add_argument("--minutes", type=float, default=10.0)
     slices.add_argument("--count", type=int, default=100, help="how many")
     slices.add_argument("--package", choices=sorted(TESTS))
+    slices.add_argument("--file", metavar="FILE", choices=targets(), help="mutants of this file alone")
     slices.add_argument("--survivors", action="store_true", help="those that live and are not equivalent, again")
     again = commands.add_parser("sample", help="recorded kills again, each by what killed it")
     again.add_argument("--count", type=int, default=_SAMPLE)
@@ -329,6 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = [mutant for mutant in all_mutants(args.package) if mutant.name in alive]
         else:
             chosen = [mutant for mutant in all_mutants(args.package) if mutant.name not in known]
+        if args.file is not None:
+            chosen = [mutant for mutant in chosen if mutant.file == args.file]
         run(chosen[: args.count], args.minutes, args.survivors)
     elif args.command == "sample":
         return 1 if sample(args.count) else 0

@@ -159,7 +159,7 @@ def design_levels(
             f"error {reference:.4g} at {steps} steps; the best found, starts {tuple(grid[p] for p in nearest)}, has "
             f"{errors[nearest] / reference:.4g} times it: raise the tolerance, take more steps, or fewer levels"
         )
-    stride = 2 ** max(0, int(math.log2(max(steps // 4, 1))))
+    stride = 2 ** int(math.log2(max(steps // 4, 1)))
     while stride >= 1:
         cheaper = (m for m in sorted(search.moves(best, stride), key=price) if price(m) < price(best))
         better = next((move for move in cheaper if error(move) <= limit), None)
