@@ -114,12 +114,12 @@ def information_starts(
     """Starts of the levels k = 1, 2, … that cost least while the changes of size lose at most `nats` in all.
 
     What a change to level k at time t loses is what the larger state would have told of the image, row k − 1 of
-    `information` minus row k at t: a sampler must invent it again after the change. Steps are even in log-SNR, as
-    "multistep" takes them, and each costs what its level does; so a change may lose the more, the more it saves. Where
-    every octave of the data carries as much as any other (photographs, at much noise), each change comes later than
-    the one before by the same factor of the signal-to-noise ratio. A level that would have fewer than two steps is
-    skipped: its start is the next one's, and the size changes by more than one level at once. So steps may be fewer
-    than levels. If every schedule loses more than `nats`, the one that loses least is taken.
+    `information` minus row k at t: a sampler must invent it again after the change. Steps count as even in log-SNR, as
+    all of "multistep" are but the one after each change, and each costs what its level does; so a change may lose the
+    more, the more it saves. Where every octave of the data carries as much as any other (photographs, at much noise),
+    each change comes later than the one before by the same factor of the signal-to-noise ratio. A level that would have
+    fewer than two steps is skipped: its start is the next one's, and the size changes by more than one level at once.
+    So steps may be fewer than levels. If every schedule loses more than `nats`, the one that loses least is taken.
 
     Args:
         information: (levels, T) nats of one channel, from `level_information` or `band_information`; only the
