@@ -154,8 +154,6 @@ _AGAINST_ONE: Mapping[str, Arm] = {
 }
 CPU32 = Suite(32, "cpu", 420, "seconds", _AGAINST_ONE, settings=_CPU32, samples=500)
 LONG32 = replace(CPU32, budget=1200)
-GPU32 = Suite(32, "gpu64", 1200, "seconds", _AGAINST_ONE, samples=2000)
-GPU64 = replace(GPU32, size=64)
 
 
 def _scaling(size: int, most_levels: int) -> Mapping[str, Arm]:
@@ -175,8 +173,6 @@ SUITES: Mapping[str, Suite] = {
     "preset16": PRESET16,
     "cpu32": CPU32,
     "long32": LONG32,
-    "gpu32": GPU32,
-    "gpu64": GPU64,
     "scaling16": SCALING16,
     "scaling32": SCALING32,
 }

@@ -3,9 +3,11 @@
     python benchmarks/quality/front_report.py FOLDER --rows FILE.json       # prints the table, keeps the rows
     python benchmarks/quality/front_report.py FILE.json --pictures DOCS     # the same table, and the front as a plot
     python benchmarks/quality/front_report.py FOLDER --pictures DOCS --data DATA    # first samples, too
+    python benchmarks/quality/front_report.py FILE.json --compare "3 levels, by information" "1 level, min-SNR"
 
-Means ± standard error over seeds. The pictures are garments16-front.png (or of the images' size), quality against the
-cost of a sample, and garments16-samples.png, first samples below test images.
+Means ± standard error over seeds; --compare takes two arms at neighbouring costs of a sample, seed by seed. The
+pictures are garments16-front.png (drawings16 for drawings, garments32-gpu of runs on a GPU), quality against the cost
+of a sample, and garments16-samples.png, first samples below test images.
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ Rows = Sequence[dict[str, Any]]
 Key = tuple[str, str]
 
 COLUMNS: Mapping[str, Callable[[dict[str, Any]], float]] = {
-    "Fréchet garments": lambda row: row["garments"],
-    "Fréchet pixels": lambda row: row["pixels"],
     "MFLOP per sample": lambda row: 1e3 * row["sample_gflop"],
     "training steps": lambda row: row["steps"],
-    "train CPU s": lambda row: row["train_seconds"],
+    "train s": lambda row: row["train_seconds"],
     "k parameters": lambda row: row["parameters"] / 1e3,
 }
+NEAR = 0.75, 1.6  # times the cost of a sample: what is compared with it
+
+
+def rulers(rows: Rows) -> list[str]:
+    """What samples were judged in: the features, then pixels."""
+    return sorted((key.removesuffix("_floor") for key in rows[0] if key.endswith("_floor")), key="pixels".__eq__)
 
 
 def read_rows(path: Path) -> Rows:
@@ -51,16 +57,32 @@ def grouped(rows: Rows) -> dict[Key, Rows]:
 
 
 def table(rows: Rows) -> str:
-    lines = ["| arm | sampling | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    judged = rulers(rows)
+    columns = {**{f"Fréchet {name}": lambda row, name=name: row[name] for name in judged}, **COLUMNS}
+    lines = ["| arm | sampling | seeds | " + " | ".join(columns) + " |", "|---" * (3 + len(columns)) + "|"]
     for (arm, sampling), found in grouped(rows).items():
-        cells = [spread([column(row) for row in found]) for column in COLUMNS.values()]
+        cells = [spread([column(row) for row in found]) for column in columns.values()]
         lines.append(f"| {arm} | {sampling} | {len(found)} | " + " | ".join(cells) + " |")
-    some = rows[0]
-    lines.append(
-        f"\n{some['samples']} samples against all test images; as many training images have "
-        f"{some['garments_floor']:.3g} in the classifier's features and {some['pixels_floor']:.3g} in pixels."
-    )
+    floors = " and ".join(f"{rows[0][f'{name}_floor']:.3g} in {name}" for name in judged)
+    lines.append(f"\n{rows[0]['samples']} samples against all test images; as many training images have {floors}.")
     return "\n".join(lines)
+
+
+def compared(rows: Rows, arm: str, other: str) -> str:
+    """Differences of one arm's rows from another's at neighbouring costs, over the seeds that both have."""
+    groups = grouped(rows)
+    pairs: list[tuple[float, float, str]] = []
+    for (first, how), found in groups.items():
+        for (second, way), known in groups.items():
+            costs = [1e3 * float(np.mean([row["sample_gflop"] for row in part])) for part in (found, known)]
+            if first == arm and second == other and NEAR[0] < costs[1] / costs[0] < NEAR[1]:
+                here, there = ({row["seed"]: row for row in part} for part in (found, known))
+                seeds = sorted(here.keys() & there.keys())
+                cells = [spread([here[s][name] - there[s][name] for s in seeds]) for name in rulers(rows)]
+                labels = f"{how}, {costs[0]:.0f} | {way}, {costs[1]:.0f} | {len(seeds)}"
+                pairs.append((*costs, f"| {labels} | {' | '.join(cells)} |"))
+    head = f"| {arm}, MFLOP | {other}, MFLOP | seeds | " + " | ".join(rulers(rows)) + " |"
+    return "\n".join([head, "|---" * (3 + len(rulers(rows))) + "|", *(line for *_, line in sorted(pairs))])
 
 
 def held_out(rows: Rows) -> str:
@@ -76,7 +98,7 @@ def held_out(rows: Rows) -> str:
 
 def spread(values: Sequence[float]) -> str:
     known = np.array(values, dtype=float)
-    mean = f"{known.mean():.0f}" if known.mean() >= 1000 else f"{known.mean():.3g}"
+    mean = f"{known.mean():.0f}" if abs(known.mean()) >= 1000 else f"{known.mean():.3g}"
     if len(known) < 2 or np.ptp(known) <= 1e-9 * abs(known.mean()):
         return mean
     return f"{mean} ± {known.std(ddof=1) / np.sqrt(len(known)):.2g}"
@@ -88,12 +110,13 @@ def front(rows: Rows) -> Any:
 
     figure = Figure(figsize=(8.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    ruler = rulers(rows)[0]
     arms = sorted({arm for (arm, _), found in grouped(rows).items() if len(found) > 1})
     curves: dict[Key, list[tuple[float, float, float]]] = {}
     for (arm, sampling), found in grouped(rows).items():
         if arm not in arms:
             continue
-        values = np.array([row["garments"] for row in found])
+        values = np.array([row[ruler] for row in found])
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
         kind = sampling.partition(", ")[2] or ("ancestral" if "held_out" in found[0] else "its own")
         cost = 1e3 * float(np.mean([row["sample_gflop"] for row in found]))
@@ -103,8 +126,12 @@ def front(rows: Rows) -> Any:
         colour = plotting.COLOURS[arms.index(arm) % len(plotting.COLOURS)]
         marker = _MARKERS[kind]
         axes.errorbar(costs, means, errors, color=colour, marker=marker, capsize=3, linewidth=1, label=f"{arm}: {kind}")
-    axes.set(xlabel="MFLOP per sample", title=f"Fashion-MNIST, {rows[0]['size']} px, equal training time")
-    axes.set_ylabel("Fréchet distance (classifier's features)")
+    means = [mean for points in curves.values() for _, mean, _ in points]
+    if max(means) > 4 * min(means):
+        axes.set_yscale("log")
+    data = "Fashion-MNIST" if ruler == "garments" else "Drawings"
+    axes.set(xlabel="MFLOP per sample", title=f"{data}, {rows[0]['size']} px, equal training time")
+    axes.set_ylabel("Fréchet distance " + ("(classifier's features)" if ruler == "garments" else "(Lite0 features)"))
     figure.legend(loc="outside right upper", fontsize="small")
     return figure
 
@@ -118,7 +145,7 @@ def samples(rows: Rows, folder: Path, data: Path, count: int = 12) -> Any:
         shown = {"test images": pictures(test["images"][:count])}
     best: dict[str, tuple[float, str, dict[str, Any]]] = {}
     for (arm, sampling), found in grouped(rows).items():
-        mean = float(np.mean([row["garments"] for row in found]))
+        mean = float(np.mean([row[rulers(rows)[0]] for row in found]))
         if len(found) > 1 and (arm not in best or mean < best[arm][0]):
             best[arm] = mean, sampling, found[0]
     for arm, (_, sampling, row) in sorted(best.items(), key=lambda item: item[1][0]):
@@ -128,7 +155,14 @@ def samples(rows: Rows, folder: Path, data: Path, count: int = 12) -> Any:
 
 
 def pictures(images: np.ndarray) -> list[np.ndarray]:
-    return list(np.repeat(np.moveaxis(images, 3, 1), 3, 1) / 127.5 - 1)
+    """In three channels, in [−1, 1]."""
+    return list(np.repeat(np.moveaxis(images, 3, 1), 3 // images.shape[3], 1) / 127.5 - 1)
+
+
+def stem_of(rows: Rows) -> str:
+    """What the names of the pictures begin with."""
+    data = "garments" if rulers(rows)[0] == "garments" else "drawings"
+    return f"{data}{rows[0]['size']}{'-gpu' if rows[0].get('device') == 'cuda' else ''}"
 
 
 def main() -> None:
@@ -136,21 +170,19 @@ def main() -> None:
     parser.add_argument("results", type=Path, metavar="FOLDER_OR_FILE")
     parser.add_argument("--rows", type=Path, metavar="FILE")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of make_garments.py")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="of front.py")
+    parser.add_argument("--compare", nargs=2, metavar="ARM", help="seed by seed")
     args = parser.parse_args()
     rows = read_rows(args.results)
-    print(table(rows), held_out(rows), sep="\n\n")
+    print(table(rows), held_out(rows), *([compared(rows, *args.compare)] if args.compare else []), sep="\n\n")
     if args.rows is not None:
         args.rows.write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
     if args.pictures is not None:
         args.pictures.mkdir(parents=True, exist_ok=True)
-        plotting.save(front(rows), args.pictures / f"garments{rows[0]['size']}-front.png", dpi=100)
+        plotting.save(front(rows), args.pictures / f"{stem_of(rows)}-front.png", dpi=100)
         if args.results.is_dir() and args.data is not None:
-            plotting.save(
-                samples(rows, args.results, args.data),
-                args.pictures / f"garments{rows[0]['size']}-samples.png",
-                dpi=100,
-            )
+            found = samples(rows, args.results, args.data)
+            plotting.save(found, args.pictures / f"{stem_of(rows)}-samples.png", dpi=100)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from ssdcore_torch.denoisers import FlexiUNetConfig
 from ssdcore_torch.denoisers.unet import level_sizes
 from ssdcore_torch.processes import ProcessConfig
 
-# "cpu" and "gpu64" train as the study of quality under equal budgets found best: matched noise, batches that lean to
-# the large sizes; "cpu" with changes of size where little is lost, measured in short training at 16 pixels; "gpu64",
-# which trains for longer, with equal levels, preconditioning and EDM's loss, which win at 20 minutes and lose at 2
-# (benchmarks/quality/README.md; on a CPU, at 16 and 32 pixels).
+# "cpu" and "gpu64" train as the study of quality under equal budgets found best (benchmarks/quality/README.md): matched
+# noise, batches that lean to the large sizes, changes of size where little is lost. "gpu64", which trains for longer,
+# has preconditioning and EDM's loss: on drawings they win at 20 minutes of a core and lose at 2; on photographs they
+# were behind after 10 seconds of a GPU, too.
 
 
 def _cpu(data: str | None) -> Config:
@@ -52,7 +52,7 @@ def _gpu64(data: str | None) -> Config:
         seed=0,
         data=DataConfig(data or EMBEDDED),
         network=FlexiUNetConfig(level_sizes(64, 4, stages=4), base_channels=96, preconditioned_times=1000),
-        process=ProcessConfig(schedule="equal", gamma=None, matched=True),
+        process=ProcessConfig(schedule="information", gamma=None, matched=True, nats=0.3),
         train=TrainConfig(
             steps=10_000,
             batch_size=128,
