@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,16 +15,14 @@ import pytest
 import torch
 from fake_gpu import FakeGpu
 
-from ssdcore_torch import graphs
 from ssdcore_torch.data import EMBEDDED, load_images
-from ssdcore_torch.denoisers.unet import blocks
 from ssdcore_torch.sampling import measure_residuals, to_float
-from ssdcore_torch.training import graphs as step_graphs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "quality"))
 
 import front
 import front_report
+import jobs
 import sides
 
 FEW = {"steps": 7, "sampler": "multistep"}
@@ -70,6 +70,41 @@ def test_a_run_leaves_rows_and_is_not_repeated(data: Path, monkeypatch: pytest.M
     front.main()
     assert before == {file: file.stat().st_mtime_ns for file in (data / "out").iterdir()}
     assert "3 levels" in front_report.table(rows)
+    gone = min((data / "out").glob("*steps.json"), key=lambda file: file.name == "steps.json")
+    known = json.loads(gone.read_text())
+    gone.unlink()
+    asked(monkeypatch, data, "--arms", *arms, "--seeds", "0", "--sampling", *how, "--jobs", "2")
+    front.main()
+    assert json.loads(gone.read_text())["garments"] == pytest.approx(known["garments"], rel=1e-3)
+
+
+def test_arms_are_compared_seed_by_seed() -> None:
+    """Over the seeds that both have, at neighbouring costs alone."""
+
+    def row(arm: str, how: str, seed: int, cost: float, garments: float) -> dict[str, object]:
+        judged = {"garments": garments, "pixels": 2 * garments, "garments_floor": 0.0, "pixels_floor": 0.0}
+        return {"arm": arm, "sampling": how, "seed": seed, "sample_gflop": cost, **judged}
+
+    rows = [row("a", "7 steps", seed, 1.0, value) for seed, value in enumerate((5.0, 9.0, 100.0))]
+    rows += [row("b", "5 steps", seed, 1.2, value) for seed, value in enumerate((7.0, 12.0))]
+    rows += [row("b", "9 steps", seed, 2.0, value) for seed, value in enumerate((1.0, 1.0))]
+    found = front_report.compared(rows, "a", "b").splitlines()[2:]
+    assert found == ["| 7 steps, 1000 | 5 steps, 1200 | 2 | -2.5 ± 0.5 | -5 ± 1 |"]
+
+
+def test_processes_run_side_by_side() -> None:
+    """At most so many at once, each with the status that it ended with, and none after the time."""
+    alive: list[subprocess.Popen[bytes]] = []
+
+    def start(job: jobs.Job) -> subprocess.Popen[bytes]:
+        assert sum(process.poll() is None for process in alive) < 2
+        alive.append(subprocess.Popen([sys.executable, "-S", "-c", f"raise SystemExit({job[1]})"]))
+        return alive[-1]
+
+    wanted = [("a", 0), ("b", 3), ("c", 0)]
+    assert sorted(jobs.side_by_side(wanted, start, 2, time.time() + 600)) == [(job, job[1]) for job in wanted]
+    assert list(jobs.side_by_side(wanted, start, 2, time.time() - 1)) == []
+    assert len(alive) == len(wanted)
 
 
 def test_what_cannot_be_run_is_refused(
@@ -95,11 +130,7 @@ def test_an_arm_with_as_many_steps_has_those_of_the_other(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    fake = FakeGpu(monkeypatch)
-    for module in (graphs, step_graphs):
-        monkeypatch.setattr(module, "PLAIN", 10**9)  # there is nothing to capture,
-    monkeypatch.setattr(blocks, "_kernels", lambda: None)  # and nothing that runs kernels for CUDA alone
-    with fake.on():
+    with FakeGpu(monkeypatch).on() as fake:
         yield fake
 
 

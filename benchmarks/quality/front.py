@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jobs import Job, side_by_side
 from sides import SAMPLE_SEED, Arm, Ours, Recipe, Sampler, opened, takes_residuals
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -98,21 +99,26 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def planned(names: Sequence[str], args: argparse.Namespace, images: Tensor) -> dict[str, int]:
-    """Steps of every arm for the budget, from the mean time of a step; all that is timed is timed in turns.
+    """Steps of every arm for the budget; they are kept in the folder, so that all seeds agree."""
+    file = args.out / "steps.json"
+    known: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
+    bases = {name: ARMS[name].steps_of or name for name in names}
+    if new := [name for name in dict.fromkeys(bases.values()) if name not in known]:
+        known |= bought(new, args, images)
+        file.write_text(json.dumps(known, indent=1) + "\n")
+    return known | {name: known[base] for name, base in bases.items()}
+
+
+def bought(names: Sequence[str], args: argparse.Namespace, images: Tensor) -> dict[str, int]:
+    """What the budget buys of these arms, by the mean time of a step; all that is timed is timed in turns.
 
     Each path is timed by itself and weighed by how often it is drawn: a few steps of random paths, and the quicker
     rounds of them, would be those that drew small sizes.
     """
-    file = args.out / "steps.json"
-    known: dict[str, int] = json.loads(file.read_text()) if file.exists() else {}
-    bases = [ARMS[name].steps_of or name for name in names]
-    new = [name for name in dict.fromkeys(bases) if name not in known]
-    if not new:
-        return known | {name: known[base] for name, base in zip(names, bases)}
-    sides = {name: made(name, 0, images, args).training(images, 0, 1000) for name in new}
+    sides = {name: made(name, 0, images, args).training(images, 0, 1000) for name in names}
     keys = {name: [key_of(name, path) for _, path in side.paths] for name, side in sides.items()}
     timed = {key: (side, path) for name, side in sides.items() for key, (_, path) in zip(keys[name], side.paths)}
-    spent: dict[tuple[Any, ...], list[float]] = {key: [] for key in timed}
+    spent: dict[tuple[str, str], list[float]] = {key: [] for key in timed}
     for turn in range(1 + ROUNDS):
         for key, (side, path) in timed.items():
             started = clock(args.device)
@@ -121,16 +127,16 @@ def planned(names: Sequence[str], args: argparse.Namespace, images: Tensor) -> d
             if turn:
                 spent[key].append((clock(args.device) - started) / TIMED)
     each = {key: float(np.mean(sorted(times)[: ROUNDS // 2])) for key, times in spent.items()}
+    steps = {}
     for name, side in sides.items():
         seconds = sum(share * each[key] for key, (share, _) in zip(keys[name], side.paths))
-        known[name] = max(1, round(args.budget / seconds))
+        steps[name] = max(1, round(args.budget / seconds))
         parts = ", ".join(f"{key[1]} {1e3 * each[key]:.1f}" for key in keys[name])
-        print(f"{name}: {seconds:.4f} s a step, {known[name]} steps; ms by path: {parts}", flush=True)
-    file.write_text(json.dumps(known, indent=1) + "\n")
-    return planned(names, args, images)
+        print(f"{name}: {seconds:.4f} s a step, {steps[name]} steps; ms by path: {parts}", flush=True)
+    return steps
 
 
-def key_of(name: str, path: Any) -> tuple[Any, ...]:
+def key_of(name: str, path: Any) -> tuple[str, str]:
     """What a step's cost depends on: of others' code the arm, of ours the sizes."""
     return (name, "all") if path is None else ("ours", f"{path.shape[0]}→{path.target_shape[0]}")
 
@@ -255,23 +261,19 @@ def tensor_of(file: Path) -> Tensor:
 # ---- all of them
 
 
-def side_by_side(jobs: Sequence[tuple[str, int]], args: argparse.Namespace, until: float) -> None:
+def run_all(jobs: Sequence[Job], args: argparse.Namespace, until: float) -> None:
     """Each run by this command in a process of its own, `args.jobs` at once. Raises SystemExit if one fails."""
-    waiting, running, failed = list(jobs), {}, []
     options = ["--data", args.data, "--out", args.out, "--samples", args.samples, "--budget", args.budget]
     options += ["--device", args.device, "--batch", args.batch, "--decay", args.decay]
     options += [] if args.peer is None else ["--peer", args.peer]
     options += ["--sampling", *args.sampling]
-    while running or (waiting and time.time() < until):
-        while waiting and len(running) < args.jobs and time.time() < until:
-            arm, seed = waiting.pop(0)
-            command = [sys.executable, __file__, *map(str, options), "--arms", arm, "--seeds", str(seed)]
-            running[subprocess.Popen(command)] = f"{arm}, seed {seed}"
-        time.sleep(0.1)
-        for process in [process for process in running if process.poll() is not None]:
-            said = running.pop(process)
-            if process.returncode:
-                failed.append(said)
+
+    def start(job: Job) -> subprocess.Popen[bytes]:
+        arm, seed = job
+        return subprocess.Popen([sys.executable, __file__, *map(str, options), "--arms", arm, "--seeds", str(seed)])
+
+    ended = side_by_side(jobs, start, args.jobs, until)
+    failed = [f"{arm}, seed {seed}" for (arm, seed), status in ended if status]
     if failed:
         raise SystemExit(f"failed: {'; '.join(failed)}")
 
@@ -310,7 +312,7 @@ def main() -> None:
     steps = planned(names, args, images)
     jobs = [(name, seed) for seed in args.seeds for name in names]
     if args.jobs > 1:
-        side_by_side(jobs, args, until)
+        run_all(jobs, args, until)
     elif jobs:
         judge = Judge(args.data, images, tensor_of(args.data / "test.npz"), args)
         for name, seed in jobs:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from arms import SUITES, Suite
+from jobs import Job, side_by_side
 from torch import Tensor
 
 import ssdcore as ssd
@@ -237,34 +238,31 @@ def floor_of(features: Tensor, n: int) -> float | None:
 # ---- all of them
 
 
-def run_all(suite: Suite, jobs: Sequence[tuple[str, int]], args: argparse.Namespace, until: float) -> bool:
+def run_all(suite: Suite, jobs: Sequence[Job], args: argparse.Namespace, until: float) -> bool:
     """Work at all runs, `args.jobs` at once; whether all were finished."""
     waiting = [job for job in jobs if not (folder_of(args.out, *job) / "row.json").exists()]
-    running: list[tuple[subprocess.Popen[bytes], tuple[str, int]]] = []
-    on_gpu = torch.cuda.is_available()
-    environment = dict(os.environ) if on_gpu else {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = dict(os.environ) if torch.cuda.is_available() else {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(job: Job) -> subprocess.Popen[bytes]:
+        arm, seed = job
+        command = [sys.executable, __file__, args.suite, "--data", args.data, "--reference", args.reference]
+        command += ["--out", args.out, "--one", arm, str(seed), "--until", str(until)]
+        out = folder_of(args.out, arm, seed)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(out.parent / f"{out.name}.log", "a", encoding="utf-8") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
     failed: list[str] = []
-    while running or (waiting and time.time() < until - EVALUATION_SECONDS):
-        while waiting and len(running) < args.jobs and time.time() < until - EVALUATION_SECONDS:
-            arm, seed = job = waiting.pop(0)
-            command = [sys.executable, __file__, args.suite, "--data", args.data, "--reference", args.reference]
-            command += ["--out", args.out, "--one", arm, str(seed), "--until", str(until)]
-            out = folder_of(args.out, arm, seed)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with open(out.parent / f"{out.name}.log", "a", encoding="utf-8") as log:
-                running.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), job))
-        time.sleep(0.5)
-        for process, (arm, seed) in [entry for entry in running if entry[0].poll() is not None]:
-            running.remove((process, (arm, seed)))
-            row = folder_of(args.out, arm, seed) / "row.json"
-            if row.exists():
-                found = json.loads(row.read_text())
-                said = f"Fréchet {found['lite0']['frechet']:.1f} (lite0), {found['pixels']['frechet']:.2f} (pixels)"
-            else:
-                said = "not finished" if process.returncode == 0 else f"failed, see {row.parent}.log"
-                if process.returncode:
-                    failed.append(arm)
-            print(f"{time.strftime('%H:%M:%S')} {arm}, seed {seed}: {said}", flush=True)
+    for (arm, seed), status in side_by_side(waiting, start, args.jobs, until - EVALUATION_SECONDS):
+        row = folder_of(args.out, arm, seed) / "row.json"
+        if row.exists():
+            found = json.loads(row.read_text())
+            said = f"Fréchet {found['lite0']['frechet']:.1f} (lite0), {found['pixels']['frechet']:.2f} (pixels)"
+        else:
+            said = "not finished" if status == 0 else f"failed, see {row.parent}.log"
+            if status:
+                failed.append(arm)
+        print(f"{time.strftime('%H:%M:%S')} {arm}, seed {seed}: {said}", flush=True)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
     return all((folder_of(args.out, *job) / "row.json").exists() for job in jobs)
