@@ -23,6 +23,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ssdcore_torch import graphs
+from ssdcore_torch.denoisers.unet import blocks
+from ssdcore_torch.training import graphs as step_graphs
+
 GENERATOR = torch.Generator
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 MAKERS = {
@@ -83,6 +87,9 @@ class FakeGpu:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.there, self.anywhere, self.pinned = THERE, ANYWHERE, PINNED
         self.may_wait = True
+        for module in (graphs, step_graphs):
+            monkeypatch.setattr(module, "PLAIN", 10**9)  # there is nothing to capture,
+        monkeypatch.setattr(blocks, "_kernels", lambda: None)  # and nothing that runs kernels for CUDA alone
         self.make: str | None = None  # where the call under way makes tensors
         group = torch.optim.Optimizer._group_tensors_by_device_and_dtype
         monkeypatch.setattr(torch, "Generator", _Generator)

@@ -16,16 +16,14 @@ from test_training import tiny_config, tiny_data
 from test_unet import random_net
 
 import ssdcore as ssd
-from ssdcore_torch import checkpoint, generate, graphs
+from ssdcore_torch import checkpoint, generate
 from ssdcore_torch.config import preset
 from ssdcore_torch.data import EMBEDDED, open_images
-from ssdcore_torch.denoisers.unet import blocks
 from ssdcore_torch.distributed import World
 from ssdcore_torch.metrics import open_extractor
 from ssdcore_torch.restoration import restore
 from ssdcore_torch.sampling import decode, drawing_network, encode
 from ssdcore_torch.training import Trainer
-from ssdcore_torch.training import graphs as step_graphs
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast says so
@@ -44,9 +42,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     fake = FakeGpu(monkeypatch)
     for name in WAITS:
         monkeypatch.setattr(Trainer, name, fake.allow(getattr(Trainer, name)))
-    monkeypatch.setattr(graphs, "PLAIN", 10**9)  # there is nothing to capture,
-    monkeypatch.setattr(step_graphs, "PLAIN", 10**9)
-    monkeypatch.setattr(blocks, "_kernels", lambda: None)  # and nothing that runs kernels for CUDA alone
     with fake.on():
         yield fake
 

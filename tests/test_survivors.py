@@ -665,6 +665,15 @@ def test_no_noise_at_all_is_admissible() -> None:
     np.testing.assert_array_equal(law.mean, [0.5, 0.5])
 
 
+def test_defaults_are_the_documented_ones() -> None:
+    def default(function: object, name: str) -> object:
+        return inspect.signature(function).parameters[name].default  # type: ignore[arg-type]
+
+    assert default(ssd.oracle.design_levels, "levels") == 4
+    assert default(ssd.oracle.level_information, "matched") is True
+    assert default(ssd.oracle.level_information, "factor") == 2
+
+
 def test_what_is_without_signal_or_variance_makes_no_warning() -> None:
     flow = ssd.LinearDiffusion.identity((2,), ssd.NoiseSchedule.rectified_flow(4))
     assert flow.log_snr(4) == -math.inf
